@@ -1,0 +1,15 @@
+//! Checkpoint, restore and serve Linux autofs mounts.
+//!
+//! The layers, bottom first; each knows only those above it in this list:
+//! [`sys`] (the kernel, and the only unsafe code), [`discover`] (facts, read-only), [`image`] (the
+//! image directory), [`quiesce`] (holding visitors), [`dump`], [`engine`] (the automounter),
+//! [`restore`], `cli`. `docs/architecture.md` tells the whole story.
+
+pub mod discover;
+pub mod dump;
+pub mod engine;
+pub mod image;
+pub mod quiesce;
+pub mod restore;
+#[allow(unsafe_code)]
+pub mod sys;

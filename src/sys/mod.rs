@@ -1,0 +1,24 @@
+//! The kernel's interfaces, made safe: the only place with unsafe code.
+//!
+//! | module | kernel interface |
+//! |---|---|
+//! | [`devnum`] | device numbers in the three encodings the kernel uses |
+//! | [`control`] | the fourteen `/dev/autofs` commands |
+//! | [`packet`] | what the kernel writes into a mount's pipe |
+//! | [`mount`] | the mount API (fsopen family, bind, propagation, umount) |
+//! | [`mountns`] | listmount/statmount, and entering mount and pid namespaces |
+//! | [`process`] | pidfds, descriptors of other processes, process groups |
+//! | [`tracee`] | ptrace: hold a task, read and change its registers, call in its place |
+//! | [`features`] | what this kernel can do, probed once |
+
+pub mod control;
+pub mod devnum;
+pub mod features;
+pub mod mount;
+pub mod mountns;
+pub mod packet;
+pub mod process;
+pub mod tracee;
+
+pub use devnum::DevNum;
+pub use rustix::io::Errno;
