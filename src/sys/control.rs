@@ -99,3 +99,110 @@ pub struct Control<C = Native> {
 /// The root of an autofs mount, opened by OPENMOUNT: reaches covered mounts, triggers nothing.
 #[derive(Debug)]
 pub struct MountFd(OwnedFd);
+
+impl Control<Native> {
+    /// Open `/dev/autofs`.
+    pub fn open() -> Result<Self, ControlError> {
+        todo!()
+    }
+
+    /// OPENMOUNT: the root of the autofs mount with number `dev` at or below the top of `path`.
+    pub fn open_mount(&self, path: &Path, dev: DevNum) -> Result<MountFd, ControlError> {
+        let _ = (path, dev);
+        todo!()
+    }
+}
+
+/// The commands that take a mount's descriptor (`fd`: its number in the caller's table).
+///
+/// All but CATATONIC fail with [`ControlError::NotOwner`] unless the mount is catatonic or the
+/// caller's process group owns it.
+impl<C: Caller> Control<C> {
+    /// With a caller of one's own.
+    pub fn with_caller(caller: C) -> Self {
+        Self { caller }
+    }
+    /// Major and minor of the interface (1.1 today).
+    pub fn version(&self) -> Result<(u32, u32), ControlError> {
+        todo!()
+    }
+    /// Protocol version and sub-version of the mount.
+    pub fn protocol(&self, fd: BorrowedFd<'_>) -> Result<(u32, u32), ControlError> {
+        let _ = fd;
+        todo!()
+    }
+    /// READY: the request is done, its waiters go on.
+    pub fn ready(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), ControlError> {
+        let _ = (fd, token);
+        todo!()
+    }
+    /// FAIL: the waiters get `errno` (sent negated; a positive status would become ENOENT).
+    pub fn fail(&self, fd: BorrowedFd<'_>, token: Token, errno: Errno) -> Result<(), ControlError> {
+        let _ = (fd, token, errno);
+        todo!()
+    }
+    /// SETPIPEFD: attach `pipe` (a writable FIFO end) to a catatonic mount; the caller's group owns it.
+    pub fn set_pipe(&self, fd: BorrowedFd<'_>, pipe: BorrowedFd<'_>) -> Result<(), ControlError> {
+        let _ = (fd, pipe);
+        todo!()
+    }
+    /// CATATONIC: detach the pipe; every waiter wakes with ENOENT.
+    pub fn make_catatonic(&self, fd: BorrowedFd<'_>) -> Result<(), ControlError> {
+        let _ = fd;
+        todo!()
+    }
+    /// Set the mount's idle timeout in seconds (0: never); returns the old one.
+    pub fn set_timeout(&self, fd: BorrowedFd<'_>, seconds: u64) -> Result<u64, ControlError> {
+        let _ = (fd, seconds);
+        todo!()
+    }
+    /// Set one key directory's idle timeout (indirect, sub-version 6); returns the old one. `None`
+    /// for the mount's own timeout.
+    pub fn set_dentry_timeout(&self, fd: BorrowedFd<'_>, name: &[u8], seconds: Option<u64>) -> Result<Option<u64>, ControlError> {
+        let _ = (fd, name, seconds);
+        todo!()
+    }
+    /// REQUESTER: who triggered `path` last.
+    pub fn requester(&self, fd: BorrowedFd<'_>, path: &Path) -> Result<Requester, ControlError> {
+        let _ = (fd, path);
+        todo!()
+    }
+    /// EXPIRE: sends one expire request and waits for its answer. `false`: nothing is idle.
+    pub fn expire(&self, fd: BorrowedFd<'_>, how: ExpireHow) -> Result<bool, ControlError> {
+        let _ = (fd, how);
+        todo!()
+    }
+    /// ASKUMOUNT: is nothing using the mount?
+    pub fn may_umount(&self, fd: BorrowedFd<'_>) -> Result<bool, ControlError> {
+        let _ = fd;
+        todo!()
+    }
+}
+
+/// What [`Control::is_mount_point`] found at a path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MountPointInfo {
+    /// Number of the superblock mounted there.
+    pub dev: DevNum,
+    /// Its magic (`statfs.f_type`).
+    pub magic: u32,
+}
+
+impl<C: Caller> Control<C> {
+    /// ISMOUNTPOINT by descriptor: is something mounted on this autofs root?
+    pub fn is_covered(&self, fd: BorrowedFd<'_>) -> Result<bool, ControlError> {
+        let _ = fd;
+        todo!()
+    }
+    /// ISMOUNTPOINT by path: triggers nothing. `None` where nothing is mounted.
+    pub fn is_mount_point(&self, path: &Path) -> Result<Option<MountPointInfo>, ControlError> {
+        let _ = path;
+        todo!()
+    }
+}
+
+impl std::os::fd::AsFd for MountFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

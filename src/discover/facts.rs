@@ -1,0 +1,208 @@
+//! The facts, as plain data. Dump, restore and `list` all speak in these types.
+
+use crate::sys::{DevNum, control::Requester, process::ProcessId};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Everything about the autofs mounts of one mount namespace.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Survey {
+    /// Inode of the mount namespace (`/proc/PID/ns/mnt`).
+    pub mount_namespace: u64,
+    /// In the order of mountinfo: parents before children.
+    pub mounts: Vec<AutofsMount>,
+}
+
+/// The three types of an autofs mount.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountType {
+    /// The keys are directories below the mount.
+    Indirect,
+    /// The mount is itself the trigger.
+    Direct,
+    /// A direct trigger below another mount of a multi-mount.
+    Offset,
+}
+
+/// Mount options of autofs as the kernel shows them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutofsOptions {
+    /// Number of the pipe's write end at mount time in the mounter; -1 when catatonic. Means little.
+    pub fd: i32,
+    /// Owner group, in the pid namespace of the reader of mountinfo; 0 when not visible there.
+    pub pgrp: i32,
+    /// Idle timeout, seconds; 0: never.
+    pub timeout: u64,
+    /// Lowest protocol version.
+    pub min_proto: u32,
+    /// Highest protocol version.
+    pub max_proto: u32,
+    /// Type.
+    pub mount_type: MountType,
+    /// Path walks do not count as use.
+    pub strict_expire: bool,
+    /// Hidden from df and mount listings.
+    pub ignore: bool,
+    /// Owner of the root directory; `None` when not shown (0).
+    pub uid: Option<u32>,
+    /// Group of the root directory.
+    pub gid: Option<u32>,
+    /// The pipe's inode; `None` when catatonic (-1), or when the kernel does not show it.
+    pub pipe_ino: Option<u64>,
+}
+
+/// One autofs superblock at one place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AutofsMount {
+    /// Mount id of mountinfo.
+    pub mount_id: u64,
+    /// Its parent's.
+    pub parent_id: u64,
+    /// Number of the superblock.
+    pub dev: DevNum,
+    /// Where it is attached, in the namespace (unescaped bytes; may be not UTF-8).
+    pub path: PathBuf,
+    /// The source field: automount writes the map's name here.
+    pub source: PathBuf,
+    /// Options of the superblock.
+    pub options: AutofsOptions,
+    /// Per-mount flags as text (`rw`, `relatime`, `nosuid` ...).
+    pub mount_flags: Vec<String>,
+    /// Propagation.
+    pub propagation: Propagation,
+    /// Is the pipe gone?
+    pub catatonic: bool,
+    /// Who holds which end of the pipe.
+    pub pipe_ends: Vec<PipeEnd>,
+    /// Who answers.
+    pub master: Master,
+    /// What is mounted on its triggers, bottom first: on the root (direct, offset) or on key
+    /// directories (indirect), autofs children excluded.
+    pub covering: Vec<CoveringMount>,
+    /// Mount ids of the autofs mounts attached somewhere below this one (offsets, submounts).
+    pub autofs_children: Vec<u64>,
+    /// Tasks that sleep on a request of this mount, as far as it can be told.
+    pub waiters: Vec<Waiter>,
+}
+
+/// Shared, slave, private or unbindable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Propagation {
+    /// Peer group when shared.
+    pub shared: Option<u32>,
+    /// Master peer group when slave.
+    pub slave_of: Option<u32>,
+    /// Unbindable.
+    pub unbindable: bool,
+}
+
+/// Which end of a pipe a descriptor is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum End {
+    /// The master's.
+    Read,
+    /// The kernel's kind.
+    Write,
+}
+
+/// One process that holds an end of a mount's pipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PipeEnd {
+    /// The process.
+    pub process: ProcessId,
+    /// Its name (`comm`).
+    pub comm: String,
+    /// Descriptor number there.
+    pub fd: i32,
+    /// Which end.
+    pub end: End,
+    /// Open file flags (octal in fdinfo).
+    pub flags: u32,
+}
+
+/// What kind of program the master is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "program", rename_all = "kebab-case")]
+pub enum Master {
+    /// automount(8).
+    Automount {
+        /// It.
+        process: ProcessId,
+    },
+    /// systemd, with the unit that serves this path.
+    Systemd {
+        /// It.
+        process: ProcessId,
+        /// `mnt-data.automount`.
+        unit: String,
+    },
+    /// Our own engine.
+    AutofsCr {
+        /// It.
+        process: ProcessId,
+    },
+    /// Something else that holds the read end.
+    Unknown {
+        /// It.
+        process: ProcessId,
+        /// Its name.
+        comm: String,
+    },
+    /// Nobody holds the read end (or the mount is catatonic and nobody ever will).
+    Dead,
+}
+
+/// A mount on a trigger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CoveringMount {
+    /// Mount id.
+    pub mount_id: u64,
+    /// Where.
+    pub path: PathBuf,
+    /// Device of the file system.
+    pub dev: DevNum,
+    /// Root of the mount within its file system (not `/` for binds).
+    pub root: PathBuf,
+    /// File-system type.
+    pub fstype: String,
+    /// Source field.
+    pub source: PathBuf,
+    /// Per-mount flags.
+    pub mount_flags: Vec<String>,
+    /// Superblock options.
+    pub super_options: Vec<String>,
+    /// Propagation.
+    pub propagation: Propagation,
+}
+
+/// A task asleep in an autofs wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiter {
+    /// The task.
+    pub tid: i32,
+    /// Its process.
+    pub process: ProcessId,
+    /// Its name.
+    pub comm: String,
+}
+
+/// A directory or symbolic link that the master made inside an autofs mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeEntry {
+    /// Below the mount's root, without leading slash.
+    pub path: PathBuf,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// A symlink's target; `None` for a directory.
+    pub symlink: Option<PathBuf>,
+    /// Idle timeout of its own, seconds.
+    pub timeout: Option<u64>,
+    /// Who triggered it last.
+    pub requester: Option<Requester>,
+}

@@ -1,0 +1,3 @@
+//! Facts about autofs mounts, read-only: nothing here triggers, mounts or changes anything.
+
+pub mod facts;

@@ -1,0 +1,1 @@
+//! Holding visitors while a mount changes hands.

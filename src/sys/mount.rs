@@ -1,0 +1,1 @@
+//! The mount API: new superblocks, attachment, binds, propagation, unmounting.

@@ -1,0 +1,1 @@
+//! Mount namespaces: entering them, and statmount/listmount where the kernel has them.
