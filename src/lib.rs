@@ -2,9 +2,10 @@
 //!
 //! The layers, bottom first; each knows only those above it in this list:
 //! [`sys`] (the kernel, and the only unsafe code), [`discover`] (facts, read-only), [`image`] (the
-//! image directory), [`quiesce`] (holding visitors), [`dump`], [`engine`] (the automounter),
+//! image directory), [`quiesce`] (holding visitors), [`attach`] (giving mounts a master), [`dump`], [`engine`] (the automounter),
 //! [`restore`], `cli`. `docs/architecture.md` tells the whole story.
 
+pub mod attach;
 pub mod discover;
 pub mod dump;
 pub mod engine;

@@ -1,1 +1,3 @@
-//! engine
+//! The automounter.
+
+pub mod maps;

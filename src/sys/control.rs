@@ -41,7 +41,9 @@ pub enum Command {
 }
 
 /// A request's token (`autofs_wqt_t`), unique over all mounts of the kernel.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize,
+)]
 pub struct Token(pub u32);
 
 /// Who triggered a mount last, in the caller's user namespace.
@@ -158,7 +160,12 @@ impl<C: Caller> Control<C> {
     }
     /// Set one key directory's idle timeout (indirect, sub-version 6); returns the old one. `None`
     /// for the mount's own timeout.
-    pub fn set_dentry_timeout(&self, fd: BorrowedFd<'_>, name: &[u8], seconds: Option<u64>) -> Result<Option<u64>, ControlError> {
+    pub fn set_dentry_timeout(
+        &self,
+        fd: BorrowedFd<'_>,
+        name: &[u8],
+        seconds: Option<u64>,
+    ) -> Result<Option<u64>, ControlError> {
         let _ = (fd, name, seconds);
         todo!()
     }

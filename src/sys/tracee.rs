@@ -3,7 +3,10 @@
 //! A hold is invisible to its task: it is seized (never attached), stopped by PTRACE_INTERRUPT, and
 //! let go with its registers, signal mask and pending signals as they were.
 
-use super::{Errno, control::{Caller, Command}};
+use super::{
+    Errno,
+    control::{Caller, Command},
+};
 use std::os::fd::{OwnedFd, RawFd};
 
 /// Why a task could not be held or used.
