@@ -9,6 +9,7 @@ pub mod attach;
 pub mod discover;
 pub mod dump;
 pub mod engine;
+pub mod faults;
 pub mod image;
 pub mod quiesce;
 pub mod restore;
