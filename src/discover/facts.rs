@@ -2,6 +2,7 @@
 
 use crate::sys::{DevNum, control::Requester, process::ProcessId};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Everything about the autofs mounts of one mount namespace.
@@ -9,8 +10,32 @@ use std::path::PathBuf;
 pub struct Survey {
     /// Inode of the mount namespace (`/proc/PID/ns/mnt`).
     pub mount_namespace: u64,
-    /// In the order of mountinfo: parents before children.
+    /// Parents before children, else in the order of mountinfo. One superblock may be at several
+    /// places (binds, propagation): the same [`AutofsMount::dev`] then appears more than once.
     pub mounts: Vec<AutofsMount>,
+    /// Tasks that sleep on a request, but it cannot be told of which mount (perhaps of one in
+    /// another namespace).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unplaced_waiters: Vec<Waiter>,
+    /// What could not be read, so that the facts may lack something.
+    #[serde(default, skip_serializing_if = "Blind::is_empty")]
+    pub blind: Blind,
+}
+
+/// What a survey could not see, for want of privilege or of a kernel facility.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blind {
+    /// Processes whose descriptors could not be read.
+    pub descriptors: usize,
+    /// Tasks in uninterruptible sleep of which the kernel does not tell where they sleep.
+    pub sleepers: usize,
+}
+
+impl Blind {
+    /// Was everything seen?
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The three types of an autofs mount.
@@ -50,6 +75,31 @@ pub struct AutofsOptions {
     pub gid: Option<u32>,
     /// The pipe's inode; `None` when catatonic (-1), or when the kernel does not show it.
     pub pipe_ino: Option<u64>,
+    /// Options that this version does not know, as the kernel prints them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<String>,
+}
+
+/// What the options tell about the pipe.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pipe {
+    /// There is one, with this inode.
+    Inode(u64),
+    /// There is none: the mount is catatonic.
+    Catatonic,
+    /// There is one, but the kernel does not say which (built without CONFIG_CHECKPOINT_RESTORE).
+    NotShown,
+}
+
+impl AutofsOptions {
+    /// The pipe, as far as the kernel shows it.
+    pub fn pipe(&self) -> Pipe {
+        match self.pipe_ino {
+            Some(ino) => Pipe::Inode(ino),
+            None if self.fd == -1 => Pipe::Catatonic,
+            None => Pipe::NotShown,
+        }
+    }
 }
 
 /// One autofs superblock at one place.
@@ -62,8 +112,13 @@ pub struct AutofsMount {
     /// Number of the superblock.
     pub dev: DevNum,
     /// Where it is attached, in the namespace (unescaped bytes; may be not UTF-8).
+    #[serde(with = "super::escaped")]
     pub path: PathBuf,
+    /// Which directory of the file system is attached there: `/`, but for bind mounts of a part.
+    #[serde(with = "super::escaped")]
+    pub root: PathBuf,
     /// The source field: automount writes the map's name here.
+    #[serde(with = "super::escaped")]
     pub source: PathBuf,
     /// Options of the superblock.
     pub options: AutofsOptions,
@@ -78,9 +133,10 @@ pub struct AutofsMount {
     /// Who answers.
     pub master: Master,
     /// What is mounted on its triggers, bottom first: on the root (direct, offset) or on key
-    /// directories (indirect), autofs children excluded.
+    /// directories (indirect), and what is stacked on those; autofs children excluded.
     pub covering: Vec<CoveringMount>,
-    /// Mount ids of the autofs mounts attached somewhere below this one (offsets, submounts).
+    /// Mount ids of the autofs mounts below this one with no other autofs mount in between
+    /// (offsets, submounts).
     pub autofs_children: Vec<u64>,
     /// Tasks that sleep on a request of this mount, as far as it can be told.
     pub waiters: Vec<Waiter>,
@@ -112,7 +168,7 @@ pub enum End {
 pub struct PipeEnd {
     /// The process.
     pub process: ProcessId,
-    /// Its name (`comm`).
+    /// Its name (`comm`), escaped like a path.
     pub comm: String,
     /// Descriptor number there.
     pub fd: i32,
@@ -150,8 +206,11 @@ pub enum Master {
         /// Its name.
         comm: String,
     },
-    /// Nobody holds the read end (or the mount is catatonic and nobody ever will).
+    /// Nobody holds the read end but perhaps a holder of ours (or the mount is catatonic).
     Dead,
+    /// Nobody was found, but not everybody was seen: no privilege, a kernel that does not show the
+    /// pipe, or an owner in a pid namespace that this `/proc` does not show.
+    NotVisible,
 }
 
 /// A mount on a trigger.
@@ -160,19 +219,23 @@ pub struct CoveringMount {
     /// Mount id.
     pub mount_id: u64,
     /// Where.
+    #[serde(with = "super::escaped")]
     pub path: PathBuf,
     /// Device of the file system.
     pub dev: DevNum,
     /// Root of the mount within its file system (not `/` for binds).
+    #[serde(with = "super::escaped")]
     pub root: PathBuf,
-    /// File-system type.
+    /// File-system type, with its subtype (`fuse.sshfs`), escaped like a path.
     pub fstype: String,
     /// Source field.
+    #[serde(with = "super::escaped")]
     pub source: PathBuf,
     /// Per-mount flags.
     pub mount_flags: Vec<String>,
     /// Superblock options.
-    pub super_options: Vec<String>,
+    #[serde(with = "super::escaped")]
+    pub super_options: Vec<OsString>,
     /// Propagation.
     pub propagation: Propagation,
 }
@@ -192,6 +255,7 @@ pub struct Waiter {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TreeEntry {
     /// Below the mount's root, without leading slash.
+    #[serde(with = "super::escaped")]
     pub path: PathBuf,
     /// Permission bits.
     pub mode: u32,
@@ -200,6 +264,7 @@ pub struct TreeEntry {
     /// Group.
     pub gid: u32,
     /// A symlink's target; `None` for a directory.
+    #[serde(with = "super::escaped")]
     pub symlink: Option<PathBuf>,
     /// Idle timeout of its own, seconds.
     pub timeout: Option<u64>,

@@ -75,6 +75,7 @@ pub struct DumpedMount {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InFlight {
     /// Token and key, when its packet was still in the pipe.
+    #[serde(with = "crate::discover::escaped")]
     pub packet: Option<(Token, Vec<u8>)>,
     /// Who sleeps on it.
     pub waiter: Option<Waiter>,
@@ -86,8 +87,10 @@ pub struct InFlight {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActiveKey {
     /// The key: one component (indirect), or the absolute path (direct).
+    #[serde(with = "crate::discover::escaped")]
     pub key: Vec<u8>,
     /// Its entry text in the map, when that could be found.
+    #[serde(with = "crate::discover::escaped")]
     pub entry: Option<Vec<u8>>,
 }
 
@@ -98,12 +101,16 @@ pub enum Service {
     /// A master-map entry of automount or of our engine.
     MasterEntry {
         /// `/-` or the indirect mount point.
+        #[serde(with = "crate::discover::escaped")]
         mount_point: PathBuf,
         /// As written: `/etc/auto.data`, `program:/etc/auto.sh`, `-hosts` ...
+        #[serde(with = "crate::discover::escaped")]
         map: Vec<u8>,
         /// Options of the master-map entry as written.
+        #[serde(with = "crate::discover::escaped")]
         options: Vec<u8>,
         /// The whole map where it is a file: key and entry, in file order.
+        #[serde(with = "crate::discover::escaped")]
         entries: Vec<(Vec<u8>, Vec<u8>)>,
     },
     /// A systemd automount unit and its mount unit.
@@ -111,12 +118,15 @@ pub enum Service {
         /// `mnt-data.automount`.
         unit: String,
         /// Where=.
+        #[serde(with = "crate::discover::escaped")]
         mount_point: PathBuf,
         /// What=.
+        #[serde(with = "crate::discover::escaped")]
         what: Vec<u8>,
         /// Type= (empty: by content).
         fstype: String,
         /// Options=.
+        #[serde(with = "crate::discover::escaped")]
         options: Vec<u8>,
         /// TimeoutIdleSec=, seconds; 0: never.
         timeout: u64,
