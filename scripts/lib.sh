@@ -1,0 +1,27 @@
+# Shared by the scripts in this directory; to be sourced.
+# shellcheck shell=bash
+
+die() {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
+
+# ensure_packages PACKAGE...: installs what is missing on this Debian machine.
+ensure_packages() {
+    local package missing=()
+    for package; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
+            missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    ((EUID == 0)) || die "not root: please install ${missing[*]}"
+    echo "installing ${missing[*]}" >&2
+    # The lists may be absent or older than the mirror: then once more with fresh ones.
+    apt_install "${missing[@]}" 2>/dev/null || { apt-get -qq update && apt_install "${missing[@]}"; } ||
+        die "cannot install ${missing[*]}"
+}
+
+apt_install() {
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 install "$@" >&2
+}
