@@ -1,2 +1,88 @@
-//! Scenario runner.
-fn main() {}
+//! Whole-system scenarios: real kernel, real automount, real systemd, real CRIU.
+//!
+//! Runs inside the laboratory (`scripts/scenario NAME`). Each scenario ends in a line
+//! `NAME: N passed, N failed`; the exit code is 1 when anything failed.
+#![allow(clippy::print_stdout, reason = "its output is what a scenario is for")]
+
+mod check;
+mod cli;
+mod host;
+mod peers;
+mod process;
+mod programs;
+
+use check::Checks;
+use std::process::ExitCode;
+
+/// One scenario.
+struct Scenario {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&mut Checks) -> anyhow::Result<()>,
+}
+
+/// Every scenario, in the order of `--all`.
+const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "demo",
+        about: "a killed automounter's mounts go on under another master",
+        run: host::demo::run,
+    },
+    Scenario {
+        name: "host-automount",
+        about: "real automount: dump, show, list, kill -9, restore, re-create elsewhere",
+        run: host::automount::run_scenario,
+    },
+    Scenario {
+        name: "host-systemd",
+        about: "a real systemd automount unit adopted after systemd is gone, and re-created",
+        run: host::systemd::run,
+    },
+    Scenario {
+        name: "host-adopt",
+        about: "busy and covered mounts adopted from dead and living masters, cwd kept",
+        run: host::adopt::run,
+    },
+    Scenario {
+        name: "host-in-flight",
+        about: "requests in flight answered by the new master; 20 rounds under 32 walkers",
+        run: host::in_flight::run,
+    },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let wanted: Vec<&Scenario> = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["walk", ref keys @ ..] => return programs::walk_main(keys),
+        ["sit", file] => return programs::sit_main(file),
+        ["--list"] => {
+            for scenario in SCENARIOS {
+                println!("{:16} {}", scenario.name, scenario.about);
+            }
+            return ExitCode::SUCCESS;
+        }
+        ["--all"] => SCENARIOS.iter().collect(),
+        ref names => {
+            let found: Option<Vec<_>> =
+                names.iter().map(|name| SCENARIOS.iter().find(|s| s.name == *name)).collect();
+            match found {
+                Some(found) if !found.is_empty() => found,
+                _ => {
+                    println!("usage: scenarios --list | --all | NAME...");
+                    return ExitCode::from(2);
+                }
+            }
+        }
+    };
+    let mut failed = false;
+    for scenario in wanted {
+        let mut checks = Checks::default();
+        if let Err(error) = (scenario.run)(&mut checks) {
+            checks.fail("the scenario runs to its end", &format!("{error:#}"));
+        }
+        println!("{}: {} passed, {} failed", scenario.name, checks.passed, checks.failed);
+        // A scenario that checked nothing has shown nothing.
+        failed |= checks.failed > 0 || checks.passed == 0;
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
