@@ -21,7 +21,8 @@ pub fn ok(args: &[&str]) -> Result<String> {
 /// Run `autofs-cr ARGS --json`, which must succeed.
 pub fn json(args: &[&str]) -> Result<Value> {
     let text = ok(&[args, &["--json"]].concat())?;
-    serde_json::from_str(&text).with_context(|| format!("autofs-cr {} printed no JSON: {text}", args.join(" ")))
+    serde_json::from_str(&text)
+        .with_context(|| format!("autofs-cr {} printed no JSON: {text}", args.join(" ")))
 }
 
 /// `autofs-cr list --json` as an array of mounts.

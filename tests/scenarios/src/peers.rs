@@ -1,7 +1,7 @@
 //! The real peers.
 
-use crate::check::wait_until;
-use crate::process::Process;
+use crate::check::{HANG_LIMIT, wait_until};
+use crate::process::{Process, run_ok};
 use anyhow::{Result, bail};
 use std::fs;
 use std::process::{Command, Stdio};
@@ -47,6 +47,103 @@ impl Automount {
     /// Has it ended?
     pub fn ended(&mut self) -> bool {
         self.process.ended()
+    }
+}
+
+/// Real systemd as PID 1 of its own mount, pid, uts, ipc and cgroup namespaces.
+pub struct Systemd {
+    unshare: Process,
+    pid: i32,
+}
+
+impl Systemd {
+    /// Boot a target that has nothing but automount units: `(unit, Where, [Mount] lines, idle seconds)`.
+    pub fn boot(units: &[(&str, &str, &str, &str)]) -> Result<Self> {
+        let dir = "/etc/systemd/system";
+        fs::create_dir_all(dir)?;
+        let no_defaults = "[Unit]\nDefaultDependencies=no\n";
+        let mut target = no_defaults.to_owned();
+        for (unit, place, mount, idle) in units {
+            fs::write(
+                format!("{dir}/{unit}.mount"),
+                format!("{no_defaults}[Mount]\nWhere={place}\n{mount}\n"),
+            )?;
+            fs::write(
+                format!("{dir}/{unit}.automount"),
+                format!("{no_defaults}[Automount]\nWhere={place}\nTimeoutIdleSec={idle}\n"),
+            )?;
+            target += &format!("Requires={unit}.automount\nAfter={unit}.automount\n");
+        }
+        fs::write(format!("{dir}/survive.target"), target)?;
+        fs::create_dir_all("/tmp/logs")?;
+        let log = fs::OpenOptions::new().create(true).append(true).open("/tmp/logs/systemd.log")?;
+        // The memory-pressure watch is off as CRIU does not restore it; --fork and --kill-child make
+        // unshare the parent that reaps PID 1 and ends it with itself.
+        let script = "mount -t proc proc /proc && mount -t tmpfs tmpfs /run && \
+                      exec env MEMORY_PRESSURE_WATCH=/dev/null /lib/systemd/systemd --system --unit=survive.target \
+                      --log-target=console --show-status=no --crash-shell=no --dump-core=no";
+        let unshare = Process::start(
+            Command::new("unshare")
+                .args(["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child=KILL"])
+                .args(["--propagation", "private", "bash", "-c", script])
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log),
+        )?;
+        let mut systemd = Self { pid: 0, unshare };
+        let up = wait_until(|| {
+            systemd.pid = systemd.child().unwrap_or(0);
+            units.iter().all(|(_, place, _, _)| {
+                systemd.mountinfo().contains(&format!(" {place} rw,relatime - autofs"))
+            })
+        });
+        if !up {
+            bail!("systemd did not come up: {}", fs::read_to_string("/tmp/logs/systemd.log")?);
+        }
+        Ok(systemd)
+    }
+
+    /// Its PID 1, as seen from here.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Run a command inside its mount and pid namespaces.
+    pub fn enter(&self, command: &[&str]) -> Result<String> {
+        let pid = self.pid.to_string();
+        run_ok(HANG_LIMIT, "nsenter", &[&["-t", &pid, "-m", "-p", "--"], command].concat())
+    }
+
+    /// Its mount table.
+    pub fn mountinfo(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/mountinfo", self.pid)).unwrap_or_default()
+    }
+
+    /// Replace the program of PID 1 by one that only sleeps, through systemd's own daemon-reexec.
+    pub fn become_another_init(&self) -> Result<()> {
+        self.enter(&[
+            "sh",
+            "-c",
+            "printf '#!/bin/sh\\nexec sleep 100000\\n' >/run/init && chmod +x /run/init",
+        ])?;
+        self.enter(&["mount", "--bind", "/run/init", "/usr/lib/systemd/systemd"])?;
+        // The manager is gone before it can answer.
+        let _ = self.enter(&["timeout", "5", "systemctl", "daemon-reexec"]);
+        let comm = format!("/proc/{}/comm", self.pid);
+        if !wait_until(|| fs::read_to_string(&comm).is_ok_and(|comm| comm.trim() == "sleep")) {
+            bail!("systemd is still PID 1");
+        }
+        Ok(())
+    }
+
+    fn child(&self) -> Option<i32> {
+        let pid = self.unshare.pid();
+        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+            .ok()?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
     }
 }
 

@@ -82,7 +82,8 @@ impl Walkers {
             let text = walker.finish(crate::check::HANG_LIMIT).context("a walker hangs")?;
             let mut lines = text.lines();
             let first = lines.next().unwrap_or_default();
-            let (done, _) = first.split_once(' ').with_context(|| format!("walker {pid} printed {text:?}"))?;
+            let (done, _) =
+                first.split_once(' ').with_context(|| format!("walker {pid} printed {text:?}"))?;
             lookups += done.parse::<u64>()?;
             errors.extend(lines.map(str::to_owned));
         }
@@ -138,11 +139,6 @@ impl Sitter {
             bail!("a program could not sit at {file}: {line}");
         }
         Ok(sitter)
-    }
-
-    /// Its pid.
-    pub fn pid(&self) -> i32 {
-        self.process.pid()
     }
 
     /// Does it still see its directory (getcwd and /proc/PID/cwd) and its open file?

@@ -39,7 +39,11 @@ fn dead_master(checks: &mut Checks) -> Result<()> {
     checks.equal("the covered mount keeps its number", autofs_dev("/ind"), dev);
     run_ok(Duration::from_secs(5), "umount", &["/ind"])?;
     checks.equal("the covered mount is served", read_file("/ind/new/new")?, "new".to_owned());
-    checks.equal("an offset that was idle is served", read_file("/direct/tree/sub2/sub2")?, "sub2".to_owned());
+    checks.equal(
+        "an offset that was idle is served",
+        read_file("/direct/tree/sub2/sub2")?,
+        "sub2".to_owned(),
+    );
 
     // TERM leaves the busy mounts, catatonic, and takes the idle ones away.
     engine.signal(Signal::SIGTERM)?;
@@ -55,7 +59,9 @@ fn dead_master(checks: &mut Checks) -> Result<()> {
     checks.that("programs inside go on", sitters.iter_mut().all(Sitter::goes_on));
     drop(sitters);
     engine.signal(Signal::SIGTERM)?;
-    checks.soon("with nobody inside, TERM takes everything away", || engine.ended() && !TRIGGERS.iter().any(|path| is_autofs(path)));
+    checks.soon("with nobody inside, TERM takes everything away", || {
+        engine.ended() && !TRIGGERS.iter().any(|path| is_autofs(path))
+    });
     Ok(())
 }
 
@@ -75,7 +81,10 @@ fn living_master(checks: &mut Checks) -> Result<()> {
     checks.that("the program inside goes on", sitter.goes_on());
     checks.equal("the engine serves although automount lives", read_file("/ind/new/new")?, "new".to_owned());
     automount.kill9()?;
-    checks.that("the end of the old master changes nothing", wait_until(|| read_file("/ind/k0/k0").is_ok()) && sitter.goes_on());
+    checks.that(
+        "the end of the old master changes nothing",
+        wait_until(|| read_file("/ind/k0/k0").is_ok()) && sitter.goes_on(),
+    );
     drop(sitter);
     engine.signal(Signal::SIGTERM)?;
     checks.soon("everything is gone at the end", || engine.ended() && !is_autofs("/ind"));

@@ -1,6 +1,6 @@
 //! Real automount: everything a dump records, and a restore where nothing is left.
 
-use super::{Engine, TRIGGERS, master_of, write_maps};
+use super::{Engine, TRIGGERS, write_maps};
 use crate::check::Checks;
 use crate::cli;
 use crate::peers::{Automount, autofs_dev, is_autofs, is_mounted};
@@ -18,7 +18,10 @@ const SOON: Duration = Duration::from_secs(10);
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     write_maps()?;
     // Browse directories, so that the tree inside an indirect mount has something to lose.
-    fs::write("/etc/auto.master", fs::read_to_string("/etc/auto.master")? + "/browse /etc/auto.browse --timeout=77 browse\n")?;
+    fs::write(
+        "/etc/auto.master",
+        fs::read_to_string("/etc/auto.master")? + "/browse /etc/auto.browse --timeout=77 browse\n",
+    )?;
     fs::write("/etc/auto.browse", "red :/srv/data/one\ngreen :/srv/data/two\n")?;
     let mut automount = Automount::start(&[TRIGGERS, &["/browse"]].concat())?;
     let sitter = Sitter::start("/ind/busy/busy")?;
@@ -45,10 +48,18 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
         checks.equal(&format!("{path} has its old number"), autofs_dev(path), dev);
     }
     checks.equal("timeout of /browse", timeout_of("/browse")?, 77);
-    let mut names: Vec<_> = fs::read_dir("/browse")?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?;
+    let mut names: Vec<_> =
+        fs::read_dir("/browse")?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?;
     names.sort();
     checks.equal("browse directories are back", names, vec!["green".into(), "red".into()]);
-    for file in ["/direct/one/one", "/direct/tree/tree", "/direct/tree/sub2/sub2", "/ind/k1/k1", "/ind/multi/y/y", "/browse/red/one"] {
+    for file in [
+        "/direct/one/one",
+        "/direct/tree/tree",
+        "/direct/tree/sub2/sub2",
+        "/ind/k1/k1",
+        "/ind/multi/y/y",
+        "/browse/red/one",
+    ] {
         checks.step(&format!("{file} mounts"), read_file(file));
     }
     checks.soon("idle mounts expire", || {
@@ -66,13 +77,21 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
 fn listing(checks: &mut Checks) -> Result<()> {
     print!("{}", cli::ok(&["list"])?);
     let mounts = cli::list()?;
-    for (path, kind) in [("/direct/one", "direct"), ("/ind", "indirect"), ("/direct/tree/sub1", "offset"), ("/ind/multi/x", "offset")] {
+    for (path, kind) in [
+        ("/direct/one", "direct"),
+        ("/ind", "indirect"),
+        ("/direct/tree/sub1", "offset"),
+        ("/ind/multi/x", "offset"),
+    ] {
         let mount = cli::mount_at(&mounts, path).with_context(|| format!("list shows no {path}"))?;
         checks.equal(&format!("type of {path}"), mount["options"]["mount_type"].as_str(), Some(kind));
         checks.equal(&format!("master of {path}"), mount["master"]["program"].as_str(), Some("automount"));
     }
     let busy = cli::mount_at(&mounts, "/ind").context("no /ind")?;
-    checks.that("the active key of /ind is a covering mount", busy["covering"].to_string().contains("/ind/busy"));
+    checks.that(
+        "the active key of /ind is a covering mount",
+        busy["covering"].to_string().contains("/ind/busy"),
+    );
     checks.that("check finds nothing wrong", run(SOON, "autofs-cr", &["check"])?.status.success());
     Ok(())
 }
@@ -90,9 +109,11 @@ fn images(checks: &mut Checks) -> Result<()> {
             decoded += usize::from(output.contains("\"timeout\""));
         }
     }
-    let mounts = cli::json(&["show", DIR])?["mounts"].as_array().context("show --json has no mounts")?.clone();
+    let mounts =
+        cli::json(&["show", DIR])?["mounts"].as_array().context("show --json has no mounts")?.clone();
     checks.equal("stock crit reads an image of every mount", decoded, mounts.len());
-    let browse = mounts.iter().find(|m| m["facts"]["path"] == "/browse").context("no /browse in the image")?;
+    let browse =
+        mounts.iter().find(|m| m["facts"]["path"] == "/browse").context("no /browse in the image")?;
     checks.equal("browse directories are in the image", browse["tree"].as_array().map(Vec::len), Some(2));
     checks.that("the map that serves it is in the image", browse["served_by"].is_u64());
     checks.that("show prints for people", cli::ok(&["show", DIR])?.contains("/direct/tree"));
@@ -115,9 +136,15 @@ fn taken_number(checks: &mut Checks, engine: Engine) -> Result<()> {
     let refused = cli::run(&["restore", "-D", DIR, "--serve", "--require-devid"])?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     checks.that("--require-devid refuses a taken number", !refused.status.success());
-    checks.that("and says which number and which mount has it", said.contains(&wanted) && said.contains("/tmp/fill"));
+    checks.that(
+        "and says which number and which mount has it",
+        said.contains(&wanted) && said.contains("/tmp/fill"),
+    );
     checks.that("and touches nothing", !TRIGGERS.iter().any(|path| is_autofs(path)));
-    checks.step("without it the restore goes on with a new number", cli::ok(&["restore", "-D", DIR, "--serve"]));
+    checks.step(
+        "without it the restore goes on with a new number",
+        cli::ok(&["restore", "-D", DIR, "--serve"]),
+    );
     let engine = Engine::serving("/direct/two")?;
     checks.that("another number it is", autofs_dev("/direct/two") != Some(wanted));
     checks.equal("and it serves", read_file("/direct/two/two")?, "two".to_owned());

@@ -2,9 +2,9 @@
 
 use super::{Engine, TRIGGERS, master_of, write_maps};
 use crate::check::{Checks, wait_until};
+use crate::cli;
 use crate::peers::{Automount, autofs_dev, is_mounted};
 use crate::programs::{Sitter, read_file};
-use crate::cli;
 use anyhow::Result;
 
 /// A row of the summary: where, a file inside that a program holds open.
@@ -20,7 +20,8 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     println!("1. automount 5.1.9 serves direct, indirect and offset maps; programs sit inside");
     let mut automount = Automount::start(TRIGGERS)?;
     let mut sitters = BUSY.iter().map(|(_, _, file)| Sitter::start(file)).collect::<Result<Vec<_>>>()?;
-    let before: Vec<_> = BUSY.iter().map(|(path, _, _)| (autofs_dev(path), master_of(path).unwrap_or_default())).collect();
+    let before: Vec<_> =
+        BUSY.iter().map(|(path, _, _)| (autofs_dev(path), master_of(path).unwrap_or_default())).collect();
     print!("{}", cli::ok(&["list"])?);
 
     println!("\n2. autofs-cr dump --hold, then automount is killed with -9");
@@ -33,15 +34,19 @@ pub fn run(checks: &mut Checks) -> Result<()> {
 
     println!("\n4. life goes on");
     for ((path, _, file), sitter) in BUSY.iter().zip(&mut sitters) {
-        checks.that(&format!("the program in {path} still sees its directory and reads {file}"), sitter.goes_on());
+        checks.that(
+            &format!("the program in {path} still sees its directory and reads {file}"),
+            sitter.goes_on(),
+        );
     }
-    let fresh = ["/direct/two/two", "/direct/tree/sub2/sub2", "/ind/new/new", "/ind/multi/y/y", "/short/idle/idle"];
+    let fresh =
+        ["/direct/two/two", "/direct/tree/sub2/sub2", "/ind/new/new", "/ind/multi/y/y", "/short/idle/idle"];
     for file in fresh {
         checks.step(&format!("a new lookup mounts: {file}"), read_file(file));
     }
     checks.that("the idle mount /short/idle expires", wait_until(|| !is_mounted("/short/idle")));
 
-    println!("\n{:<20} {:<9} {:<14} {:<24} {}", "mount", "type", "st_dev", "master", "program inside");
+    println!("\n{:<20} {:<9} {:<14} {:<24} program inside", "mount", "type", "st_dev", "master");
     for (((path, kind, _), sitter), (dev, master)) in BUSY.iter().zip(&mut sitters).zip(&before) {
         let now = autofs_dev(path);
         checks.equal(&format!("{path} keeps its device number"), &now, dev);

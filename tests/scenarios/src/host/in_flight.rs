@@ -36,7 +36,11 @@ enum Unread {
 /// One program waits for a key when the dump begins.
 fn waiter(checks: &mut Checks, unread: Unread, mode: &[&str]) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    let about = format!("dump {}, packet {}", mode.join(" "), if unread == Unread::Yes { "unread" } else { "read by the old daemon" });
+    let about = format!(
+        "dump {}, packet {}",
+        mode.join(" "),
+        if unread == Unread::Yes { "unread" } else { "read by the old daemon" }
+    );
     // The old daemon never answers: the map's program sleeps while /tmp/slow exists.
     fs::write("/etc/auto.slow", "#!/bin/sh\n[ -e /tmp/slow ] && sleep 60\necho :/srv/data/$1\n")?;
     fs::set_permissions("/etc/auto.slow", fs::Permissions::from_mode(0o755))?;
@@ -46,7 +50,9 @@ fn waiter(checks: &mut Checks, unread: Unread, mode: &[&str]) -> Result<()> {
     if unread == Unread::Yes {
         automount.signal(Signal::SIGSTOP)?;
     }
-    let program = Process::start(Command::new("cat").arg("/slow/late/late").stdin(Stdio::null()).stdout(Stdio::piped()))?;
+    let program = Process::start(
+        Command::new("cat").arg("/slow/late/late").stdin(Stdio::null()).stdout(Stdio::piped()),
+    )?;
     let pid = program.pid();
     checks.soon(&format!("{about}: a program waits"), || {
         fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|wchan| wchan == "autofs_wait")
@@ -69,9 +75,9 @@ fn waiter(checks: &mut Checks, unread: Unread, mode: &[&str]) -> Result<()> {
 /// Is there a process with `word` in its command line?
 fn runs(word: &str) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok()).any(|line| {
-        line.split(|&byte| byte == 0).any(|arg| arg == word.as_bytes())
-    })
+    processes
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .any(|line| line.split(|&byte| byte == 0).any(|arg| arg == word.as_bytes()))
 }
 
 /// 32 programs walk all the time while masters are killed and replaced.
@@ -79,7 +85,17 @@ fn walkers(checks: &mut Checks) -> Result<()> {
     write_maps()?;
     let files: Vec<String> = (0..8)
         .map(|n| format!("/short/k{n}/k{n}"))
-        .chain(["/direct/one/one", "/direct/tree/tree", "/direct/tree/sub1/sub1", "/direct/tree/sub2/sub2", "/ind/multi/x/x", "/ind/multi/y/y"].map(str::to_owned))
+        .chain(
+            [
+                "/direct/one/one",
+                "/direct/tree/tree",
+                "/direct/tree/sub1/sub1",
+                "/direct/tree/sub2/sub2",
+                "/ind/multi/x/x",
+                "/ind/multi/y/y",
+            ]
+            .map(str::to_owned),
+        )
         .collect();
     let mut automount = Automount::start(TRIGGERS)?;
     let walkers = Walkers::start(32, &files)?;

@@ -18,7 +18,10 @@ use std::path::Path;
 const EXPORTS: &str = "/srv/data";
 
 /// Directories to be mounted.
-const NAMES: &[&str] = &["one", "two", "tree", "sub1", "sub2", "x", "y", "idle", "busy", "new", "late", "k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7"];
+const NAMES: &[&str] = &[
+    "one", "two", "tree", "sub1", "sub2", "x", "y", "idle", "busy", "new", "late", "k0", "k1", "k2", "k3",
+    "k4", "k5", "k6", "k7",
+];
 
 /// The autofs mounts that automount makes from the maps below.
 const TRIGGERS: &[&str] = &["/direct/one", "/direct/two", "/direct/tree", "/ind", "/short"];
@@ -34,7 +37,10 @@ fn write_maps() -> Result<()> {
     for sub in ["sub1", "sub2"] {
         fs::create_dir_all(format!("{EXPORTS}/tree/{sub}"))?;
     }
-    fs::write("/etc/auto.master", "/- /etc/auto.direct --timeout=600\n/ind /etc/auto.ind --timeout=600\n/short /etc/auto.short --timeout=3\n")?;
+    fs::write(
+        "/etc/auto.master",
+        "/- /etc/auto.direct --timeout=600\n/ind /etc/auto.ind --timeout=600\n/short /etc/auto.short --timeout=3\n",
+    )?;
     fs::write(
         "/etc/auto.direct",
         "/direct/one :/srv/data/one\n/direct/two -ro :/srv/data/two\n/direct/tree / :/srv/data/tree /sub1 :/srv/data/sub1 /sub2 :/srv/data/sub2\n",
@@ -51,9 +57,14 @@ impl Engine {
     /// Find it as the master of the autofs mount at `path`.
     fn serving(path: &str) -> Result<Self> {
         let mounts = cli::list()?;
-        let mount = cli::mount_at(&mounts, path).with_context(|| format!("no autofs mount at {path}"))?;
-        anyhow::ensure!(mount["master"]["program"] == "autofs-cr", "{path} is served by {}", mount["master"]);
-        let pid = mount["master"]["process"]["pid"].as_i64().context("no pid")?;
+        Self::of(cli::mount_at(&mounts, path).with_context(|| format!("no autofs mount at {path}"))?)
+    }
+
+    /// The master of a listed mount.
+    fn of(mount: &serde_json::Value) -> Result<Self> {
+        let master = &mount["master"];
+        anyhow::ensure!(master["program"] == "autofs-cr", "{} is served by {master}", mount["path"]);
+        let pid = master["process"]["pid"].as_i64().context("no pid")?;
         Ok(Self(i32::try_from(pid)?))
     }
 
