@@ -22,3 +22,9 @@ pub mod tracee;
 
 pub use devnum::DevNum;
 pub use rustix::io::Errno;
+
+/// The errno that the last call of libc left.
+fn last_errno() -> Errno {
+    // errno is always a small positive number here; the fallback cannot happen.
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}

@@ -88,13 +88,13 @@ impl Held {
         let _ = (nr, args);
         todo!()
     }
-    /// Give the task a descriptor of ours; returns its number there (CLOEXEC set).
-    pub fn send_fd(&mut self, fd: std::os::fd::BorrowedFd<'_>) -> Result<RawFd, TraceeError> {
+    /// Give the task a descriptor of ours; returns it as the task numbers it (CLOEXEC set).
+    pub fn send_fd(&mut self, fd: std::os::fd::BorrowedFd<'_>) -> Result<RemoteFd, TraceeError> {
         let _ = fd;
         todo!()
     }
     /// Close one of the task's descriptors.
-    pub fn close_fd(&mut self, fd: RawFd) -> Result<(), TraceeError> {
+    pub fn close_fd(&mut self, fd: RemoteFd) -> Result<(), TraceeError> {
         let _ = fd;
         todo!()
     }
@@ -124,9 +124,29 @@ impl<'a> Injected<'a> {
     }
 }
 
+/// A descriptor in the held task's table: a number that means nothing here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RemoteFd(pub RawFd);
+
 impl Caller for Injected<'_> {
-    fn ioctl(&self, command: Command, buf: &mut [u8]) -> Result<(), Errno> {
+    type Fd<'a> = RemoteFd;
+    /// Not closed on drop: that needs the held task. Use [`super::control::Control::close_mount`].
+    type Mount = RemoteFd;
+
+    fn ioctl(&self, command: Command, buf: &mut [u8]) -> Result<i32, Errno> {
         let _ = (command, buf, &self.held, self.device);
         todo!()
+    }
+
+    fn number(fd: RemoteFd) -> RawFd {
+        fd.0
+    }
+
+    unsafe fn own(number: RawFd) -> RemoteFd {
+        RemoteFd(number)
+    }
+
+    fn disown(mount: RemoteFd) -> RawFd {
+        mount.0
     }
 }
