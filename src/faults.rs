@@ -59,8 +59,7 @@ fn parse(value: &str) -> Option<(String, How)> {
 fn fail(name: &'static str, how: How) -> Result<(), Fault> {
     if how == How::Kill {
         // Nothing may run after this: no destructor, no exit handler.
-        let _ =
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
     Err(Fault(name))
 }

@@ -34,15 +34,9 @@ pub fn unescape(text: &[u8]) -> Vec<u8> {
     let mut rest = text;
     while let Some((&first, tail)) = rest.split_first() {
         let (byte, after) = match (first, tail) {
-            (
-                b'\\',
-                [
-                    a @ b'0'..=b'3',
-                    b @ b'0'..=b'7',
-                    c @ b'0'..=b'7',
-                    after @ ..,
-                ],
-            ) => ((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), after),
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
+                ((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), after)
+            }
             _ => (first, tail),
         };
         bytes.push(byte);
@@ -172,10 +166,7 @@ mod tests {
 
     #[test]
     fn the_kernels_escapes_are_understood() {
-        assert_eq!(
-            unescape(br"/mnt/a\040b\011\012\134c\043"),
-            b"/mnt/a b\t\n\\c#"
-        );
+        assert_eq!(unescape(br"/mnt/a\040b\011\012\134c\043"), b"/mnt/a b\t\n\\c#");
         assert_eq!(unescape(br"\04 \8\777\"), br"\04 \8\777\");
     }
 

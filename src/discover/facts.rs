@@ -1,5 +1,6 @@
 //! The facts, as plain data. Dump, restore and `list` all speak in these types.
 
+pub use crate::sys::mount::MountType;
 use crate::sys::{DevNum, control::Requester, process::ProcessId};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -36,18 +37,6 @@ impl Blind {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
-}
-
-/// The three types of an autofs mount.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MountType {
-    /// The keys are directories below the mount.
-    Indirect,
-    /// The mount is itself the trigger.
-    Direct,
-    /// A direct trigger below another mount of a multi-mount.
-    Offset,
 }
 
 /// Mount options of autofs as the kernel shows them.

@@ -81,9 +81,7 @@ impl std::fmt::Display for Command {
 }
 
 /// A request's token (`autofs_wqt_t`), unique over all mounts of the kernel.
-#[derive(
-    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Token(pub u32);
 
 /// Who triggered a mount last, in the caller's user namespace.
@@ -181,9 +179,7 @@ pub enum ControlError {
 }
 
 fn at(path: &Option<PathBuf>) -> String {
-    path.as_ref()
-        .map(|p| format!(" at {}", p.display()))
-        .unwrap_or_default()
+    path.as_ref().map(|p| format!(" at {}", p.display())).unwrap_or_default()
 }
 
 /// How a command reaches the kernel: from this process ([`Native`]) or from a held task
@@ -219,8 +215,7 @@ impl Caller for Native {
     fn ioctl(&self, command: Command, buf: &mut [u8]) -> Result<i32, Errno> {
         // SAFETY: `buf` is as long as its size field says (`Call::encode`), and the kernel
         // touches no more than that.
-        let result =
-            unsafe { libc::ioctl(self.0.as_raw_fd(), command.request() as _, buf.as_mut_ptr()) };
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), command.request() as _, buf.as_mut_ptr()) };
         if result < 0 {
             return Err(super::last_errno());
         }
@@ -311,9 +306,7 @@ impl<C: Caller> Control<C> {
     /// OPENMOUNT: the root of the autofs mount with number `dev`, mounted at `path` or covered there.
     /// Triggers nothing at `path` itself, and needs no ownership.
     pub fn open_mount(&self, path: &Path, dev: DevNum) -> Result<C::Mount, ControlError> {
-        let call = Call::new(Command::OpenMount)
-            .path(path)
-            .words(dev.to_kernel(), 0);
+        let call = Call::new(Command::OpenMount).path(path).words(dev.to_kernel(), 0);
         let answer = self.run(call)?;
         // SAFETY: the kernel has just made this descriptor for the caller, and nobody else knows it.
         Ok(unsafe { C::own(answer.fd) })
@@ -331,10 +324,7 @@ impl<C: Caller> Control<C> {
     pub fn is_mount_point(&self, path: &Path) -> Result<Option<MountPointInfo>, ControlError> {
         let answer = self.run(Call::new(Command::IsMountPoint).path(path))?;
         let (dev, magic) = answer.words();
-        Ok((answer.value != 0).then(|| MountPointInfo {
-            dev: DevNum::from_kernel(dev),
-            magic,
-        }))
+        Ok((answer.value != 0).then(|| MountPointInfo { dev: DevNum::from_kernel(dev), magic }))
     }
 }
 
@@ -378,25 +368,20 @@ impl<C: Caller> Control<C> {
     /// FAIL: the waiters get `errno` (sent negated; a positive status would become ENOENT).
     pub fn fail(&self, fd: C::Fd<'_>, token: Token, errno: Errno) -> Result<(), ControlError> {
         let status = -errno.raw_os_error();
-        let call = Call::new(Command::Fail)
-            .fd::<C>(fd)
-            .words(token.0, status as u32);
+        let call = Call::new(Command::Fail).fd::<C>(fd).words(token.0, status as u32);
         self.run(call).map(drop)
     }
 
     /// SETPIPEFD: attach `pipe` (a write end) to a catatonic mount; the caller's process group owns
     /// it from now on. The kernel puts the pipe into packet mode and clears O_NONBLOCK.
     pub fn set_pipe(&self, fd: C::Fd<'_>, pipe: C::Fd<'_>) -> Result<(), ControlError> {
-        let call = Call::new(Command::SetPipeFd)
-            .fd::<C>(fd)
-            .words(C::number(pipe) as u32, 0);
+        let call = Call::new(Command::SetPipeFd).fd::<C>(fd).words(C::number(pipe) as u32, 0);
         self.run(call).map(drop)
     }
 
     /// CATATONIC: detach the pipe; every waiter wakes with ENOENT.
     pub fn make_catatonic(&self, fd: C::Fd<'_>) -> Result<(), ControlError> {
-        self.run(Call::new(Command::Catatonic).fd::<C>(fd))
-            .map(drop)
+        self.run(Call::new(Command::Catatonic).fd::<C>(fd)).map(drop)
     }
 
     /// TIMEOUT: set the mount's idle timeout in seconds (0: never); returns the old one.
@@ -460,10 +445,7 @@ impl<C: Caller> Control<C> {
     /// The one call path.
     fn run(&self, call: Call<'_>) -> Result<Answer, ControlError> {
         let mut buf = call.encode()?;
-        let value = self
-            .caller
-            .ioctl(call.command, &mut buf)
-            .map_err(|errno| call.meaning(errno))?;
+        let value = self.caller.ioctl(call.command, &mut buf).map_err(|errno| call.meaning(errno))?;
         Ok(Answer::decode(value, &buf))
     }
 }
@@ -478,12 +460,7 @@ struct Call<'a> {
 
 impl<'a> Call<'a> {
     fn new(command: Command) -> Self {
-        Self {
-            command,
-            fd: -1,
-            arguments: [0; 8],
-            path: None,
-        }
+        Self { command, fd: -1, arguments: [0; 8], path: None }
     }
 
     fn fd<C: Caller>(mut self, fd: C::Fd<'_>) -> Self {
@@ -513,10 +490,7 @@ impl<'a> Call<'a> {
         let path = self.path.map(|p| p.as_os_str().as_bytes());
         let size = HEADER + path.map_or(0, |p| p.len() + 1);
         if !path.is_none_or(|path| self.can_take(path)) {
-            return Err(ControlError::BadPath {
-                command: self.command,
-                path: self.owned_path(),
-            });
+            return Err(ControlError::BadPath { command: self.command, path: self.owned_path() });
         }
         let mut buf = Vec::with_capacity(size);
         for word in [INTERFACE.0, INTERFACE.1, size as u32, self.fd as u32] {
@@ -549,26 +523,19 @@ impl<'a> Call<'a> {
             (_, Errno::PERM) => ControlError::NoPrivilege(command),
             (_, Errno::BADF) => ControlError::BadDescriptor(command),
             (_, Errno::ACCESS) if self.fd >= 0 => ControlError::NotOwner(command),
-            (Ready | Fail, Errno::INVAL) => ControlError::UnknownToken(Token(u32::from_ne_bytes(
-                [0, 1, 2, 3].map(|i| self.arguments[i]),
-            ))),
+            (Ready | Fail, Errno::INVAL) => {
+                ControlError::UnknownToken(Token(u32::from_ne_bytes([0, 1, 2, 3].map(|i| self.arguments[i]))))
+            }
             (SetPipeFd, Errno::BUSY) => ControlError::AlreadyHasPipe,
             (SetPipeFd, Errno::INVAL) => ControlError::OtherPidNamespace,
             (SetPipeFd, Errno::PIPE) => ControlError::NotAPipe,
             (Timeout, Errno::NOENT) => ControlError::NoSuchKey(self.owned_path()),
             (Timeout, Errno::INVAL) if self.path.is_some() => ControlError::NoKeyTimeouts,
             (OpenMount | Requester | IsMountPoint, Errno::NOENT | Errno::NOTDIR | Errno::NXIO) => {
-                ControlError::NoSuchMount {
-                    command,
-                    path: self.owned_path(),
-                }
+                ControlError::NoSuchMount { command, path: self.owned_path() }
             }
             (_, Errno::INVAL) if self.fd >= 0 => ControlError::NotAutofs(command),
-            _ => ControlError::Other {
-                command,
-                path: self.path.map(PathBuf::from),
-                errno,
-            },
+            _ => ControlError::Other { command, path: self.path.map(PathBuf::from), errno },
         }
     }
 }
@@ -598,10 +565,7 @@ impl Answer {
 
     fn words(&self) -> (u32, u32) {
         let [a, b, c, d, e, f, g, h] = self.arguments;
-        (
-            u32::from_ne_bytes([a, b, c, d]),
-            u32::from_ne_bytes([e, f, g, h]),
-        )
+        (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
     }
 }
 
@@ -618,9 +582,7 @@ mod tests {
 
     #[test]
     fn size_counts_the_path_and_its_nul() -> Result<(), ControlError> {
-        let call = Call::new(Command::OpenMount)
-            .path(Path::new("/a"))
-            .words(7, 0);
+        let call = Call::new(Command::OpenMount).path(Path::new("/a")).words(7, 0);
         let buf = call.encode()?;
         assert_eq!(buf.len(), 27);
         assert_eq!(buf[8..12], 27u32.to_ne_bytes());
@@ -633,10 +595,7 @@ mod tests {
     #[test]
     fn paths_the_kernel_would_refuse_are_not_sent() {
         let bad = |command: Command, path: &str| {
-            matches!(
-                Call::new(command).path(Path::new(path)).encode(),
-                Err(ControlError::BadPath { .. })
-            )
+            matches!(Call::new(command).path(Path::new(path)).encode(), Err(ControlError::BadPath { .. }))
         };
         assert!(bad(Command::OpenMount, "no-slash"));
         assert!(bad(Command::OpenMount, "/nul\0inside"));
@@ -649,13 +608,7 @@ mod tests {
     #[test]
     fn an_errno_means_different_things() {
         let meaning = |command, errno| Call::new(command).words(9, 0).meaning(errno);
-        assert_eq!(
-            meaning(Command::Ready, Errno::INVAL),
-            ControlError::UnknownToken(Token(9))
-        );
-        assert_eq!(
-            meaning(Command::SetPipeFd, Errno::INVAL),
-            ControlError::OtherPidNamespace
-        );
+        assert_eq!(meaning(Command::Ready, Errno::INVAL), ControlError::UnknownToken(Token(9)));
+        assert_eq!(meaning(Command::SetPipeFd, Errno::INVAL), ControlError::OtherPidNamespace);
     }
 }

@@ -22,10 +22,7 @@ impl DevNum {
 
     /// From `st_dev` as stat(2) reports it (glibc's `makedev` encoding).
     pub fn from_st_dev(st_dev: u64) -> Self {
-        Self {
-            major: rustix::fs::major(st_dev),
-            minor: rustix::fs::minor(st_dev),
-        }
+        Self { major: rustix::fs::major(st_dev), minor: rustix::fs::minor(st_dev) }
     }
 
     /// To `st_dev` as stat(2) reports it.
@@ -35,10 +32,7 @@ impl DevNum {
 
     /// From the kernel's 32-bit `new_encode_dev`, the form in packets.
     pub const fn from_kernel(dev: u32) -> Self {
-        Self {
-            major: (dev & 0xfff00) >> 8,
-            minor: (dev & 0xff) | ((dev >> 12) & 0xfff00),
-        }
+        Self { major: (dev & 0xfff00) >> 8, minor: (dev & 0xff) | ((dev >> 12) & 0xfff00) }
     }
 
     /// To the kernel's 32-bit `new_encode_dev`, the form that OPENMOUNT wants.

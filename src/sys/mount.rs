@@ -1,1 +1,330 @@
 //! The mount API: new superblocks, attachment, binds, propagation, unmounting.
+//!
+//! Everything is made detached first, as a descriptor, and attached when it is complete: what fails
+//! halfway leaves nothing behind.
+
+use super::{DevNum, Errno};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use std::{
+    ffi::{CString, OsStr},
+    fmt::Display,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Path, PathBuf},
+};
+
+/// Flags of one mount (`MOUNT_ATTR_*`), not of the superblock.
+pub type MountFlags = MountAttrFlags;
+
+/// A call of the mount API failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MountError {
+    /// ENODEV of fsopen.
+    #[error("this kernel has no file-system type {0}; is its module missing?")]
+    UnknownType(String),
+    /// The file system refused an option.
+    #[error("{fstype} does not take the option {option}: {errno}{}", told(log))]
+    Option {
+        /// File-system type.
+        fstype: String,
+        /// `key` or `key=value`.
+        option: String,
+        /// The kernel's answer.
+        errno: Errno,
+        /// What the kernel had to say about it.
+        log: Vec<String>,
+    },
+    /// The superblock could not be made.
+    #[error("mounting {} as {fstype} failed: {errno}{}", source_name.display(), told(log))]
+    Create {
+        /// File-system type.
+        fstype: String,
+        /// What was to be mounted.
+        source_name: PathBuf,
+        /// The kernel's answer.
+        errno: Errno,
+        /// What the kernel had to say about it.
+        log: Vec<String>,
+    },
+    /// EBUSY of umount.
+    #[error("{} is busy", .0.display())]
+    Busy(PathBuf),
+    /// EINVAL of umount and mount_setattr.
+    #[error("{} is not a mount point", .0.display())]
+    NotMounted(PathBuf),
+    /// Another step at a path.
+    #[error("cannot {what} {}: {errno}", path.display())]
+    At {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+}
+
+fn told(log: &[String]) -> String {
+    log.iter().map(|line| format!("; {line}")).collect()
+}
+
+/// A mount that is nowhere yet. Dropping it unmounts it.
+#[derive(Debug)]
+pub struct DetachedMount(OwnedFd);
+
+impl AsFd for DetachedMount {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl DetachedMount {
+    /// The superblock's number. (A file system that shows another `st_dev` for its files, as btrfs
+    /// does, is told by its root directory's.)
+    pub fn dev(&self) -> Result<DevNum, Errno> {
+        Ok(DevNum::from_st_dev(rustix::fs::fstat(&self.0)?.st_dev))
+    }
+
+    /// Attach at `path` below `dir` (an empty path: at `dir` itself), on top of what is mounted there.
+    /// A trigger there is not triggered, and a symbolic link not followed.
+    pub fn attach(&self, dir: impl AsFd, path: &Path) -> Result<(), MountError> {
+        let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        if path.as_os_str().is_empty() {
+            flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        }
+        rustix::mount::move_mount(&self.0, "", dir, path, flags)
+            .map_err(|errno| at("attach a mount at", path, errno))
+    }
+}
+
+/// A new superblock of type `fstype`, with options of the file system (`None`: a flag without value)
+/// and flags of the mount. A file system may give an existing superblock instead, as mount(2) would.
+pub fn new_superblock<V: AsRef<OsStr>>(
+    fstype: &str,
+    source: &Path,
+    options: &[(&str, Option<V>)],
+    flags: MountFlags,
+) -> Result<DetachedMount, MountError> {
+    use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
+    let refused =
+        |errno, log| MountError::Create { fstype: fstype.into(), source_name: source.into(), errno, log };
+    let context = match fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC) {
+        Ok(context) => context,
+        Err(Errno::NODEV) => return Err(MountError::UnknownType(fstype.into())),
+        Err(errno) => return Err(refused(errno, Vec::new())),
+    };
+    let source = ("source", Some(source.as_os_str()));
+    let options = options.iter().map(|(k, v)| (*k, v.as_ref().map(AsRef::as_ref)));
+    for (key, value) in std::iter::once(source).chain(options) {
+        match value {
+            Some(value) => fsconfig_set_string(&context, key, value),
+            None => fsconfig_set_flag(&context, key),
+        }
+        .map_err(|errno| MountError::Option {
+            fstype: fstype.into(),
+            option: match value {
+                Some(value) => format!("{key}={}", value.display()),
+                None => key.into(),
+            },
+            errno,
+            log: read_log(&context),
+        })?;
+    }
+    fsconfig_create(&context)
+        .and_then(|()| fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags))
+        .map(DetachedMount)
+        .map_err(|errno| refused(errno, read_log(&context)))
+}
+
+/// The messages that the kernel left in a file-system context: one by each read, `e text`, until
+/// ENODATA. (The kernel keeps eight at most.)
+fn read_log(context: &OwnedFd) -> Vec<String> {
+    std::iter::from_fn(|| {
+        let mut buf = [0; 1024];
+        let got = rustix::io::read(context, &mut buf).ok()?;
+        let line = String::from_utf8_lossy(&buf[..got]);
+        let text = line.split_once(' ').map_or(&*line, |(_level, text)| text);
+        Some(text.trim_end().to_owned())
+    })
+    .take(8)
+    .collect()
+}
+
+/// The three types of an autofs mount.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountType {
+    /// The keys are directories below the mount.
+    Indirect,
+    /// The mount is itself the trigger.
+    Direct,
+    /// A direct trigger below another mount of a multi-mount.
+    Offset,
+}
+
+/// The option, as it is given and shown.
+impl Display for MountType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Indirect => "indirect",
+            Self::Direct => "direct",
+            Self::Offset => "offset",
+        })
+    }
+}
+
+/// How an autofs superblock is made. The idle timeout is no mount option:
+/// [`super::control::Control::set_timeout`].
+#[derive(Clone, Copy, Debug)]
+pub struct AutofsParams<'a> {
+    /// Write end of the master's pipe. The kernel takes its own reference.
+    pub pipe: BorrowedFd<'a>,
+    /// Owner group, in this process's pid namespace; its namespace becomes the mount's. `None`:
+    /// this process's group.
+    pub pgrp: Option<i32>,
+    /// Type.
+    pub mount_type: MountType,
+    /// Lowest and highest protocol version.
+    pub protocol: (u32, u32),
+    /// Owner of the root directory; `None`: this process's user.
+    pub uid: Option<u32>,
+    /// Group of the root directory.
+    pub gid: Option<u32>,
+    /// Path walks do not count as use.
+    pub strict_expire: bool,
+    /// Hidden from df and mount listings.
+    pub ignore: bool,
+}
+
+/// A new autofs superblock.
+pub fn autofs(
+    params: &AutofsParams<'_>,
+    source: &Path,
+    flags: MountFlags,
+) -> Result<DetachedMount, MountError> {
+    let kind = params.mount_type.to_string();
+    let value = |key: &'static str, value: &dyn Display| (key, Some(value.to_string()));
+    let mut options = vec![
+        // As a number, because kernels before 6.7 know no other way.
+        value("fd", &params.pipe.as_raw_fd()),
+        value("minproto", &params.protocol.0),
+        value("maxproto", &params.protocol.1),
+        (kind.as_str(), None),
+    ];
+    options.extend(params.pgrp.map(|pgrp| value("pgrp", &pgrp)));
+    options.extend(params.uid.map(|uid| value("uid", &uid)));
+    options.extend(params.gid.map(|gid| value("gid", &gid)));
+    options.extend(params.strict_expire.then_some(("strictexpire", None)));
+    options.extend(params.ignore.then_some(("ignore", None)));
+    new_superblock("autofs", source, &options, flags)
+}
+
+/// A bind mount of `path` below `dir` (an empty path: of `dir` itself), detached. A trigger at `path`
+/// is triggered, as by mount(8).
+pub fn bind(dir: impl AsFd, path: &Path, recursive: bool) -> Result<DetachedMount, MountError> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.as_os_str().is_empty());
+    rustix::mount::open_tree(dir, path, flags).map(DetachedMount).map_err(|errno| at("bind", path, errno))
+}
+
+/// How events travel between copies of a mount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum Propagation {
+    /// To and from the peers.
+    Shared = libc::MS_SHARED,
+    /// Not at all.
+    Private = libc::MS_PRIVATE,
+    /// From the master peers only.
+    Slave = libc::MS_SLAVE,
+    /// Not at all, and it cannot be bound.
+    Unbindable = libc::MS_UNBINDABLE,
+}
+
+/// A change of existing mounts.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    /// Flags to set.
+    pub set: MountFlags,
+    /// Flags to clear.
+    pub clear: MountFlags,
+    /// Propagation to set.
+    pub propagation: Option<Propagation>,
+    /// Of the whole tree.
+    pub recursive: bool,
+}
+
+impl Change {
+    /// Only the propagation.
+    pub fn propagation(to: Propagation, recursive: bool) -> Self {
+        Self { set: MountFlags::empty(), clear: MountFlags::empty(), propagation: Some(to), recursive }
+    }
+
+    /// Apply to the mount at `path` below `dir` (an empty path: at `dir`). A trigger there is not
+    /// triggered.
+    pub fn apply(&self, dir: impl AsFd, path: &Path) -> Result<(), MountError> {
+        let attributes = libc::mount_attr {
+            attr_set: self.set.bits().into(),
+            attr_clr: self.clear.bits().into(),
+            propagation: self.propagation.map_or(0, |to| to as u64),
+            userns_fd: 0,
+        };
+        let mut flags = libc::AT_NO_AUTOMOUNT | libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
+        if self.recursive {
+            flags |= libc::AT_RECURSIVE;
+        }
+        let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| at("change", path, Errno::INVAL))?;
+        // SAFETY: `name` is NUL-ended, and the size is that of the structure.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                dir.as_fd().as_raw_fd(),
+                name.as_ptr(),
+                flags,
+                &attributes,
+                size_of::<libc::mount_attr>(),
+            )
+        };
+        if result == 0 {
+            return Ok(());
+        }
+        Err(match super::last_errno() {
+            Errno::INVAL => MountError::NotMounted(path.into()),
+            errno => at("change", path, errno),
+        })
+    }
+}
+
+/// How to unmount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unmount {
+    /// Only what is not in use.
+    Idle,
+    /// Out of the namespace now, gone when the last user goes (MNT_DETACH).
+    Lazy,
+    /// Abort what waits for a dead server first (MNT_FORCE).
+    Force,
+}
+
+/// Unmount the topmost mount at `path`. Triggers nothing, follows no symbolic link.
+pub fn unmount(path: &Path, how: Unmount) -> Result<(), MountError> {
+    let flags = UnmountFlags::NOFOLLOW
+        | match how {
+            Unmount::Idle => UnmountFlags::empty(),
+            Unmount::Lazy => UnmountFlags::DETACH,
+            Unmount::Force => UnmountFlags::FORCE,
+        };
+    rustix::mount::unmount(path, flags).map_err(|errno| match errno {
+        Errno::BUSY => MountError::Busy(path.into()),
+        Errno::INVAL => MountError::NotMounted(path.into()),
+        errno => at("unmount", path, errno),
+    })
+}
+
+fn at(what: &'static str, path: &Path, errno: Errno) -> MountError {
+    MountError::At { what, path: path.into(), errno }
+}

@@ -123,10 +123,7 @@ impl Packet {
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk())
-        .map(|chunk| u32::from_ne_bytes(*chunk))
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|chunk| u32::from_ne_bytes(*chunk))
 }
 
 /// Read one packet. `None`: the pipe is empty (and O_NONBLOCK).
@@ -217,10 +214,7 @@ mod tests {
         assert_eq!(change(0, 4), Err(PacketError::Protocol(4)));
         assert_eq!(change(4, 2), Err(PacketError::Type(2)));
         assert_eq!(change(40, 256), Err(PacketError::Name(256)));
-        assert_eq!(
-            Packet::parse(&sample()[..303]),
-            Err(PacketError::Size { got: 303 })
-        );
+        assert_eq!(Packet::parse(&sample()[..303]), Err(PacketError::Size { got: 303 }));
         // a protocol 4 packet has 272 bytes: told by its protocol, not by its size
         let mut old = sample();
         old[..4].copy_from_slice(&4u32.to_ne_bytes());

@@ -1,7 +1,11 @@
 //! Other processes: pidfds, copies of their descriptors, start times.
 
 use super::Errno;
-use std::os::fd::{OwnedFd, RawFd};
+use rustix::{
+    fs::{FileType, Mode, OFlags},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal},
+};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// A process that cannot be mistaken for another with the same number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
@@ -12,14 +16,132 @@ pub struct ProcessId {
     pub start_time: u64,
 }
 
-/// A copy of descriptor `fd` of process `pid` (pidfd_getfd: same open file description), CLOEXEC.
-pub fn copy_fd(pid: i32, fd: RawFd) -> Result<OwnedFd, Errno> {
-    let _ = (pid, fd);
-    todo!()
+impl ProcessId {
+    /// The process that has number `pid` now; ESRCH when there is none.
+    pub fn of(pid: i32) -> Result<Self, Errno> {
+        stat(pid).map(|stat| stat.id)
+    }
+
+    /// Has it not ended? (A zombie has.)
+    pub fn is_alive(self) -> bool {
+        stat(self.pid).is_ok_and(|stat| stat.id == self && !stat.ended)
+    }
+
+    /// A pidfd of this very process; ESRCH when its number went to another.
+    pub fn open(self) -> Result<OwnedFd, Errno> {
+        let pidfd = open_pidfd(self.pid)?;
+        // Only now: while the pidfd shows this process alive, the number is its own.
+        if self.is_alive() { Ok(pidfd) } else { Err(Errno::SRCH) }
+    }
+
+    /// Send a signal to this very process.
+    pub fn signal(self, signal: Signal) -> Result<(), Errno> {
+        rustix::process::pidfd_send_signal(self.open()?, signal)
+    }
+
+    /// Its process group, in our pid namespace; 0 when it has none there.
+    pub fn group(self) -> Result<i32, Errno> {
+        nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(self.pid)))
+            .map(|group| group.as_raw())
+            .map_err(|errno| Errno::from_raw_os_error(errno as i32))
+    }
 }
 
-/// A write end of the pipe whose read end is `fd` of process `pid` (reopens `/proc/PID/fd/FD`).
+/// A copy of descriptor `fd` of process `pid` (pidfd_getfd: same open file description), CLOEXEC.
+pub fn copy_fd(pid: i32, fd: RawFd) -> Result<OwnedFd, Errno> {
+    rustix::process::pidfd_getfd(open_pidfd(pid)?, fd, PidfdGetfdFlags::empty())
+}
+
+/// A write end of the pipe of which process `pid` holds an end as `fd`; EPIPE when that is no pipe.
+///
+/// A pipe has no owner of its ends: whoever has one can open the other through `/proc`.
 pub fn reopen_write_end(pid: i32, fd: RawFd) -> Result<OwnedFd, Errno> {
-    let _ = (pid, fd);
-    todo!()
+    // Opening anything else for writing could do harm, and so could a race with the process; a copy
+    // of its own cannot change under us, and as a reader it keeps the open from waiting for one.
+    let end = copy_fd(pid, fd)?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&end)?.st_mode) != FileType::Fifo {
+        return Err(Errno::PIPE);
+    }
+    rustix::fs::open(
+        format!("/proc/self/fd/{}", end.as_raw_fd()),
+        OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+    )
+}
+
+/// A pidfd of the process that has number `pid` now.
+pub fn open_pidfd(number: i32) -> Result<OwnedFd, Errno> {
+    rustix::process::pidfd_open(pid(number)?, PidfdFlags::empty())
+}
+
+fn pid(number: i32) -> Result<Pid, Errno> {
+    Pid::from_raw(number).ok_or(Errno::SRCH)
+}
+
+struct Stat {
+    id: ProcessId,
+    ended: bool,
+}
+
+fn stat(pid: i32) -> Result<Stat, Errno> {
+    let text =
+        std::fs::read(format!("/proc/{pid}/stat")).map_err(|error| match Errno::from_io_error(&error) {
+            None | Some(Errno::NOENT) => Errno::SRCH,
+            Some(errno) => errno,
+        })?;
+    let (state, start_time) = parse_stat(&text).ok_or(Errno::SRCH)?;
+    Ok(Stat { id: ProcessId { pid, start_time }, ended: matches!(state, b'Z' | b'X') })
+}
+
+/// State and start time. The name (field 2) is in parentheses and may itself contain `) ` and
+/// newlines, so count from the last one: nothing behind it contains a parenthesis.
+fn parse_stat(text: &[u8]) -> Option<(u8, u64)> {
+    let after = text.iter().rposition(|&b| b == b')')? + 1;
+    let mut fields = std::str::from_utf8(&text[after..]).ok()?.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    let start_time = fields.nth(18)?.parse().ok()?;
+    Some((state, start_time))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse() {
+        let line = b"7 (a) R 1 (b)\n) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
+        assert_eq!(parse_stat(line), Some((b'S', 4711)));
+        assert_eq!(parse_stat(b"7 (x"), None);
+        assert_eq!(parse_stat(b"7 (x) S 1"), None);
+    }
+
+    #[test]
+    fn tells_the_living_from_the_dead() -> Result<(), Box<dyn std::error::Error>> {
+        let me = ProcessId::of(std::process::id() as i32)?;
+        assert!(me.is_alive());
+        me.open()?;
+        let namesake = ProcessId { start_time: me.start_time + 1, ..me };
+        assert!(!namesake.is_alive());
+        assert_eq!(namesake.open().err(), Some(Errno::SRCH));
+        let mut child = std::process::Command::new("true").spawn()?;
+        let id = ProcessId::of(child.id() as i32)?;
+        child.wait()?;
+        assert!(!id.is_alive());
+        assert_eq!(ProcessId::of(0).err(), Some(Errno::SRCH));
+        Ok(())
+    }
+
+    #[test]
+    fn a_pipe_can_be_written_by_who_has_its_read_end() -> Result<(), Box<dyn std::error::Error>> {
+        let (read, write) = rustix::pipe::pipe()?;
+        let me = std::process::id() as i32;
+        drop(write);
+        let write = reopen_write_end(me, read.as_raw_fd())?;
+        rustix::io::write(&write, b"x")?;
+        let mut buf = [0];
+        assert_eq!(rustix::io::read(&read, &mut buf)?, 1);
+        let file = tempfile::tempfile()?;
+        assert_eq!(reopen_write_end(me, file.as_raw_fd()).err(), Some(Errno::PIPE));
+        Ok(())
+    }
 }
