@@ -8,6 +8,7 @@ mod check;
 mod cli;
 mod host;
 mod peers;
+mod plugin;
 mod process;
 mod programs;
 
@@ -48,6 +49,7 @@ const SCENARIOS: &[Scenario] = &[
         about: "requests in flight answered by the new master; 20 rounds under 32 walkers",
         run: host::in_flight::run,
     },
+    Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
 ];
 
 fn main() -> ExitCode {

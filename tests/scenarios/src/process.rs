@@ -16,10 +16,17 @@ pub struct Process {
 impl Process {
     /// Start it.
     pub fn start(command: &mut Command) -> Result<Self> {
-        let child = command
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("starting {:?}", command.get_program()))?;
+        Self::spawn(command.process_group(0))
+    }
+
+    /// Start `ARGS...` in a session of its own, without a terminal or files of ours: what CRIU can dump.
+    pub fn start_session(args: &[&str]) -> Result<Self> {
+        let mut command = Command::new("setsid");
+        Self::spawn(command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
+    }
+
+    fn spawn(command: &mut Command) -> Result<Self> {
+        let child = command.spawn().with_context(|| format!("starting {:?}", command.get_program()))?;
         Ok(Self { child })
     }
 

@@ -1,0 +1,53 @@
+//! Scenarios of the CRIU plugin.
+
+use crate::check::Checks;
+use crate::process::{Process, run, run_ok};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A real CRIU loads the plugin, and dumps and restores as it does without.
+pub fn load(checks: &mut Checks) -> Result<()> {
+    let libdir = install()?;
+    let images = "/tmp/images";
+    fs::create_dir_all(images)?;
+    let mut program = Process::start_session(&["sleep", "1000"])?;
+    let pid = program.pid().to_string();
+    let dump = run(
+        LIMIT,
+        "criu",
+        &["dump", "-t", &pid, "-D", images, "-v4", "-o", "dump.log", "--libdir", &libdir],
+    )?;
+    let log = fs::read_to_string(format!("{images}/dump.log"))?;
+    anyhow::ensure!(
+        dump.status.success(),
+        "criu dump failed: {}",
+        log.lines().filter(|l| l.contains("Error")).collect::<Vec<_>>().join("; ")
+    );
+    checks.that(
+        "criu names the plugin in its log",
+        log.contains("Plugin \"autofs-cr\" (version 512 hooks 12)"),
+    );
+    checks.that("and finds nothing wrong with it", !log.contains("Corrupted plugin"));
+    checks.soon("the dump ended the program", || program.ended());
+    run_ok(LIMIT, "criu", &["restore", "-d", "-D", images, "-v4", "-o", "restore.log", "--libdir", &libdir])?;
+    checks.that(
+        "a restore with the plugin works",
+        fs::read_to_string(format!("{images}/restore.log"))?.contains("Plugin \"autofs-cr\""),
+    );
+    run(LIMIT, "kill", &["-9", &pid])?;
+    Ok(())
+}
+
+/// Put the plugin where CRIU can be told to look; the directory.
+fn install() -> Result<String> {
+    let built = std::env::current_exe()?.with_file_name("libautofs_cr_plugin.so");
+    let dir = PathBuf::from("/tmp/libdir");
+    fs::create_dir_all(&dir)?;
+    fs::copy(&built, dir.join("autofs_cr_plugin.so"))
+        .with_context(|| format!("no plugin at {}", built.display()))?;
+    Ok(dir.to_string_lossy().into_owned())
+}
