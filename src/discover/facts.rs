@@ -236,8 +236,11 @@ pub struct Waiter {
     pub tid: i32,
     /// Its process.
     pub process: ProcessId,
-    /// Its name.
+    /// Its name, escaped like a path.
     pub comm: String,
+    /// It sleeps inside EXPIRE: no visitor, but a master (or a child of it) that waits for its own answer.
+    #[serde(default)]
+    pub expiring: bool,
 }
 
 /// A directory or symbolic link that the master made inside an autofs mount.

@@ -1,0 +1,158 @@
+//! `/proc/PID` as this crate needs it. A process that ends while it is read is no error: it is not there.
+
+use super::escaped::escape;
+use super::mountinfo::number;
+use crate::sys::{Errno, process::ProcessId};
+use rustix::fs::{Dir, Mode, OFlags, openat};
+use std::ffi::{CStr, OsString};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// What `/proc/PID/stat` or `/proc/PID/task/TID/stat` tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stat {
+    /// Name, escaped.
+    pub comm: String,
+    /// `R`, `S`, `D` ...
+    pub state: u8,
+    /// Process group.
+    pub pgrp: i32,
+    /// Clock ticks after boot.
+    pub start_time: u64,
+}
+
+impl Stat {
+    /// The name may hold spaces, parentheses and any other byte: it ends at the last parenthesis.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let open = text.iter().position(|&byte| byte == b'(')?;
+        let close = text.iter().rposition(|&byte| byte == b')')?;
+        let mut fields = text.get(close + 2..)?.split(|&byte| byte == b' ');
+        Some(Self {
+            comm: escape(text.get(open + 1..close)?),
+            state: *fields.next()?.first()?,
+            pgrp: number(fields.nth(1)?)?,
+            start_time: number(fields.nth(16)?)?,
+        })
+    }
+}
+
+/// A directory of `/proc` that stands for one task; what is read below it is of that task alone, even when its
+/// number is given to another one meanwhile.
+#[derive(Debug)]
+pub struct TaskDir {
+    dir: OwnedFd,
+    /// Its number.
+    pub id: i32,
+}
+
+impl TaskDir {
+    /// `/proc/PID`.
+    pub fn process(pid: i32) -> Result<Self, Errno> {
+        Self::open(rustix::fs::CWD, &format!("/proc/{pid}"), pid)
+    }
+
+    fn open(at: impl AsFd, path: &str, id: i32) -> Result<Self, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(at, path, flags, Mode::empty())?;
+        Ok(Self { dir, id })
+    }
+
+    /// Every thread.
+    pub fn tasks(&self) -> Result<Vec<TaskDir>, Errno> {
+        let list = self.open_file("task")?;
+        Ok(numbers(&list)?
+            .into_iter()
+            .filter_map(|tid| Self::open(&list, &tid.to_string(), tid).ok())
+            .collect())
+    }
+
+    /// A file below, for reading.
+    pub fn open_file(&self, name: &str) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        openat(&self.dir, name, flags, Mode::empty())
+    }
+
+    /// A file's content.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, Errno> {
+        let mut content = Vec::new();
+        std::fs::File::from(self.open_file(name)?)
+            .read_to_end(&mut content)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        Ok(content)
+    }
+
+    /// A symbolic link's target.
+    pub fn read_link(&self, name: &str) -> Result<PathBuf, Errno> {
+        let target = rustix::fs::readlinkat(&self.dir, name, Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()).into())
+    }
+
+    /// Name, state, group, start time.
+    pub fn stat(&self) -> Option<Stat> {
+        Stat::parse(&self.read("stat").ok()?)
+    }
+
+    /// The inode of its namespace `kind` (`mnt`, `pid`).
+    pub fn namespace(&self, kind: &str) -> Option<u64> {
+        let link = self.read_link(&format!("ns/{kind}")).ok()?;
+        bracketed(link.as_os_str().as_encoded_bytes(), format!("{kind}:").as_bytes())
+    }
+
+    /// Its identity, given its stat.
+    pub fn identity(&self, stat: &Stat) -> ProcessId {
+        ProcessId { pid: self.id, start_time: stat.start_time }
+    }
+}
+
+/// The number in `pipe:[12345]`, for the prefix `pipe:`.
+pub fn bracketed(link: &[u8], prefix: &[u8]) -> Option<u64> {
+    number(link.strip_prefix(prefix)?.strip_prefix(b"[")?.strip_suffix(b"]")?)
+}
+
+/// Every process that this `/proc` shows.
+pub fn pids() -> Result<Vec<i32>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    numbers(&rustix::fs::open("/proc", flags, Mode::empty())?)
+}
+
+/// The entries of a directory that are numbers.
+pub fn numbers(dir: impl AsFd) -> Result<Vec<i32>, Errno> {
+    let number = |name: &CStr| number(name.to_bytes());
+    Dir::read_from(dir)?
+        .filter_map(|entry| entry.map(|entry| number(entry.file_name())).transpose())
+        .collect()
+}
+
+/// The inode of a namespace file.
+pub fn inode(path: &Path) -> std::io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(path)?.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_look_like_fields() {
+        let tail = "S 1 812 812 0 -1 4194560 1 0 0 0 1 2 3 4 20 0 1 0 555 9 9\n";
+        let stat = Stat::parse(format!("7 (a) R 1 (x\\y) {tail}").as_bytes()).unwrap();
+        assert_eq!(stat.comm, r"a) R 1 (x\134y");
+        assert_eq!((stat.state, stat.pgrp, stat.start_time), (b'S', 812, 555));
+        for text in ["", "7 ()", "7 )(", "7 (a) ", "7 (a) S 1 2"] {
+            assert_eq!(Stat::parse(text.as_bytes()), None);
+        }
+    }
+
+    #[test]
+    fn this_process_is_there() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        assert!(pids().unwrap().contains(&pid));
+        let dir = TaskDir::process(pid).unwrap();
+        assert!(!dir.tasks().unwrap().is_empty());
+        assert_eq!(dir.namespace("mnt"), inode(Path::new("/proc/self/ns/mnt")).ok());
+        assert!(dir.stat().unwrap().start_time > 0);
+    }
+}

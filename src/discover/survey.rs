@@ -1,0 +1,377 @@
+//! All facts about the autofs mounts of one mount namespace: mountinfo is read once, `/proc` is passed over once,
+//! and everything is linear in the number of mounts, tasks and descriptors.
+
+use super::escaped::escape;
+use super::facts::{AutofsMount, AutofsOptions, Blind, CoveringMount, Master, Pipe, Survey};
+use super::master::Masters;
+use super::mountinfo::{self, Entry, MountinfoError};
+use super::pipes::PipeScan;
+use super::proc::{self, TaskDir};
+use super::waiters::{Found, WaiterScan};
+use crate::sys::{DevNum, Errno};
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// Which mount namespace.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Target {
+    /// That of the calling thread.
+    #[default]
+    Own,
+    /// That of a process, seen from its root directory.
+    Process(i32),
+    /// A namespace file: `/proc/PID/ns/mnt`, or one that was bound somewhere.
+    Namespace(PathBuf),
+}
+
+/// The facts could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiscoverError {
+    /// It has ended, or this `/proc` does not show it.
+    #[error("there is no process {0}")]
+    NoProcess(i32),
+    /// A namespace that only a file keeps alive.
+    #[error("no process lives in the mount namespace {}", .0.display())]
+    NoMember(PathBuf),
+    /// Not without privilege.
+    #[error("the mounts of process {0} may not be read: run as root")]
+    Refused(i32),
+    /// Reading failed.
+    #[error("{} cannot be read: {errno}; is /proc mounted?", path.display())]
+    Read {
+        /// What.
+        path: PathBuf,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// The kernel printed what was not expected.
+    #[error(transparent)]
+    Mountinfo(#[from] MountinfoError),
+}
+
+/// Everything that `/proc` tells. Nothing is triggered or changed, and nothing waits.
+pub fn survey(target: &Target) -> Result<Survey, DiscoverError> {
+    let (mount_namespace, file) = read(target)?;
+    let mut mounts = assemble(&mountinfo::parse(&file)?);
+    if mounts.is_empty() {
+        return Ok(Survey { mount_namespace, ..Survey::default() });
+    }
+
+    let mut pipes = PipeScan::new(mounts.iter().filter_map(|mount| mount.options.pipe_ino).collect());
+    let mut waiters = WaiterScan::default();
+    for pid in proc::pids().map_err(|errno| unreadable("/proc", errno))? {
+        // ended since
+        let Ok(process) = TaskDir::process(pid) else { continue };
+        pipes.visit(&process);
+        waiters.visit(&process);
+    }
+
+    let mut masters = Masters::new(mount_namespace);
+    for mount in &mut mounts {
+        mount.pipe_ends =
+            mount.options.pipe_ino.and_then(|ino| pipes.ends.get(&ino)).cloned().unwrap_or_default();
+        mount.master = masters
+            .choose(mount.dev, &mount.path, mount.options.pgrp, &mount.pipe_ends)
+            .unwrap_or_else(|| nobody(&mount.options, pipes.unreadable));
+    }
+    let blind = Blind { descriptors: pipes.unreadable, sleepers: waiters.unknown };
+    let unplaced_waiters = place(waiters.found, mount_namespace, &mut mounts);
+    Ok(Survey { mount_namespace, mounts, unplaced_waiters, blind })
+}
+
+/// The namespace's inode and its mountinfo.
+fn read(target: &Target) -> Result<(u64, Vec<u8>), DiscoverError> {
+    match target {
+        Target::Own => read_task("/proc/thread-self"),
+        Target::Process(pid) => read_task(&format!("/proc/{pid}")).map_err(|error| match error {
+            DiscoverError::Read { errno: Errno::NOENT | Errno::SRCH | Errno::INVAL, .. } => {
+                DiscoverError::NoProcess(*pid)
+            }
+            DiscoverError::Read { errno: Errno::ACCESS | Errno::PERM, .. } => DiscoverError::Refused(*pid),
+            other => other,
+        }),
+        Target::Namespace(path) => read_task(&format!("/proc/{}", member(path)?)),
+    }
+}
+
+/// A process that lives in the namespace.
+fn member(namespace: &Path) -> Result<i32, DiscoverError> {
+    let inode = proc::inode(namespace).map_err(|error| failed(namespace, &error))?;
+    let pids = proc::pids().map_err(|errno| unreadable("/proc", errno))?;
+    let lives_there = |pid: &i32| TaskDir::process(*pid).ok()?.namespace("mnt").map(|its| its == inode);
+    pids.into_iter()
+        .find(|pid| lives_there(pid) == Some(true))
+        .ok_or_else(|| DiscoverError::NoMember(namespace.into()))
+}
+
+fn read_task(task: &str) -> Result<(u64, Vec<u8>), DiscoverError> {
+    let mountinfo = format!("{task}/mountinfo");
+    let namespace = format!("{task}/ns/mnt");
+    let file = std::fs::read(&mountinfo).map_err(|error| failed(mountinfo.as_str(), &error))?;
+    let inode = proc::inode(namespace.as_ref()).map_err(|error| failed(namespace.as_str(), &error))?;
+    Ok((inode, file))
+}
+
+fn failed(path: impl Into<PathBuf>, error: &std::io::Error) -> DiscoverError {
+    unreadable(path, Errno::from_io_error(error).unwrap_or(Errno::IO))
+}
+
+fn unreadable(path: impl Into<PathBuf>, errno: Errno) -> DiscoverError {
+    DiscoverError::Read { path: path.into(), errno }
+}
+
+/// No process was found that reads the pipe: is there none, or was it not seen?
+fn nobody(options: &AutofsOptions, unreadable: usize) -> Master {
+    match options.pipe() {
+        Pipe::Catatonic => Master::Dead,
+        Pipe::Inode(_) if unreadable == 0 && options.pgrp != 0 => Master::Dead,
+        Pipe::Inode(_) | Pipe::NotShown => Master::NotVisible,
+    }
+}
+
+/// Mountinfo as a tree.
+struct Tree<'a> {
+    entries: &'a [Entry<'a>],
+    index: HashMap<u64, usize>,
+    children: HashMap<u64, Vec<usize>>,
+}
+
+/// The autofs mounts with all that mountinfo tells of them.
+fn assemble(entries: &[Entry<'_>]) -> Vec<AutofsMount> {
+    let mut children: HashMap<u64, Vec<usize>> = HashMap::new();
+    for (index, entry) in entries.iter().enumerate() {
+        children.entry(entry.parent).or_default().push(index);
+    }
+    let index = entries.iter().enumerate().map(|(index, entry)| (entry.id, index)).collect();
+    let tree = Tree { entries, index, children };
+    tree.parents_first()
+        .into_iter()
+        .map(|index| &entries[index])
+        .filter(|entry| entry.is_autofs())
+        .map(|entry| tree.autofs_mount(entry))
+        .collect()
+}
+
+impl Tree<'_> {
+    /// Mountinfo's order, but a mount that was moved below a younger one comes after it.
+    fn parents_first(&self) -> Vec<usize> {
+        let mut seen = vec![false; self.entries.len()];
+        let mut order = Vec::with_capacity(self.entries.len());
+        for start in 0..self.entries.len() {
+            let mut chain = Vec::new();
+            let mut next = Some(start);
+            while let Some(index) = next.filter(|&index| !std::mem::replace(&mut seen[index], true)) {
+                chain.push(index);
+                next = self.index.get(&self.entries[index].parent).copied();
+            }
+            order.extend(chain.into_iter().rev());
+        }
+        order
+    }
+
+    fn autofs_mount(&self, entry: &Entry<'_>) -> AutofsMount {
+        let options = AutofsOptions::parse(entry.super_options);
+        let (covering, autofs_children) = self.below(entry);
+        AutofsMount {
+            mount_id: entry.id,
+            parent_id: entry.parent,
+            dev: entry.dev,
+            path: mountinfo::path(entry.mount_point),
+            root: mountinfo::path(entry.root),
+            source: mountinfo::path(entry.source),
+            mount_flags: texts(entry.flags),
+            propagation: entry.propagation,
+            catatonic: options.pipe() == Pipe::Catatonic,
+            options,
+            pipe_ends: Vec::new(),
+            master: Master::Dead,
+            covering,
+            autofs_children,
+            waiters: Vec::new(),
+        }
+    }
+
+    /// What is mounted on the triggers of an autofs mount and stacked there, and the autofs mounts nearest below.
+    ///
+    /// Every other mount has one nearest autofs mount above it, so that all calls together are linear.
+    fn below(&self, autofs: &Entry<'_>) -> (Vec<CoveringMount>, Vec<u64>) {
+        let mut covering = Vec::new();
+        let mut autofs_children = Vec::new();
+        // children in reverse, so that they are taken from the stack in their order
+        let children =
+            |id| self.children.get(&id).into_iter().flatten().rev().map(|&index| &self.entries[index]);
+        let mut stack: Vec<_> = children(autofs.id).map(|entry| (entry, true)).collect();
+        while let Some((entry, on_trigger)) = stack.pop() {
+            if entry.is_autofs() {
+                autofs_children.extend((entry.id != autofs.id).then_some(entry.id));
+                continue;
+            }
+            if on_trigger {
+                covering.push(covering_mount(entry));
+            }
+            let stacked = |child: &Entry<'_>| on_trigger && child.mount_point == entry.mount_point;
+            stack.extend(children(entry.id).map(|child| (child, stacked(child))));
+        }
+        (covering, autofs_children)
+    }
+}
+
+fn covering_mount(entry: &Entry<'_>) -> CoveringMount {
+    CoveringMount {
+        mount_id: entry.id,
+        path: mountinfo::path(entry.mount_point),
+        dev: entry.dev,
+        root: mountinfo::path(entry.root),
+        fstype: escape(entry.fstype),
+        source: mountinfo::path(entry.source),
+        mount_flags: texts(entry.flags),
+        super_options: mountinfo::items(entry.super_options).collect(),
+        propagation: entry.propagation,
+    }
+}
+
+/// Flags: words of the kernel's.
+fn texts(field: &[u8]) -> Vec<String> {
+    field.split(|&byte| byte == b',').map(escape).collect()
+}
+
+/// Give the waiters to the mounts that they wait on. In a namespace with one autofs mount that has a pipe the
+/// answer is certain; where there are several the waiter is handed back; one that sees none of `mounts` is
+/// not ours.
+fn place(found: Vec<Found>, mount_namespace: u64, mounts: &mut [AutofsMount]) -> Vec<super::facts::Waiter> {
+    let mut visible = HashMap::from([(Some(mount_namespace), with_pipes(mounts))]);
+    let mut unplaced = Vec::new();
+    let ours = visible[&Some(mount_namespace)].clone();
+    for Found { waiter, mount_namespace } in found {
+        let seen = visible.entry(mount_namespace).or_insert_with(|| {
+            let file = std::fs::read(format!("/proc/{}/mountinfo", waiter.tid)).unwrap_or_default();
+            with_pipes(&assemble(&mountinfo::parse(&file).unwrap_or_default()))
+        });
+        let mut candidates = seen.intersection(&ours);
+        match (candidates.next(), seen.len()) {
+            (Some(dev), 1) => mounts
+                .iter_mut()
+                .filter(|mount| mount.dev == *dev)
+                .for_each(|mount| mount.waiters.push(waiter.clone())),
+            (Some(_), _) => unplaced.push(waiter),
+            (None, _) => {}
+        }
+    }
+    unplaced
+}
+
+fn with_pipes(mounts: &[AutofsMount]) -> HashSet<DevNum> {
+    mounts.iter().filter(|mount| !mount.catatonic).map(|mount| mount.dev).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::{MountType, Waiter};
+    use super::*;
+    use crate::sys::process::ProcessId;
+
+    fn mounts(file: &str) -> Vec<AutofsMount> {
+        assemble(&mountinfo::parse(file.as_bytes()).unwrap())
+    }
+
+    fn covering(mount: &AutofsMount) -> Vec<u64> {
+        mount.covering.iter().map(|covering| covering.mount_id).collect()
+    }
+
+    /// An indirect mount with a plain key (30, and 31 stacked on it), a multi-mount key with a root (32) and two
+    /// offsets below it (33 idle, 34 covered by 35), a rootless one (36); and what is no trigger (37).
+    const INDIRECT: &str = "\
+20 1 8:1 / / rw - ext4 /dev/sda1 rw
+21 20 0:40 / /mnt/a rw,nosuid shared:4 - autofs /etc/auto.a rw,fd=5,pgrp=9,timeout=60,minproto=5,maxproto=5,indirect,pipe_ino=77
+30 21 0:50 / /mnt/a/key rw - nfs4 srv:/export rw,vers=4.2
+31 30 0:51 / /mnt/a/key ro - tmpfs none rw
+32 21 0:52 /sub /mnt/a/multi rw - ext4 /dev/sdb rw
+33 32 0:53 / /mnt/a/multi/x rw - autofs /etc/auto.a rw,fd=5,pgrp=9,timeout=60,minproto=5,maxproto=5,offset,pipe_ino=77
+34 32 0:54 / /mnt/a/multi/y rw - autofs /etc/auto.a rw,fd=5,pgrp=9,timeout=60,minproto=5,maxproto=5,offset,pipe_ino=77
+35 34 0:55 / /mnt/a/multi/y rw - tmpfs y rw
+36 21 0:56 / /mnt/a/rootless/z rw - autofs /etc/auto.a rw,fd=5,pgrp=9,timeout=60,minproto=5,maxproto=5,offset,pipe_ino=77
+37 30 0:57 / /mnt/a/key/inner rw - tmpfs inner rw
+";
+
+    #[test]
+    fn covering_mounts_and_children_of_an_indirect_mount() {
+        let mounts = mounts(INDIRECT);
+        assert_eq!(mounts.iter().map(|mount| mount.mount_id).collect::<Vec<_>>(), [21, 33, 34, 36]);
+        let top = &mounts[0];
+        assert_eq!(top.options.mount_type, MountType::Indirect);
+        assert_eq!(top.mount_flags, ["rw", "nosuid"]);
+        assert_eq!(top.propagation.shared, Some(4));
+        assert_eq!(covering(top), [30, 31, 32]);
+        assert_eq!(top.covering[2].root, PathBuf::from("/sub"));
+        assert_eq!(top.autofs_children, [33, 34, 36]);
+        assert_eq!(covering(&mounts[2]), [35]);
+        assert!(covering(&mounts[1]).is_empty());
+    }
+
+    #[test]
+    fn parents_come_first_though_the_kernel_prints_them_later() {
+        let mounts = mounts(
+            "\
+25 30 0:50 / /mnt/b/c rw - autofs inner rw,fd=-1,direct,pipe_ino=-1
+20 1 8:1 / / rw - ext4 /dev/sda1 rw
+30 20 0:51 / /mnt/b rw - autofs outer rw,fd=3,indirect,pipe_ino=5
+",
+        );
+        assert_eq!(mounts.iter().map(|mount| mount.mount_id).collect::<Vec<_>>(), [30, 25]);
+        assert_eq!((mounts[0].catatonic, mounts[1].catatonic), (false, true));
+    }
+
+    #[test]
+    fn no_tree_that_mountinfo_can_state_loops() {
+        let mounts = mounts(
+            "\
+1 1 0:1 / / rw - autofs self rw,direct
+2 3 0:2 / /a rw - tmpfs a rw
+3 2 0:3 / /a rw - tmpfs b rw
+4 5 0:4 / /a rw - tmpfs b rw
+5 4 0:5 / /a rw - autofs c rw,direct
+",
+        );
+        assert_eq!(mounts.len(), 2);
+        assert!(mounts[0].autofs_children.is_empty());
+        assert_eq!(covering(&mounts[1]), [4]);
+    }
+
+    #[test]
+    fn nobody_is_dead_only_when_everybody_was_seen() {
+        let nobody = |text: &str, unreadable| nobody(&AutofsOptions::parse(text.as_bytes()), unreadable);
+        let open = "fd=3,pgrp=9,direct,pipe_ino=5";
+        assert_eq!(nobody(open, 0), Master::Dead);
+        assert_eq!(nobody(open, 1), Master::NotVisible);
+        assert_eq!(nobody("fd=3,pgrp=0,direct,pipe_ino=5", 0), Master::NotVisible);
+        assert_eq!(nobody("fd=3,pgrp=9,direct", 0), Master::NotVisible);
+        assert_eq!(nobody("fd=-1,pgrp=0,direct,pipe_ino=-1", 1), Master::Dead);
+    }
+
+    #[test]
+    fn a_waiter_is_placed_only_where_there_is_no_choice() {
+        let waiter = Waiter {
+            tid: i32::MAX,
+            process: ProcessId { pid: i32::MAX, start_time: 1 },
+            comm: "ls".into(),
+            expiring: false,
+        };
+        let found = |namespace| vec![Found { waiter: waiter.clone(), mount_namespace: Some(namespace) }];
+        let one = "1 0 0:1 / / rw - tmpfs t rw\n2 1 0:2 / /m rw - autofs m rw,fd=3,direct,pipe_ino=5\n";
+        let catatonic = "3 1 0:3 / /n rw - autofs n rw,fd=-1,direct,pipe_ino=-1\n";
+        let bound = "4 1 0:2 / /bound rw - autofs m rw,fd=3,direct,pipe_ino=5\n";
+        let other = "5 1 0:5 / /o rw - autofs o rw,fd=3,direct,pipe_ino=5\n";
+
+        let mut certain = mounts(&[one, catatonic, bound].concat());
+        assert!(place(found(7), 7, &mut certain).is_empty());
+        let waiting: Vec<_> = certain.iter().map(|mount| (mount.mount_id, mount.waiters.len())).collect();
+        assert_eq!(waiting, [(2, 1), (3, 0), (4, 1)]);
+
+        let mut two = mounts(&[one, other].concat());
+        assert_eq!(place(found(7), 7, &mut two), std::slice::from_ref(&waiter));
+        // it sees none of them (it is gone, even)
+        assert!(place(found(8), 7, &mut two).is_empty());
+        assert!(two.iter().all(|mount| mount.waiters.is_empty()));
+    }
+}
