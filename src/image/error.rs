@@ -258,7 +258,8 @@ pub(super) struct FieldError {
 impl FieldError {
     /// The same fault, seen from the message that contains this one.
     pub fn within(mut self, outer: impl std::fmt::Display) -> Self {
-        self.field = format!("{outer}.{}", self.field);
+        let dot = if self.field.is_empty() { "" } else { "." };
+        self.field = format!("{outer}{dot}{}", self.field);
         self
     }
 
