@@ -6,9 +6,7 @@ use super::LIMITS;
 use super::checkpoint::{ActiveKey, Checkpoint, DumpedMount, InFlight, Left, Origin, Service};
 use super::error::{Fault, FieldError, ImageError};
 use super::files;
-use crate::discover::facts::{
-    AutofsMount, CoveringMount, Master, MountType, PipeEnd, TreeEntry, Waiter,
-};
+use crate::discover::facts::{AutofsMount, CoveringMount, Master, MountType, PipeEnd, TreeEntry, Waiter};
 use crate::sys::{DevNum, process::ProcessId};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -27,8 +25,7 @@ pub fn check(checkpoint: &Checkpoint) -> Result<(), ImageError> {
     }
     let mounts = &checkpoint.mounts;
     let positions = mounts.iter().enumerate();
-    let positions: HashMap<u64, usize> =
-        positions.map(|(i, mount)| (mount.facts.mount_id, i)).collect();
+    let positions: HashMap<u64, usize> = positions.map(|(i, mount)| (mount.facts.mount_id, i)).collect();
     let mut seen = Seen::default();
     for (i, one) in mounts.iter().enumerate() {
         mount(one)
@@ -66,6 +63,7 @@ fn facts(mount: &AutofsMount) -> Checked {
     }
     device(mount.dev).at("dev_minor")?;
     absolute(&mount.path).at("path")?;
+    fs_root(&mount.root).at("root")?;
     text(mount.source.as_os_str().as_bytes()).at("source")?;
     each("mount_flags", &mount.mount_flags, |flag| option(flag).at(""))?;
     options(mount)?;
@@ -82,7 +80,7 @@ fn facts(mount: &AutofsMount) -> Checked {
             process(id).at("master.process.pid")?;
             text(comm.as_bytes()).at("master.comm")?;
         }
-        Master::Dead => {}
+        Master::Dead | Master::NotVisible => {}
     }
     each("waiters", &mount.waiters, waiter)?;
     each("covering", &mount.covering, |one| covering(one, &mount.path))
@@ -104,7 +102,7 @@ fn options(mount: &AutofsMount) -> Checked {
     if mount.catatonic && options.pipe_ino.is_some() {
         return Err(Fault::Unexpected("a catatonic mount has no pipe").at("pipe_ino"));
     }
-    Ok(())
+    each("unknown_options", &options.unknown, |text| option(text).at(""))
 }
 
 fn pipe_end(end: &PipeEnd) -> Checked {
@@ -129,12 +127,7 @@ fn covering(mount: &CoveringMount, root: &Path) -> Checked {
         return Err(Fault::Outside { path, root }.at("path"));
     }
     device(mount.dev).at("dev_minor")?;
-    // Not always a path: `mnt:[4026531841]` for nsfs, `/gone//deleted` for a removed bind source.
-    let fs_root = mount.root.as_os_str().as_bytes();
-    filled(fs_root).at("root")?;
-    if fs_root.split(|byte| *byte == b'/').any(|part| part == b"..") {
-        return Err(Fault::NotNormal(mount.root.clone()).at("root"));
-    }
+    fs_root(&mount.root).at("root")?;
     fstype(&mount.fstype).at("fstype")?;
     text(mount.source.as_os_str().as_bytes()).at("source")?;
     each("mount_flags", &mount.mount_flags, |flag| option(flag).at(""))?;
@@ -174,9 +167,7 @@ fn tree(entries: &[TreeEntry], mount_type: MountType) -> Checked {
 
 fn in_flight(request: &InFlight) -> Checked {
     if let Some((_, key)) = &request.packet {
-        relative(Path::new(OsStr::from_bytes(key)))
-            .and_then(|()| length(key, LIMITS.name))
-            .at("key")?;
+        relative(Path::new(OsStr::from_bytes(key))).and_then(|()| length(key, LIMITS.name)).at("key")?;
     }
     match &request.waiter {
         Some(one) => waiter(one).map_err(|error| error.within("waiter")),
@@ -202,12 +193,7 @@ fn active(keys: &[ActiveKey], mount_type: MountType) -> Checked {
 
 fn service(service: &Service) -> Checked {
     match service {
-        Service::MasterEntry {
-            mount_point,
-            map,
-            options,
-            entries,
-        } => {
+        Service::MasterEntry { mount_point, map, options, entries } => {
             absolute(mount_point).at("mount_point")?;
             filled(map).at("map")?;
             text(options).at("options")?;
@@ -216,14 +202,7 @@ fn service(service: &Service) -> Checked {
                 text(entry).at("entry")
             })
         }
-        Service::Unit {
-            unit,
-            mount_point,
-            what,
-            fstype: name,
-            options,
-            timeout: _,
-        } => {
+        Service::Unit { unit, mount_point, what, fstype: name, options, timeout: _ } => {
             component(unit.as_bytes()).at("name")?;
             absolute(mount_point).at("mount_point")?;
             text(what).at("what")?;
@@ -283,9 +262,10 @@ impl<'a> Seen<'a> {
 
 /// Check every element of a list; a field inside it is named `list[i].field`.
 fn each<'a, T>(list: &str, items: &'a [T], mut check: impl FnMut(&'a T) -> Checked) -> Checked {
-    items.iter().enumerate().try_for_each(|(i, item)| {
-        check(item).map_err(|error| error.within(format_args!("{list}[{i}]")))
-    })
+    items
+        .iter()
+        .enumerate()
+        .try_for_each(|(i, item)| check(item).map_err(|error| error.within(format_args!("{list}[{i}]"))))
 }
 
 fn absolute(path: &Path) -> Result<(), Fault> {
@@ -323,15 +303,23 @@ fn component(name: &[u8]) -> Result<(), Fault> {
     relative(path)
 }
 
-/// Letters, digits, `.`, `_`, `-`; it may become part of a helper's name (`mount.TYPE`).
+/// It may become part of a helper's name (`mount.TYPE`), or an argument.
 fn fstype(name: &str) -> Result<(), Fault> {
-    filled(name.as_bytes())?;
-    length(name.as_bytes(), LIMITS.name)?;
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if name.starts_with(['-', '.']) || !name.chars().all(allowed) {
-        return Err(Fault::NotOneComponent(name.into()));
+    match name.starts_with('-') {
+        true => Err(Fault::Unexpected("a leading dash")),
+        false => component(name.as_bytes()),
     }
-    Ok(())
+}
+
+/// The `root` column of mountinfo. Not always a path: `mnt:[4026531841]` for nsfs,
+/// `/gone//deleted` for a bind whose source was removed.
+fn fs_root(root: &Path) -> Result<(), Fault> {
+    let bytes = root.as_os_str().as_bytes();
+    filled(bytes)?;
+    match bytes.split(|byte| *byte == b'/').any(|part| part == b"..") {
+        true => Err(Fault::NotNormal(root.to_owned())),
+        false => Ok(()),
+    }
 }
 
 fn option(text: &str) -> Result<(), Fault> {

@@ -5,8 +5,8 @@ use super::checkpoint::{ActiveKey, DumpedMount, InFlight, Left, Origin, Service}
 use super::error::{Fault, FieldError};
 use super::wire;
 use crate::discover::facts::{
-    AutofsMount, AutofsOptions, CoveringMount, End, Master, MountType, PipeEnd, Propagation,
-    TreeEntry, Waiter,
+    AutofsMount, AutofsOptions, CoveringMount, End, Master, MountType, PipeEnd, Propagation, TreeEntry,
+    Waiter,
 };
 use crate::sys::DevNum;
 use crate::sys::control::{Requester, Token};
@@ -40,9 +40,7 @@ fn option<T: Wire>(message: Option<T::Message>, field: &str) -> Result<Option<T>
 }
 
 fn list<T: Wire>(messages: Vec<T::Message>, field: &str) -> Result<Vec<T>, FieldError> {
-    let item = |(i, message)| {
-        T::decode(message).map_err(|error| error.within(format_args!("{field}[{i}]")))
-    };
+    let item = |(i, message)| T::decode(message).map_err(|error| error.within(format_args!("{field}[{i}]")));
     messages.into_iter().enumerate().map(item).collect()
 }
 
@@ -64,88 +62,85 @@ fn bytes(path: &Path) -> Option<Vec<u8>> {
     Some(path.as_os_str().as_bytes().to_vec())
 }
 
-/// A mount and its index in the checkpoint.
-pub type Placed = (usize, DumpedMount);
-
-impl Wire for Placed {
-    type Message = wire::AutofsEntry;
-
-    fn encode(&self) -> wire::AutofsEntry {
-        let (position, mount) = self;
-        let AutofsMount {
-            mount_id,
-            parent_id,
-            dev,
-            path,
-            source,
-            options,
-            mount_flags,
-            propagation,
-            catatonic,
-            pipe_ends,
-            master,
-            covering,
-            autofs_children,
-            waiters,
-        } = &mount.facts;
-        let timeout = i32::try_from(options.timeout);
-        wire::AutofsEntry {
-            fd: Some(options.fd),
-            pgrp: Some(options.pgrp),
-            timeout: Some(timeout.unwrap_or(i32::MAX)),
-            minproto: Some(options.min_proto as i32),
-            maxproto: Some(options.max_proto as i32),
-            mode: Some(stock_mode(options.mount_type)),
-            // CRIU's fields are signed; the bits are kept.
-            uid: options.uid.map(|uid| uid as i32),
-            gid: options.gid.map(|gid| gid as i32),
-            read_fd: stock_read_fd(&mount.facts),
-            dev_major: Some(dev.major),
-            dev_minor: Some(dev.minor),
-            timeout_seconds: timeout.is_err().then_some(options.timeout),
-            strict_expire: Some(options.strict_expire),
-            ignore: Some(options.ignore),
-            pipe_ino: options.pipe_ino,
-            catatonic: Some(*catatonic),
-            source: bytes(source),
-            root_mode: Some(mount.root_mode),
-            root_uid: Some(mount.root_uid),
-            root_gid: Some(mount.root_gid),
-            root_requester: mount.root_requester.as_ref().map(Wire::encode),
-            tree: encode_list(&mount.tree),
-            // Both indices are bounded by limits far below 32 bits.
-            position: Some(*position as u32),
-            mount_id: Some(*mount_id),
-            parent_id: Some(*parent_id),
-            path: bytes(path),
-            mount_flags: mount_flags.clone(),
-            propagation: Some(propagation.encode()),
-            covering: encode_list(covering),
-            autofs_children: autofs_children.clone(),
-            pipe_ends: encode_list(pipe_ends),
-            master: Some(master.encode()),
-            waiters: encode_list(waiters),
-            in_flight: encode_list(&mount.in_flight),
-            served_by: mount.served_by.map(|index| index as u32),
-            active: encode_list(&mount.active),
-        }
+/// The message of `mount`, which is number `position` of the checkpoint.
+pub fn encode_mount(position: usize, mount: &DumpedMount) -> wire::AutofsEntry {
+    let AutofsMount {
+        mount_id,
+        parent_id,
+        dev,
+        path,
+        root,
+        source,
+        options,
+        mount_flags,
+        propagation,
+        catatonic,
+        pipe_ends,
+        master,
+        covering,
+        autofs_children,
+        waiters,
+    } = &mount.facts;
+    let timeout = i32::try_from(options.timeout);
+    wire::AutofsEntry {
+        fd: Some(options.fd),
+        pgrp: Some(options.pgrp),
+        timeout: Some(timeout.unwrap_or(i32::MAX)),
+        minproto: Some(options.min_proto as i32),
+        maxproto: Some(options.max_proto as i32),
+        mode: Some(stock_mode(options.mount_type)),
+        // CRIU's fields are signed; the bits are kept.
+        uid: options.uid.map(|uid| uid as i32),
+        gid: options.gid.map(|gid| gid as i32),
+        read_fd: stock_read_fd(&mount.facts),
+        dev_major: Some(dev.major),
+        dev_minor: Some(dev.minor),
+        timeout_seconds: timeout.is_err().then_some(options.timeout),
+        strict_expire: Some(options.strict_expire),
+        ignore: Some(options.ignore),
+        pipe_ino: options.pipe_ino,
+        catatonic: Some(*catatonic),
+        source: bytes(source),
+        root_mode: Some(mount.root_mode),
+        root_uid: Some(mount.root_uid),
+        root_gid: Some(mount.root_gid),
+        root_requester: mount.root_requester.as_ref().map(Wire::encode),
+        tree: encode_list(&mount.tree),
+        unknown_options: options.unknown.clone(),
+        // Both indices are bounded by limits far below 32 bits.
+        position: Some(position as u32),
+        mount_id: Some(*mount_id),
+        parent_id: Some(*parent_id),
+        path: bytes(path),
+        root: bytes(root),
+        mount_flags: mount_flags.clone(),
+        propagation: Some(propagation.encode()),
+        covering: encode_list(covering),
+        autofs_children: autofs_children.clone(),
+        pipe_ends: encode_list(pipe_ends),
+        master: Some(master.encode()),
+        waiters: encode_list(waiters),
+        in_flight: encode_list(&mount.in_flight),
+        served_by: mount.served_by.map(|index| index as u32),
+        active: encode_list(&mount.active),
     }
+}
 
-    fn decode(mut message: wire::AutofsEntry) -> Result<Self, FieldError> {
-        let position = need(message.position, "position")? as usize;
-        let mount = DumpedMount {
-            root_mode: need(message.root_mode, "root_mode")?,
-            root_uid: need(message.root_uid, "root_uid")?,
-            root_gid: need(message.root_gid, "root_gid")?,
-            root_requester: option(message.root_requester.take(), "root_requester")?,
-            tree: list(std::mem::take(&mut message.tree), "tree")?,
-            in_flight: list(std::mem::take(&mut message.in_flight), "in_flight")?,
-            served_by: message.served_by.map(|index| index as usize),
-            active: list(std::mem::take(&mut message.active), "active")?,
-            facts: facts(message)?,
-        };
-        Ok((position, mount))
-    }
+/// A mount and its position.
+pub fn decode_mount(mut message: wire::AutofsEntry) -> Result<(usize, DumpedMount), FieldError> {
+    let position = need(message.position, "position")? as usize;
+    let mount = DumpedMount {
+        root_mode: need(message.root_mode, "root_mode")?,
+        root_uid: need(message.root_uid, "root_uid")?,
+        root_gid: need(message.root_gid, "root_gid")?,
+        root_requester: option(message.root_requester.take(), "root_requester")?,
+        tree: list(std::mem::take(&mut message.tree), "tree")?,
+        in_flight: list(std::mem::take(&mut message.in_flight), "in_flight")?,
+        served_by: message.served_by.map(|index| index as usize),
+        active: list(std::mem::take(&mut message.active), "active")?,
+        facts: facts(message)?,
+    };
+    Ok((position, mount))
 }
 
 fn facts(message: wire::AutofsEntry) -> Result<AutofsMount, FieldError> {
@@ -158,6 +153,7 @@ fn facts(message: wire::AutofsEntry) -> Result<AutofsMount, FieldError> {
             minor: need(message.dev_minor, "dev_minor")?,
         },
         path: path(need(message.path, "path")?),
+        root: path(need(message.root, "root")?),
         source: path(message.source.unwrap_or_default()),
         mount_flags: message.mount_flags,
         propagation: option(message.propagation, "propagation")?.unwrap_or_default(),
@@ -202,6 +198,7 @@ fn options(message: &wire::AutofsEntry) -> Result<AutofsOptions, FieldError> {
         uid: message.uid.map(|uid| uid as u32),
         gid: message.gid.map(|gid| gid as u32),
         pipe_ino: message.pipe_ino,
+        unknown: message.unknown_options.clone(),
     })
 }
 
@@ -229,17 +226,11 @@ impl Wire for ProcessId {
     type Message = wire::ProcessId;
 
     fn encode(&self) -> wire::ProcessId {
-        wire::ProcessId {
-            pid: Some(self.pid),
-            start_time: Some(self.start_time),
-        }
+        wire::ProcessId { pid: Some(self.pid), start_time: Some(self.start_time) }
     }
 
     fn decode(message: wire::ProcessId) -> Result<Self, FieldError> {
-        Ok(Self {
-            pid: need(message.pid, "pid")?,
-            start_time: need(message.start_time, "start_time")?,
-        })
+        Ok(Self { pid: need(message.pid, "pid")?, start_time: need(message.start_time, "start_time")? })
     }
 }
 
@@ -247,17 +238,11 @@ impl Wire for Requester {
     type Message = wire::Requester;
 
     fn encode(&self) -> wire::Requester {
-        wire::Requester {
-            uid: Some(self.uid),
-            gid: Some(self.gid),
-        }
+        wire::Requester { uid: Some(self.uid), gid: Some(self.gid) }
     }
 
     fn decode(message: wire::Requester) -> Result<Self, FieldError> {
-        Ok(Self {
-            uid: need(message.uid, "uid")?,
-            gid: need(message.gid, "gid")?,
-        })
+        Ok(Self { uid: need(message.uid, "uid")?, gid: need(message.gid, "gid")? })
     }
 }
 
@@ -265,11 +250,7 @@ impl Wire for Propagation {
     type Message = wire::Propagation;
 
     fn encode(&self) -> wire::Propagation {
-        wire::Propagation {
-            shared: self.shared,
-            slave_of: self.slave_of,
-            unbindable: Some(self.unbindable),
-        }
+        wire::Propagation { shared: self.shared, slave_of: self.slave_of, unbindable: Some(self.unbindable) }
     }
 
     fn decode(message: wire::Propagation) -> Result<Self, FieldError> {
@@ -322,7 +303,7 @@ impl Wire for CoveringMount {
             fstype: Some(self.fstype.clone()),
             source: bytes(&self.source),
             mount_flags: self.mount_flags.clone(),
-            super_options: self.super_options.clone(),
+            super_options: self.super_options.iter().map(|o| o.as_bytes().to_vec()).collect(),
             propagation: Some(self.propagation.encode()),
         }
     }
@@ -339,7 +320,7 @@ impl Wire for CoveringMount {
             fstype: need(message.fstype, "fstype")?,
             source: path(message.source.unwrap_or_default()),
             mount_flags: message.mount_flags,
-            super_options: message.super_options,
+            super_options: message.super_options.into_iter().map(OsString::from_vec).collect(),
             propagation: option(message.propagation, "propagation")?.unwrap_or_default(),
         })
     }
@@ -383,14 +364,11 @@ impl Wire for Master {
         use wire::master::Program;
         let (program, process, unit, comm) = match self {
             Self::Dead => (Program::Dead, None, None, None),
+            Self::NotVisible => (Program::NotVisible, None, None, None),
             Self::Automount { process } => (Program::Automount, Some(process), None, None),
             Self::AutofsCr { process } => (Program::AutofsCr, Some(process), None, None),
-            Self::Systemd { process, unit } => {
-                (Program::Systemd, Some(process), Some(unit), None)
-            }
-            Self::Unknown { process, comm } => {
-                (Program::Unknown, Some(process), None, Some(comm))
-            }
+            Self::Systemd { process, unit } => (Program::Systemd, Some(process), Some(unit), None),
+            Self::Unknown { process, comm } => (Program::Unknown, Some(process), None, Some(comm)),
         };
         wire::Master {
             program: Some(program.into()),
@@ -403,22 +381,14 @@ impl Wire for Master {
     fn decode(message: wire::Master) -> Result<Self, FieldError> {
         use wire::master::Program;
         let program = known(message.program, "program")?;
-        if program == Program::Dead {
-            return Ok(Self::Dead);
-        }
-        let process = one(message.process, "process")?;
+        let process = one(message.process, "process");
         Ok(match program {
             Program::Dead => Self::Dead,
-            Program::Automount => Self::Automount { process },
-            Program::AutofsCr => Self::AutofsCr { process },
-            Program::Systemd => Self::Systemd {
-                process,
-                unit: need(message.unit, "unit")?,
-            },
-            Program::Unknown => Self::Unknown {
-                process,
-                comm: message.comm.unwrap_or_default(),
-            },
+            Program::NotVisible => Self::NotVisible,
+            Program::Automount => Self::Automount { process: process? },
+            Program::AutofsCr => Self::AutofsCr { process: process? },
+            Program::Systemd => Self::Systemd { process: process?, unit: need(message.unit, "unit")? },
+            Program::Unknown => Self::Unknown { process: process?, comm: message.comm.unwrap_or_default() },
         })
     }
 }
@@ -474,17 +444,11 @@ impl Wire for ActiveKey {
     type Message = wire::ActiveKey;
 
     fn encode(&self) -> wire::ActiveKey {
-        wire::ActiveKey {
-            key: Some(self.key.clone()),
-            entry: self.entry.clone(),
-        }
+        wire::ActiveKey { key: Some(self.key.clone()), entry: self.entry.clone() }
     }
 
     fn decode(message: wire::ActiveKey) -> Result<Self, FieldError> {
-        Ok(Self {
-            key: need(message.key, "key")?,
-            entry: message.entry,
-        })
+        Ok(Self { key: need(message.key, "key")?, entry: message.entry })
     }
 }
 
@@ -517,9 +481,7 @@ impl Wire for Origin {
             mount_namespace: need(message.mount_namespace, "mount_namespace")?,
             left: match known(message.left, "left")? {
                 wire::origin::Left::Running => Left::Running,
-                wire::origin::Left::Held => Left::Held {
-                    holder: one(message.holder, "holder")?,
-                },
+                wire::origin::Left::Held => Left::Held { holder: one(message.holder, "holder")? },
                 wire::origin::Left::Catatonic => Left::Catatonic,
             },
         })
@@ -532,12 +494,7 @@ impl Wire for Service {
     fn encode(&self) -> wire::Service {
         use wire::service::Kind;
         match self {
-            Self::MasterEntry {
-                mount_point,
-                map,
-                options,
-                entries,
-            } => wire::Service {
+            Self::MasterEntry { mount_point, map, options, entries } => wire::Service {
                 kind: Some(Kind::MasterEntry(wire::MasterEntry {
                     mount_point: bytes(mount_point),
                     map: Some(map.clone()),
@@ -545,14 +502,7 @@ impl Wire for Service {
                 })),
                 entries: encode_list(entries),
             },
-            Self::Unit {
-                unit,
-                mount_point,
-                what,
-                fstype,
-                options,
-                timeout,
-            } => wire::Service {
+            Self::Unit { unit, mount_point, what, fstype, options, timeout } => wire::Service {
                 kind: Some(Kind::Unit(wire::Unit {
                     name: Some(unit.clone()),
                     mount_point: bytes(mount_point),
@@ -592,10 +542,7 @@ impl Wire for (Vec<u8>, Vec<u8>) {
     type Message = wire::MapEntry;
 
     fn encode(&self) -> wire::MapEntry {
-        wire::MapEntry {
-            key: Some(self.0.clone()),
-            entry: Some(self.1.clone()),
-        }
+        wire::MapEntry { key: Some(self.0.clone()), entry: Some(self.1.clone()) }
     }
 
     fn decode(message: wire::MapEntry) -> Result<Self, FieldError> {

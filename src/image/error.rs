@@ -1,6 +1,6 @@
 //! What can be wrong with an image, or with writing one.
 
-use super::LIMITS;
+use super::VERSION;
 use std::path::{Path, PathBuf};
 
 /// An image could not be read or written. Nothing was changed.
@@ -58,7 +58,9 @@ pub enum ImageError {
         file: String,
     },
     /// The first eight bytes are not those of this file.
-    #[error("{file}: magic {found:#010x} at byte {offset}, expected {expected:#010x}: not an image of this kind")]
+    #[error(
+        "{file}: magic {found:#010x} at byte {offset}, expected {expected:#010x}: not an image of this kind"
+    )]
     Magic {
         /// The file.
         file: String,
@@ -121,12 +123,12 @@ pub enum ImageError {
         /// The limit.
         limit: usize,
     },
-    /// A newer program wrote this.
+    /// Another program wrote this.
     #[error(
-        "{file}: image version {major}.{minor}, this program reads versions up to {}.x; \
-         use the autofs-cr that made it or a newer one", LIMITS.major
+        "{file}: image version {major}.{minor}, this program reads version {}.x; \
+         use the autofs-cr that wrote it", VERSION.major
     )]
-    NewerVersion {
+    Version {
         /// The file.
         file: String,
         /// Major version of the image.
@@ -265,32 +267,18 @@ impl FieldError {
 
     /// The public error.
     pub fn in_file(self, file: &str) -> ImageError {
-        ImageError::Field {
-            file: file.to_owned(),
-            field: self.field,
-            fault: self.fault,
-        }
+        ImageError::Field { file: file.to_owned(), field: self.field, fault: self.fault }
     }
 }
 
 impl Fault {
     /// This fault, of that field.
     pub(super) fn at(self, field: impl Into<String>) -> FieldError {
-        FieldError {
-            field: field.into(),
-            fault: self,
-        }
+        FieldError { field: field.into(), fault: self }
     }
 }
 
 /// Adapter for `map_err`: an operating system error with what was tried and where.
-pub(super) fn io<E: Into<std::io::Error>>(
-    action: &'static str,
-    path: &Path,
-) -> impl FnOnce(E) -> ImageError {
-    move |source| ImageError::Io {
-        action,
-        path: path.to_owned(),
-        source: source.into(),
-    }
+pub(super) fn io<E: Into<std::io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> ImageError {
+    move |source| ImageError::Io { action, path: path.to_owned(), source: source.into() }
 }

@@ -13,8 +13,13 @@ pub fn mount(dev: DevNum) -> String {
     format!("autofs-{}.img", (dev.major << 20) | dev.minor)
 }
 
+/// Is this the name of a file that belongs to an image?
+pub fn is_ours(name: &str) -> bool {
+    name == INVENTORY || may_be_listed(name)
+}
+
 /// May the inventory name this file? Then it has no slash, and no second way to be written.
-pub fn is_known(name: &str) -> bool {
+pub fn may_be_listed(name: &str) -> bool {
     let number = name.strip_prefix("autofs-").and_then(|rest| rest.strip_suffix(".img"));
     let canonical = |digits: &str| digits.parse().is_ok_and(|n: u32| n.to_string() == digits);
     name == SERVICES || number.is_some_and(canonical)

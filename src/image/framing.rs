@@ -21,6 +21,9 @@ pub const INVENTORY_MAGIC: u32 = u32::from_le_bytes(*b"AFCI");
 /// Second word of `autofs-cr-services.img`: "AFCS".
 pub const SERVICES_MAGIC: u32 = u32::from_le_bytes(*b"AFCS");
 
+/// Fields that a message may have without being charged for: more than any of ours has, lists aside.
+const FREE_FIELDS: usize = 64;
+
 /// Makes the bytes of one image file.
 #[derive(Debug)]
 pub struct Writer(Vec<u8>);
@@ -70,21 +73,12 @@ pub struct Frames<'a> {
 impl<'a> Frames<'a> {
     /// Check the magics of `bytes`, which came from `file`.
     pub fn open(file: &'a str, bytes: &'a [u8], magic: u32) -> Result<Self, ImageError> {
-        let mut frames = Self {
-            file,
-            bytes,
-            offset: 0,
-        };
+        let mut frames = Self { file, bytes, offset: 0 };
         for expected in [FRAME_MAGIC, magic] {
             let offset = frames.offset;
             let found = frames.word()?;
             if found != expected {
-                return Err(ImageError::Magic {
-                    file: file.to_owned(),
-                    offset,
-                    found,
-                    expected,
-                });
+                return Err(ImageError::Magic { file: file.to_owned(), offset, found, expected });
             }
         }
         Ok(frames)
@@ -111,11 +105,7 @@ impl<'a> Frames<'a> {
         let size = self.word()? as usize;
         let offset = self.offset;
         let bytes = self.take(size)?;
-        Ok(Frame {
-            file: self.file,
-            offset,
-            bytes,
-        })
+        Ok(Frame { file: self.file, offset, bytes })
     }
 }
 
@@ -135,15 +125,17 @@ impl<'a> Iterator for Frames<'a> {
 }
 
 impl Frame<'_> {
-    /// Decode it. Every field costs one of `budget`, so that small input cannot become large lists;
-    /// lists inside the fields `nested` are counted as well.
-    pub fn decode<M: Message + Default>(
-        &self,
-        nested: &[u64],
-        budget: &mut usize,
-    ) -> Result<M, ImageError> {
-        match count_fields(self.bytes, nested, *budget) {
-            Some(count) if count <= *budget => *budget -= count,
+    /// What comes before this frame in its file, whose bytes are `file`.
+    pub fn before<'b>(&self, file: &'b [u8]) -> &'b [u8] {
+        &file[..self.offset - 4]
+    }
+
+    /// Decode it. Every field above [`FREE_FIELDS`] costs one of `budget`, so that small input
+    /// cannot become large lists; lists inside the fields `nested` are counted as well.
+    pub fn decode<M: Message + Default>(&self, nested: &[u64], budget: &mut usize) -> Result<M, ImageError> {
+        let enough = budget.saturating_add(FREE_FIELDS);
+        match count_fields(self.bytes, nested, enough) {
+            Some(count) if count <= enough => *budget -= count.saturating_sub(FREE_FIELDS),
             Some(_) => {
                 return Err(ImageError::TooMany {
                     file: self.file.to_owned(),
@@ -157,11 +149,7 @@ impl Frame<'_> {
     }
 
     fn malformed(&self, why: impl ToString) -> ImageError {
-        ImageError::Message {
-            file: self.file.to_owned(),
-            offset: self.offset,
-            why: why.to_string(),
-        }
+        ImageError::Message { file: self.file.to_owned(), offset: self.offset, why: why.to_string() }
     }
 }
 
