@@ -401,6 +401,7 @@ impl Wire for Waiter {
             tid: Some(self.tid),
             process: Some(self.process.encode()),
             comm: Some(self.comm.clone()),
+            expiring: Some(self.expiring),
         }
     }
 
@@ -409,6 +410,7 @@ impl Wire for Waiter {
             tid: need(message.tid, "tid")?,
             process: one(message.process, "process")?,
             comm: message.comm.unwrap_or_default(),
+            expiring: message.expiring.unwrap_or(false),
         })
     }
 }

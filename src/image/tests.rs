@@ -2,7 +2,7 @@
 
 use super::samples;
 use super::*;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 
 #[test]
 fn what_is_written_is_read() {
