@@ -1,0 +1,196 @@
+//! `autofs-cr check`.
+
+use super::TargetArgs;
+use super::list::{shown, waiters};
+use super::output::Output;
+use super::table::Style;
+use anyhow::Result;
+use autofs_cr::discover::facts::{AutofsMount, End, Master, Pipe, Survey, Waiter};
+use autofs_cr::discover::{Target, survey};
+use autofs_cr::sys::control::Control;
+use autofs_cr::sys::mount::{MountFlags, new_superblock};
+use autofs_cr::sys::process::copy_fd;
+use caps::{CapSet, Capability};
+use clap::Args;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// A lookup that is answered within this time is none to report.
+const STUCK: Duration = Duration::from_secs(2);
+
+const EXAMPLES: &str = "\
+Examples:
+  autofs-cr check                      this system, and the mounts of this mount namespace
+  autofs-cr check --tree 812           likewise, with the mounts that process 812 sees
+  autofs-cr check || systemctl restart autofs
+
+Exit codes: 0: all is well; 1: something is missing, or a mount has a problem.";
+
+/// Can this system dump and restore, and are its autofs mounts well?
+///
+/// One line each: what was looked at, and what to do where it is not as it should be. Changes nothing.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Check {
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// One line.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Finding {
+    Ok(String),
+    /// Something that the system lacks, and how to get it.
+    Missing(String),
+    /// Something that is wrong with a mount, and how to mend it.
+    Problem(String),
+}
+
+impl Finding {
+    fn of(is_well: bool, what: &str, what_to_do: &str) -> Self {
+        if is_well { Self::Ok(what.into()) } else { Self::Missing(format!("{what}: {what_to_do}")) }
+    }
+
+    fn line(&self, output: &Output) -> String {
+        let (word, style, text) = match self {
+            Self::Ok(text) => ("ok", Style::Good, text),
+            Self::Missing(text) => ("missing", Style::Bad, text),
+            Self::Problem(text) => ("problem", Style::Bad, text),
+        };
+        format!("{}  {text}\n", style.paint(&format!("{word:7}"), output))
+    }
+}
+
+impl Check {
+    pub fn run(self, output: &mut Output) -> Result<ExitCode> {
+        let mut findings = vec![kernel(), device(), pipes(), mount_api(), descriptors()];
+        findings.extend(privilege());
+        findings.extend(mounts(&self.target.target()));
+        output.print(&findings.iter().map(|finding| finding.line(output)).collect::<String>())?;
+        let is_well = findings.iter().all(|finding| matches!(finding, Finding::Ok(_)));
+        Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn kernel() -> Finding {
+    let types = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let known = types.lines().any(|line| line.split('\t').next_back() == Some("autofs"));
+    Finding::of(known, "the kernel has autofs", "modprobe autofs4, or a kernel with CONFIG_AUTOFS_FS")
+}
+
+fn device() -> Finding {
+    match Control::open().and_then(|control| control.version()) {
+        Ok((major, minor)) => Finding::Ok(format!("/dev/autofs answers, version {major}.{minor}")),
+        Err(error) => Finding::Missing(error.to_string()),
+    }
+}
+
+/// The file is there exactly when the kernel has the option that shows `pipe_ino`, too.
+fn pipes() -> Finding {
+    let shown = Path::new("/proc/sys/kernel/ns_last_pid").exists();
+    Finding::of(shown, "the kernel shows the pipes of mounts", "a kernel with CONFIG_CHECKPOINT_RESTORE")
+}
+
+fn mount_api() -> Finding {
+    match new_superblock::<&str>("tmpfs", Path::new("autofs-cr-check"), &[], MountFlags::empty()) {
+        Ok(_) => Finding::Ok("the mount API works".into()),
+        Err(error) => Finding::Missing(format!("the mount API (Linux 5.12 or newer, and root): {error}")),
+    }
+}
+
+fn descriptors() -> Finding {
+    let copy = fs::File::open("/proc/self/stat").map(|file| copy_fd(own_pid(), file.as_raw_fd()));
+    let works = matches!(copy, Ok(Ok(_)));
+    Finding::of(works, "descriptors of other processes can be copied", "Linux 5.6 or newer (pidfd_getfd)")
+}
+
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
+}
+
+fn privilege() -> Vec<Finding> {
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let initial = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    vec![
+        Finding::of(has(Capability::CAP_SYS_ADMIN), "CAP_SYS_ADMIN (mounts, /dev/autofs)", "run as root"),
+        Finding::of(has(Capability::CAP_SYS_PTRACE), "CAP_SYS_PTRACE (visitors, masters)", "run as root"),
+        Finding::of(initial, "the initial user namespace", "run outside of the container's user namespace"),
+        Finding::of(scope.trim() != "3", "ptrace is allowed", "boot with kernel.yama.ptrace_scope below 3"),
+    ]
+}
+
+fn mounts(target: &Target) -> Vec<Finding> {
+    match stuck(target) {
+        Err(error) => vec![Finding::Missing(format!("the mounts: {error}"))],
+        Ok(survey) => {
+            let problems: Vec<_> = problems(&survey).into_iter().map(Finding::Problem).collect();
+            match (problems.is_empty(), survey.mounts.len()) {
+                (true, 0) => vec![Finding::Ok("no autofs mounts".into())],
+                (true, 1) => vec![Finding::Ok("the autofs mount has a master and nobody is stuck".into())],
+                (true, n) => {
+                    vec![Finding::Ok(format!("{n} autofs mounts have a master and nobody is stuck"))]
+                }
+                (false, _) => problems,
+            }
+        }
+    }
+}
+
+/// A survey in which the waiters are those that have waited too long.
+fn stuck(target: &Target) -> Result<Survey> {
+    let mut first = survey(target)?;
+    let visitors = |waiters: &mut Vec<Waiter>| waiters.retain(|waiter| !waiter.expiring);
+    all_waiters(&mut first).for_each(visitors);
+    if all_waiters(&mut first).all(|waiters| waiters.is_empty()) {
+        return Ok(first);
+    }
+    std::thread::sleep(STUCK);
+    let mut second = survey(target)?;
+    let known: Vec<Waiter> = all_waiters(&mut first).flat_map(|waiters| waiters.clone()).collect();
+    all_waiters(&mut second).for_each(|waiters| waiters.retain(|waiter| known.contains(waiter)));
+    Ok(second)
+}
+
+fn all_waiters(survey: &mut Survey) -> impl Iterator<Item = &mut Vec<Waiter>> {
+    let placed = survey.mounts.iter_mut().map(|mount| &mut mount.waiters);
+    placed.chain([&mut survey.unplaced_waiters])
+}
+
+/// What is wrong, in a sentence each.
+fn problems(survey: &Survey) -> Vec<String> {
+    let mut problems: Vec<_> = survey.mounts.iter().filter_map(problem).collect();
+    if !survey.unplaced_waiters.is_empty() {
+        problems.push(format!(
+            "{} waited for more than {} s on one of these mounts: see what its master does",
+            waiters(&survey.unplaced_waiters),
+            STUCK.as_secs()
+        ));
+    }
+    problems
+}
+
+fn problem(mount: &AutofsMount) -> Option<String> {
+    let path = shown(&mount.path);
+    let text = match (&mount.master, mount.options.pipe()) {
+        (_, Pipe::Catatonic) => {
+            "is catatonic, so lookups fail: start its master again, or autofs-cr restore".into()
+        }
+        (_, Pipe::NotShown) => "has a pipe that this kernel does not show, so its master is not known".into(),
+        (Master::Dead, _) if mount.pipe_ends.iter().any(|end| end.end == End::Read) => {
+            "has no master; its requests are held in the pipe, and lookups wait: autofs-cr restore".into()
+        }
+        (Master::Dead, _) => {
+            "has no master, and the next lookup will fail: start it again, or autofs-cr restore".into()
+        }
+        _ if !mount.waiters.is_empty() => {
+            format!("keeps waiting {}: see what its master does", waiters(&mount.waiters))
+        }
+        _ => return None,
+    };
+    Some(format!("{path} {text}"))
+}

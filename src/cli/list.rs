@@ -1,0 +1,278 @@
+//! `autofs-cr list`.
+
+use super::output::{self, Output};
+use super::table::{Cell, Column, Style, Table};
+use super::{TargetArgs, human};
+use anyhow::Result;
+use autofs_cr::discover::escaped::escape;
+use autofs_cr::discover::facts::{
+    AutofsMount, AutofsOptions, Blind, CoveringMount, End, Master, MountType, Pipe, PipeEnd, Propagation,
+    Survey, Waiter,
+};
+use autofs_cr::discover::{Target, survey};
+use autofs_cr::sys::control::{Control, Requester};
+use clap::Args;
+use serde::Serialize;
+use std::collections::HashSet;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  autofs-cr list                       the mounts of this mount namespace
+  autofs-cr list --tree 812            those that process 812 sees
+  autofs-cr list --json | jq -r '.mounts[] | select(.master.program == \"dead\").path'
+
+Columns:
+  PIPE     inode of the kernel's pipe; `catatonic`: there is none, and lookups fail
+  ENDS     who holds the pipe: process:descriptor, r for the read end, w for a write end
+  GROUP    the process group that owns the mount
+  MASTER   the program that answers, its process (and for systemd its unit)
+  IDLE     the idle timeout
+  MOUNTED  what is mounted on the trigger, or how many keys of an indirect mount are mounted
+
+The shape of --json is described in docs/list-json.md.";
+
+/// Every autofs mount: what it is, who answers it, what is mounted on it
+///
+/// Only reads: nothing is triggered, nothing waits, no mount is touched.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct List {
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// Print all facts as JSON
+    #[arg(long, conflicts_with = "wide")]
+    json: bool,
+
+    /// Add sources, options and propagation, and a line for every mount on a trigger and every waiter; cut nothing
+    #[arg(short, long)]
+    wide: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Listing<'a> {
+    /// Rises when a field goes or changes its meaning, not when one is added.
+    format: u32,
+    mount_namespace: u64,
+    mounts: Vec<Listed<'a>>,
+    unplaced_waiters: &'a [Waiter],
+    blind: &'a Blind,
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    #[serde(flatten)]
+    facts: &'a AutofsMount,
+    /// Who triggered it last; only a catatonic mount tells that to anybody but its owner.
+    requester: Option<Requester>,
+}
+
+impl List {
+    pub fn run(self, output: &mut Output) -> Result<ExitCode> {
+        let target = self.target.target();
+        let survey = survey(&target)?;
+        warn_of_gaps(&survey);
+        let listed = |facts| Listed { facts, requester: requester(facts, &target) };
+        let mounts: Vec<_> = survey.mounts.iter().map(listed).collect();
+        if self.json {
+            output.json(&Listing {
+                format: 1,
+                mount_namespace: survey.mount_namespace,
+                mounts,
+                unplaced_waiters: &survey.unplaced_waiters,
+                blind: &survey.blind,
+            })?;
+        } else if mounts.is_empty() {
+            output::note("no autofs mounts in this mount namespace");
+        } else {
+            if self.wide {
+                output.width = None;
+            }
+            output.print(&table(&mounts, self.wide).render(output))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn warn_of_gaps(survey: &Survey) {
+    let blind = &survey.blind;
+    if blind.descriptors > 0 {
+        output::warn(format_args!(
+            "the descriptors of {} processes could not be read, so masters may be missing: run as root",
+            blind.descriptors
+        ));
+    }
+    if blind.sleepers > 0 {
+        output::warn(format_args!(
+            "{} tasks sleep uninterruptibly, and this kernel does not tell where: some may wait on a mount",
+            blind.sleepers
+        ));
+    }
+    if survey.mounts.iter().any(|mount| mount.options.pipe() == Pipe::NotShown) {
+        output::warn(
+            "this kernel does not show pipes (CONFIG_CHECKPOINT_RESTORE is off): masters are not known",
+        );
+    }
+    if !survey.unplaced_waiters.is_empty() {
+        output::warn(format_args!(
+            "waiting, but not known on which mount: {}",
+            waiters(&survey.unplaced_waiters)
+        ));
+    }
+}
+
+/// Asked only of a catatonic mount of our own namespace: any other one refuses, and could wait.
+fn requester(mount: &AutofsMount, target: &Target) -> Option<Requester> {
+    if !mount.catatonic || mount.options.mount_type == MountType::Indirect || *target != Target::Own {
+        return None;
+    }
+    let control = Control::open().ok()?;
+    let root = control.open_mount(&mount.path, mount.dev).ok()?;
+    control.requester(root.as_fd(), &mount.path).ok()
+}
+
+const COLUMNS: [Column; 9] = [
+    Column::long("PATH", 12),
+    Column::new("TYPE"),
+    Column::right("DEV"),
+    Column::right("PIPE"),
+    Column::long("ENDS", 8),
+    Column::right("GROUP"),
+    Column::long("MASTER", 14),
+    Column::right("IDLE"),
+    Column::long("MOUNTED", 7),
+];
+const WIDE: [Column; 3] = [Column::new("SOURCE"), Column::new("OPTIONS"), Column::new("PROPAGATION")];
+
+fn table(mounts: &[Listed<'_>], wide: bool) -> Table {
+    let mut table = Table::new(&[&COLUMNS[..], if wide { &WIDE } else { &[] }].concat());
+    for Listed { facts, requester } in mounts {
+        let mut cells = cells(facts);
+        if wide {
+            cells.extend([
+                shown(&facts.source).into(),
+                options(&facts.options).into(),
+                propagation(&facts.propagation).into(),
+            ]);
+        }
+        table.row(cells);
+        if !facts.waiters.is_empty() {
+            table.note(format!("waiting: {}", waiters(&facts.waiters)));
+        }
+        if wide {
+            facts.covering.iter().for_each(|mount| table.note(covering(mount)));
+            if let Some(Requester { uid, gid }) = requester {
+                table.note(format!("last triggered by uid {uid}, gid {gid}"));
+            }
+        }
+    }
+    table
+}
+
+fn cells(mount: &AutofsMount) -> Vec<Cell> {
+    vec![
+        shown(&mount.path).into(),
+        mount.options.mount_type.to_string().into(),
+        mount.dev.to_string().into(),
+        pipe(&mount.options),
+        ends(&mount.pipe_ends).into(),
+        mount.options.pgrp.to_string().into(),
+        master(&mount.master),
+        human::duration(mount.options.timeout).into(),
+        mounted(mount).into(),
+    ]
+}
+
+/// A path for people.
+pub fn shown(path: &Path) -> String {
+    escape(path.as_os_str().as_encoded_bytes())
+}
+
+fn pipe(options: &AutofsOptions) -> Cell {
+    match options.pipe() {
+        Pipe::Inode(ino) => ino.to_string().into(),
+        Pipe::Catatonic => Cell::styled("catatonic", Style::Warning),
+        Pipe::NotShown => Cell::styled("not shown", Style::Warning),
+    }
+}
+
+/// In the manner of lsof: `812:5r`.
+fn ends(ends: &[PipeEnd]) -> String {
+    let end = |end: &PipeEnd| {
+        let letter = match end.end {
+            End::Read => 'r',
+            End::Write => 'w',
+        };
+        format!("{}:{}{letter}", end.process.pid, end.fd)
+    };
+    or_dash(ends.iter().map(end).collect::<Vec<_>>().join(" "))
+}
+
+fn master(master: &Master) -> Cell {
+    let (text, style) = match master {
+        Master::Automount { process } => (format!("automount {}", process.pid), Style::Good),
+        Master::AutofsCr { process } => (format!("autofs-cr {}", process.pid), Style::Good),
+        Master::Systemd { process, unit } => (format!("systemd {} {unit}", process.pid), Style::Good),
+        Master::Unknown { process, comm } => (format!("unknown {} {comm}", process.pid), Style::Warning),
+        Master::Dead => ("dead".into(), Style::Bad),
+        Master::NotVisible => ("not visible".into(), Style::Warning),
+    };
+    Cell::styled(text, style)
+}
+
+fn mounted(mount: &AutofsMount) -> String {
+    if mount.options.mount_type == MountType::Indirect {
+        let keys: HashSet<_> = mount.covering.iter().map(|covering| &covering.path).collect();
+        return match keys.len() {
+            0 => "-".into(),
+            1 => "1 key".into(),
+            n => format!("{n} keys"),
+        };
+    }
+    or_dash(mount.covering.iter().map(|covering| covering.fstype.as_str()).collect::<Vec<_>>().join("+"))
+}
+
+fn covering(mount: &CoveringMount) -> String {
+    let CoveringMount { path, fstype, source, root, mount_flags, super_options, .. } = mount;
+    let part = if root == Path::new("/") { String::new() } else { format!("[{}]", shown(root)) };
+    let mut options = mount_flags.clone();
+    options.extend(super_options.iter().map(|option| escape(option.as_encoded_bytes())));
+    let mut seen = HashSet::new();
+    options.retain(|option| seen.insert(option.clone()));
+    format!("{} on {} type {fstype} ({})", shown(source) + &part, shown(path), options.join(","))
+}
+
+/// Names and numbers.
+pub fn waiters(waiters: &[Waiter]) -> String {
+    let one = |waiter: &Waiter| {
+        let how = if waiter.expiring { " (expiring)" } else { "" };
+        format!("{} {}{how}", waiter.comm, waiter.tid)
+    };
+    waiters.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn options(options: &AutofsOptions) -> String {
+    let mut texts = vec![format!("proto={}-{}", options.min_proto, options.max_proto)];
+    texts.extend(options.strict_expire.then(|| "strictexpire".into()));
+    texts.extend(options.ignore.then(|| "ignore".into()));
+    texts.extend(options.uid.map(|uid| format!("uid={uid}")));
+    texts.extend(options.gid.map(|gid| format!("gid={gid}")));
+    texts.extend(options.unknown.iter().cloned());
+    texts.join(",")
+}
+
+fn propagation(propagation: &Propagation) -> String {
+    let mut texts = Vec::new();
+    texts.extend(propagation.shared.map(|group| format!("shared:{group}")));
+    texts.extend(propagation.slave_of.map(|group| format!("slave:{group}")));
+    texts.extend(propagation.unbindable.then(|| "unbindable".into()));
+    if texts.is_empty() { "private".into() } else { texts.join(",") }
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".into() } else { text }
+}

@@ -1,0 +1,130 @@
+//! The command line. Each command is a module with its arguments and `run`; [`output`] prints.
+//!
+//! A new command: a module here, a variant of [`Command`], a line in [`Command::run`].
+
+mod check;
+mod human;
+mod list;
+mod output;
+mod table;
+
+use anyhow::Result;
+use autofs_cr::discover::Target;
+use clap::{ArgAction, Args, Parser, Subcommand};
+use output::Output;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed, or `check` found something; the message says what to do
+  2  wrong usage";
+
+/// Checkpoint, restore and serve Linux autofs mounts
+#[derive(Parser)]
+#[command(name = "autofs-cr", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Tell more on stderr (-vv: everything)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    List(list::List),
+    Check(check::Check),
+}
+
+impl Command {
+    fn run(self, output: &mut Output) -> Result<ExitCode> {
+        match self {
+            Self::List(list) => list.run(output),
+            Self::Check(check) => check.run(output),
+        }
+    }
+}
+
+/// Parse, run, report.
+pub fn main() -> ExitCode {
+    let Cli { command, verbose } = Cli::parse();
+    log_to_stderr(verbose);
+    match command.run(&mut Output::new()) {
+        Ok(code) => code,
+        Err(error) if output::reader_has_left(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `RUST_LOG` goes before `-v`.
+fn log_to_stderr(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let level = ["warn", "info,autofs_cr=debug", "trace"][usize::from(verbose.min(2))];
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::colours(&std::io::stderr()))
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// Whose mounts.
+#[derive(Args, Clone, Default)]
+pub struct TargetArgs {
+    /// The mount namespace of this process, as seen from its root directory
+    #[arg(long, value_name = "PID", conflicts_with = "mount_namespace")]
+    tree: Option<i32>,
+
+    /// The mount namespace of this file (/proc/PID/ns/mnt, or where one was bound)
+    #[arg(long, value_name = "FILE")]
+    mount_namespace: Option<PathBuf>,
+}
+
+impl TargetArgs {
+    /// Without either: our own.
+    pub fn target(&self) -> Target {
+        match (self.tree, &self.mount_namespace) {
+            (Some(pid), _) => Target::Process(pid),
+            (None, Some(file)) => Target::Namespace(file.clone()),
+            (None, None) => Target::Own,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_target_is_one_of_three() {
+        let target = |args: &[&str]| {
+            let cli = Cli::try_parse_from([&["autofs-cr", "list"], args].concat())?;
+            match cli.command {
+                Command::List(list) => Ok(list.target.target()),
+                Command::Check(_) => unreachable!(),
+            }
+        };
+        let parsed = |args: &[&str]| target(args).map_err(|error: clap::Error| error.kind());
+        assert_eq!(parsed(&[]), Ok(Target::Own));
+        assert_eq!(parsed(&["--tree", "7"]), Ok(Target::Process(7)));
+        assert_eq!(parsed(&["--mount-namespace", "/ns"]), Ok(Target::Namespace("/ns".into())));
+        assert_eq!(
+            parsed(&["--tree", "7", "--mount-namespace", "/ns"]),
+            Err(clap::error::ErrorKind::ArgumentConflict)
+        );
+    }
+}

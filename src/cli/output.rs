@@ -1,0 +1,76 @@
+//! What goes to the terminal: results to stdout, everything else to stderr.
+
+use anyhow::Result;
+use serde::Serialize;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+
+/// Stdout, and what it can show.
+#[derive(Debug)]
+pub struct Output {
+    /// Columns of the terminal; `None` when stdout is none, and nothing is to be cut.
+    pub width: Option<usize>,
+    /// May there be colours?
+    pub colours: bool,
+}
+
+impl Output {
+    /// As stdout is.
+    pub fn new() -> Self {
+        let stdout = io::stdout();
+        Self { width: width(&stdout), colours: colours(&stdout) }
+    }
+
+    /// Print as it is.
+    pub fn print(&mut self, text: &str) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        Ok(stdout.flush()?)
+    }
+
+    /// Print as indented JSON.
+    pub fn json(&mut self, value: &impl Serialize) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        serde_json::to_writer_pretty(&mut stdout, value)?;
+        Ok(stdout.write_all(b"\n")?)
+    }
+}
+
+fn width(stream: &(impl IsTerminal + AsFd)) -> Option<usize> {
+    if !stream.is_terminal() {
+        return None;
+    }
+    let asked = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let has = || rustix::termios::tcgetwinsize(stream).ok().map(|size| size.ws_col.into());
+    asked.or_else(has).filter(|&columns: &usize| columns > 0)
+}
+
+/// Only on a terminal that can, and not where `NO_COLOR` is set (to anything but nothing).
+pub fn colours(stream: &impl IsTerminal) -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    stream.is_terminal() && set("NO_COLOR").is_none() && set("TERM").is_some_and(|term| term != "dumb")
+}
+
+/// One line on stderr; that nobody reads it is no failure.
+pub fn note(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// What may make the result incomplete.
+pub fn warn(text: impl std::fmt::Display) {
+    note(format_args!("warning: {text}"));
+}
+
+/// An error and its causes.
+pub fn error(error: &anyhow::Error) {
+    note(format_args!("error: {error:#}"));
+}
+
+/// Did the reader of our stdout (`head`) have enough?
+pub fn reader_has_left(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        io.or(json) == Some(io::ErrorKind::BrokenPipe)
+    })
+}

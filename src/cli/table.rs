@@ -1,0 +1,239 @@
+//! Plain tables: aligned columns, two spaces between them, cut to the terminal where it is narrow.
+
+use super::output::Output;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// How a cell looks where there are colours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Style {
+    /// As it is.
+    #[default]
+    Plain,
+    /// Of less interest.
+    Dim,
+    /// Good.
+    Good,
+    /// Look at it.
+    Warning,
+    /// Something is wrong.
+    Bad,
+}
+
+impl Style {
+    fn code(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Dim => "\x1b[2m",
+            Self::Good => "\x1b[32m",
+            Self::Warning => "\x1b[33m",
+            Self::Bad => "\x1b[31m",
+        }
+    }
+
+    /// The text in this style.
+    pub fn paint(self, text: &str, output: &Output) -> String {
+        if output.colours && self != Self::Plain {
+            format!("{}{text}\x1b[0m", self.code())
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// One cell: text without control characters.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Cell {
+    text: String,
+    style: Style,
+}
+
+impl Cell {
+    /// With a style.
+    pub fn styled(text: impl Into<String>, style: Style) -> Self {
+        Self { text: text.into(), style }
+    }
+}
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self::styled(text, Style::Plain)
+    }
+}
+
+/// A column.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// Its heading.
+    pub name: &'static str,
+    /// Numbers stand to the right.
+    pub right: bool,
+    /// May be cut down to this many characters where the terminal is narrow.
+    pub cut_to: Option<usize>,
+}
+
+impl Column {
+    /// A column of text that is never cut.
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, right: false, cut_to: None }
+    }
+    /// A column of numbers.
+    pub const fn right(name: &'static str) -> Self {
+        Self { right: true, ..Self::new(name) }
+    }
+    /// A column of long texts.
+    pub const fn long(name: &'static str, cut_to: usize) -> Self {
+        Self { cut_to: Some(cut_to), ..Self::new(name) }
+    }
+}
+
+/// Rows under headings, and lines between them.
+#[derive(Debug)]
+pub struct Table {
+    columns: Vec<Column>,
+    lines: Vec<Line>,
+}
+
+#[derive(Debug)]
+enum Line {
+    Row(Vec<Cell>),
+    Note(String),
+}
+
+const GAP: &str = "  ";
+
+impl Table {
+    /// Empty.
+    pub fn new(columns: &[Column]) -> Self {
+        Self { columns: columns.to_vec(), lines: Vec::new() }
+    }
+
+    /// A row with a cell for every column.
+    pub fn row(&mut self, cells: Vec<Cell>) {
+        debug_assert_eq!(cells.len(), self.columns.len());
+        self.lines.push(Line::Row(cells));
+    }
+
+    /// A line that belongs to the row above, indented.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.lines.push(Line::Note(text.into()));
+    }
+
+    /// The whole, for `output`.
+    pub fn render(&self, output: &Output) -> String {
+        let widths = self.widths(output.width);
+        let heading = self.columns.iter().map(|column| Cell::styled(column.name, Style::Dim)).collect();
+        let mut text = self.render_row(&heading, &widths, output);
+        for line in &self.lines {
+            text += &match line {
+                Line::Row(cells) => self.render_row(cells, &widths, output),
+                Line::Note(note) => format!("    {}\n", Style::Dim.paint(note, output)),
+            };
+        }
+        text
+    }
+
+    fn render_row(&self, cells: &Vec<Cell>, widths: &[usize], output: &Output) -> String {
+        let mut line = String::new();
+        for ((column, cell), &width) in self.columns.iter().zip(cells).zip(widths) {
+            let text = cut(&cell.text, width);
+            let padding = " ".repeat(width.saturating_sub(text.width()));
+            let (before, after) =
+                if column.right { (padding, String::new()) } else { (String::new(), padding) };
+            line += &[&before, &cell.style.paint(&text, output), &after, GAP].concat();
+        }
+        line.truncate(line.trim_end().len());
+        line + "\n"
+    }
+
+    /// As wide as the widest cell; where that is too much, the long columns give way, the widest first.
+    fn widths(&self, limit: Option<usize>) -> Vec<usize> {
+        let mut widths: Vec<_> = self.columns.iter().map(|column| column.name.width()).collect();
+        for line in &self.lines {
+            let Line::Row(cells) = line else { continue };
+            for (width, cell) in widths.iter_mut().zip(cells) {
+                *width = (*width).max(cell.text.width());
+            }
+        }
+        let gaps = GAP.len() * self.columns.len().saturating_sub(1);
+        let limit = limit.unwrap_or(usize::MAX);
+        while widths.iter().sum::<usize>() + gaps > limit {
+            let spare = |(index, &width): (usize, &usize)| {
+                let least = self.columns[index].cut_to?;
+                (width > least).then_some((width, index))
+            };
+            let Some((_, widest)) = widths.iter().enumerate().filter_map(spare).max() else { break };
+            widths[widest] -= 1;
+        }
+        widths
+    }
+}
+
+/// The ends of a text that is too long: both tell more than its middle.
+fn cut(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let room = width.saturating_sub(1);
+    let head = take(text.chars(), room - room / 2);
+    let tail = take(text.chars().rev(), room / 2);
+    head.into_iter().chain(['…']).chain(tail.into_iter().rev()).collect()
+}
+
+/// As many characters as fit.
+fn take(chars: impl Iterator<Item = char>, width: usize) -> Vec<char> {
+    let mut used = 0;
+    chars
+        .take_while(|char| {
+            used += char.width().unwrap_or(0);
+            used <= width
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Output = Output { width: None, colours: false };
+
+    fn sample() -> Table {
+        let mut table = Table::new(&[Column::long("PATH", 6), Column::new("TYPE"), Column::right("PID")]);
+        table.row(vec!["/mnt/a".into(), "direct".into(), "7".into()]);
+        table.note("a note");
+        table.row(vec!["/a/rather/long/päth".into(), Cell::styled("bad", Style::Bad), "1234".into()]);
+        table
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let expected = "\
+PATH                 TYPE     PID
+/mnt/a               direct     7
+    a note
+/a/rather/long/päth  bad     1234
+";
+        assert_eq!(sample().render(&PLAIN), expected);
+    }
+
+    #[test]
+    fn long_cells_give_way_down_to_their_least() {
+        let narrow = |width| sample().render(&Output { width: Some(width), ..PLAIN });
+        assert!(narrow(24).contains("\n/a/ra…päth  bad     1234\n"), "{}", narrow(24));
+        assert!(narrow(24).lines().all(|line| line.width() <= 24));
+        assert!(narrow(1).contains("\n/mnt/a  direct     7\n"), "{}", narrow(1));
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns() {
+        let mut table = Table::new(&[Column::long("P", 3), Column::new("X")]);
+        table.row(vec!["漢字漢字".into(), "x".into()]);
+        assert_eq!(table.render(&PLAIN), "P         X\n漢字漢字  x\n");
+        assert_eq!(cut("漢字漢字", 6), "漢…字");
+    }
+
+    #[test]
+    fn colours_do_not_disturb_the_columns() {
+        let text = sample().render(&Output { colours: true, ..PLAIN });
+        assert!(text.contains("\x1b[31mbad\x1b[0m     1234\n"), "{text:?}");
+    }
+}
