@@ -606,6 +606,16 @@ mod tests {
     }
 
     #[test]
+    fn a_newer_interface_than_the_kernels_is_refused() -> Result<(), ControlError> {
+        let control = Control::open()?;
+        let mut buf = Call::new(Command::Version).encode()?;
+        buf[4..8].copy_from_slice(&99u32.to_ne_bytes());
+        let refused = control.caller.ioctl(Command::Version, &mut buf);
+        assert_eq!(refused, Err(Errno::INVAL));
+        Ok(())
+    }
+
+    #[test]
     fn an_errno_means_different_things() {
         let meaning = |command, errno| Call::new(command).words(9, 0).meaning(errno);
         assert_eq!(meaning(Command::Ready, Errno::INVAL), ControlError::UnknownToken(Token(9)));

@@ -1,0 +1,173 @@
+//! What every kernel test needs: a namespace of its own, autofs mounts, visitors with limits.
+
+use autofs_cr::sys::{
+    DevNum,
+    control::{Control, MountFd},
+    mount::{self, AutofsParams, DetachedMount, MountFlags, MountType, Unmount},
+    packet::{Packet, PacketPipe, packet_pipe, read_packet},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    fs::CWD,
+};
+use std::{
+    fs,
+    os::{fd::AsFd, unix::process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+/// No wait of a test is longer.
+pub const LIMIT: Duration = Duration::from_secs(10);
+
+/// An empty directory in a fresh tmpfs that nobody else sees, in a mount namespace of this thread.
+pub fn private_mount_namespace() -> PathBuf {
+    use nix::sched::{CloneFlags, unshare};
+    unshare(CloneFlags::CLONE_NEWNS).expect("kernel tests need root");
+    mount::Change::propagation(mount::Propagation::Private, true).apply(CWD, Path::new("/")).unwrap();
+    let home = PathBuf::from("/mnt");
+    tmpfs().attach(CWD, &home).unwrap();
+    home
+}
+
+/// A new tmpfs, attached nowhere.
+pub fn tmpfs() -> DetachedMount {
+    mount::new_superblock::<&str>("tmpfs", Path::new("test"), &[], MountFlags::empty()).unwrap()
+}
+
+/// An autofs mount whose master is this process. It ends catatonic, so that no visitor can hang.
+pub struct Autofs {
+    pub control: Control,
+    pub path: PathBuf,
+    pub dev: DevNum,
+    pub fd: MountFd,
+    pub pipe: PacketPipe,
+}
+
+impl Autofs {
+    /// Mounted at a new directory `path`, owned by this process's group.
+    pub fn mount(mount_type: MountType, path: PathBuf) -> Self {
+        Self::mount_with(mount_type, path, |_| {})
+    }
+
+    /// Likewise, with other parameters.
+    pub fn mount_with(
+        mount_type: MountType,
+        path: PathBuf,
+        change: impl FnOnce(&mut AutofsParams<'_>),
+    ) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        let pipe = packet_pipe().unwrap();
+        let mut params = AutofsParams {
+            pipe: pipe.write.as_fd(),
+            pgrp: None,
+            mount_type,
+            protocol: (5, 5),
+            uid: None,
+            gid: None,
+            strict_expire: false,
+            ignore: false,
+        };
+        change(&mut params);
+        let detached = mount::autofs(&params, Path::new("test"), MountFlags::empty()).unwrap();
+        detached.attach(CWD, &path).unwrap();
+        let control = Control::open().unwrap();
+        let dev = detached.dev().unwrap();
+        let fd = control.open_mount(&path, dev).unwrap();
+        Self { control, path, dev, fd, pipe }
+    }
+
+    /// The next request; fails the test when none comes.
+    pub fn request(&self) -> Packet {
+        next_packet(&self.pipe.read)
+    }
+}
+
+impl Drop for Autofs {
+    fn drop(&mut self) {
+        let _ = self.control.make_catatonic(self.fd.as_fd());
+        let _ = mount::unmount(&self.path, Unmount::Lazy);
+    }
+}
+
+/// The next packet of a pipe; fails the test when none comes.
+pub fn next_packet(read: impl AsFd) -> Packet {
+    let limit = Timespec::try_from(LIMIT).unwrap();
+    let mut fds = [PollFd::new(&read, PollFlags::IN)];
+    assert_eq!(rustix::event::poll(&mut fds, Some(&limit)), Ok(1), "no request came");
+    read_packet(read.as_fd()).unwrap().unwrap()
+}
+
+/// A program in a process group of its own; killed when dropped.
+pub struct Visitor(pub Child);
+
+impl Visitor {
+    /// `program arguments...`, its output kept.
+    pub fn run(program: &str, arguments: &[&Path]) -> Self {
+        Self::run_as(program, arguments, |_| {})
+    }
+
+    /// Likewise, changed before it starts.
+    pub fn run_as(program: &str, arguments: &[&Path], change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .process_group(0)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        change(&mut command);
+        Self(command.spawn().unwrap())
+    }
+
+    /// A program that does nothing for long enough.
+    pub fn idle() -> Self {
+        Self::run("sleep", &[Path::new("60")])
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+
+    /// How it ended, and what it wrote to stdout and stderr.
+    pub fn outcome(mut self) -> (ExitStatus, String) {
+        let status = wait_until(|| self.0.try_wait().unwrap());
+        let mut text = String::new();
+        use std::io::Read;
+        self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        self.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        (status, text)
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Poll `done` until it gives something; fails the test at the limit.
+pub fn wait_until<T>(mut done: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return value;
+        }
+        assert!(start.elapsed() < LIMIT, "waited too long");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The line of this thread's mountinfo for superblock `dev`.
+pub fn mountinfo_line(dev: DevNum) -> String {
+    let dev = dev.to_string();
+    fs::read_to_string("/proc/thread-self/mountinfo")
+        .unwrap()
+        .lines()
+        .find(|line| line.split(' ').nth(2) == Some(&dev))
+        .unwrap()
+        .to_owned()
+}
