@@ -19,6 +19,8 @@ pub struct Stat {
     pub state: u8,
     /// Process group.
     pub pgrp: i32,
+    /// What kind of task it is (`PF_*`).
+    pub flags: u32,
     /// Clock ticks after boot.
     pub start_time: u64,
 }
@@ -33,7 +35,8 @@ impl Stat {
             comm: escape(text.get(open + 1..close)?),
             state: *fields.next()?.first()?,
             pgrp: number(fields.nth(1)?)?,
-            start_time: number(fields.nth(16)?)?,
+            flags: number(fields.nth(3)?)?,
+            start_time: number(fields.nth(12)?)?,
         })
     }
 }
@@ -59,13 +62,11 @@ impl TaskDir {
         Ok(Self { dir, id })
     }
 
-    /// Every thread.
-    pub fn tasks(&self) -> Result<Vec<TaskDir>, Errno> {
+    /// Every thread, opened when it is its turn: a process may have more threads than we may have descriptors.
+    pub fn tasks(&self) -> Result<impl Iterator<Item = TaskDir>, Errno> {
         let list = self.open_file("task")?;
-        Ok(numbers(&list)?
-            .into_iter()
-            .filter_map(|tid| Self::open(&list, &tid.to_string(), tid).ok())
-            .collect())
+        let numbers = numbers(&list)?;
+        Ok(numbers.into_iter().filter_map(move |tid| Self::open(&list, &tid.to_string(), tid).ok()))
     }
 
     /// A file below, for reading.
@@ -141,6 +142,7 @@ mod tests {
         let stat = Stat::parse(format!("7 (a) R 1 (x\\y) {tail}").as_bytes()).unwrap();
         assert_eq!(stat.comm, r"a) R 1 (x\134y");
         assert_eq!((stat.state, stat.pgrp, stat.start_time), (b'S', 812, 555));
+        assert_eq!(stat.flags, 4_194_560);
         for text in ["", "7 ()", "7 )(", "7 (a) ", "7 (a) S 1 2"] {
             assert_eq!(Stat::parse(text.as_bytes()), None);
         }
@@ -151,7 +153,7 @@ mod tests {
         let pid = i32::try_from(std::process::id()).unwrap();
         assert!(pids().unwrap().contains(&pid));
         let dir = TaskDir::process(pid).unwrap();
-        assert!(!dir.tasks().unwrap().is_empty());
+        assert!(dir.tasks().unwrap().next().is_some());
         assert_eq!(dir.namespace("mnt"), inode(Path::new("/proc/self/ns/mnt")).ok());
         assert!(dir.stat().unwrap().start_time > 0);
     }

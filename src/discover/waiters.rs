@@ -6,7 +6,7 @@
 
 use super::facts::Waiter;
 use super::mountinfo::number;
-use super::proc::{Stat, TaskDir};
+use super::proc::TaskDir;
 
 /// A waiter and what helps to tell its mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,10 +29,12 @@ pub struct WaiterScan {
 impl WaiterScan {
     /// Look at every task of one process.
     pub fn visit(&mut self, process: &TaskDir) {
-        for task in process.tasks().unwrap_or_default() {
-            let Some(stat) = task.stat().filter(|stat| stat.state == b'D') else { continue };
+        for task in process.tasks().into_iter().flatten() {
+            if task.stat().is_none_or(|stat| stat.state != b'D') {
+                continue;
+            }
             match waits_in_autofs(&task) {
-                Some(true) => self.found.extend(found(process, &task, &stat)),
+                Some(true) => self.found.extend(found(process, &task)),
                 Some(false) => {}
                 None => self.unknown += 1,
             }
@@ -59,15 +61,17 @@ fn is_autofs(function: &[u8]) -> bool {
     function.starts_with(b"autofs_") || function.starts_with(b"autofs4_")
 }
 
-fn found(process: &TaskDir, task: &TaskDir, stat: &Stat) -> Option<Found> {
-    Some(Found {
-        waiter: Waiter {
-            tid: task.id,
-            process: process.identity(&process.stat()?),
-            comm: stat.comm.clone(),
-            expiring: is_in_ioctl(task),
-        },
-        mount_namespace: task.namespace("mnt"),
+fn found(process: &TaskDir, task: &TaskDir) -> Option<Found> {
+    Some(Found { waiter: waiter(process, task)?, mount_namespace: task.namespace("mnt") })
+}
+
+/// A task as a waiter; `None` when it has ended.
+pub fn waiter(process: &TaskDir, task: &TaskDir) -> Option<Waiter> {
+    Some(Waiter {
+        tid: task.id,
+        process: process.identity(&process.stat()?),
+        comm: task.stat()?.comm,
+        expiring: is_in_ioctl(task),
     })
 }
 

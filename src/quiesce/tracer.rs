@@ -1,0 +1,292 @@
+//! The thread that holds visitors.
+//!
+//! ptrace knows threads, not processes, as tracers; and a task that was seized but sleeps uninterruptibly can only be let go by the
+//! end of its tracer. So one thread holds everyone, and ends when they are to run again. When this process
+//! dies the kernel lets them go in the same way.
+
+use super::again::{self, Cause, Stopped};
+use super::task::{self, Status};
+use super::visitors::{Scanner, Visitor};
+use super::{HOLDING, NotHeld, QuiesceError, Scope, Waiting};
+use crate::sys::Errno;
+use crate::sys::tracee::{Held, Seized, TraceeError};
+use std::collections::HashSet;
+use std::ffi::CStr;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The thread's name while it waits for another holder.
+const WAITING: &CStr = c"autofs-cr-queue";
+/// How long the others may take.
+const OTHERS: Duration = Duration::from_secs(5);
+/// How long a running task may take to its stop: the longest call that does not sleep.
+const RUNNING: Duration = Duration::from_millis(500);
+/// How long a waiter may take to wake after CATATONIC. (One that waits for the end of an expiry wakes after the task that
+/// expires.) Waiters of other mounts do not wake, and cost us this time.
+const WAKING: Duration = Duration::from_millis(50);
+/// How long new tasks may keep appearing.
+const RESTLESS: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// What the thread is asked for. All end it but `Restart`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Command {
+    Restart,
+    Release,
+    ReleaseWaitersStopped,
+}
+
+type Answer = Result<Vec<Waiting>, QuiesceError>;
+
+/// Handle of the thread; dropping it lets everyone go.
+#[derive(Debug)]
+pub(super) struct Tracer {
+    commands: Option<Sender<Command>>,
+    answers: Receiver<Answer>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The outcome of seizing.
+pub(super) struct Report {
+    pub waiting: Vec<Waiting>,
+    pub not_held: Vec<NotHeld>,
+}
+
+impl Tracer {
+    /// Start it and have everyone held.
+    pub(super) fn start(scope: Scope) -> Result<(Self, Report), QuiesceError> {
+        let (commands, to_do) = channel();
+        let (answer, answers) = channel();
+        let (report, reports) = channel();
+        let thread = std::thread::Builder::new()
+            .spawn(move || run(&scope, &report, &to_do, &answer))
+            .map_err(|error| QuiesceError::Thread(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)))?;
+        let tracer = Self { commands: Some(commands), answers, thread: Some(thread) };
+        // on an error the drop waits until everyone runs again
+        let report = reports.recv().map_err(|_| QuiesceError::Thread(Errno::SRCH))??;
+        Ok((tracer, report))
+    }
+
+    /// Have it done.
+    pub(super) fn ask(&self, command: Command) -> Answer {
+        let sent = self.commands.as_ref().is_some_and(|commands| commands.send(command).is_ok());
+        let answer = sent.then(|| self.answers.recv().ok()).flatten();
+        // without an answer the thread has died, and with it every hold
+        answer.unwrap_or(Err(QuiesceError::Thread(Errno::SRCH)))
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        // no sender any more: the thread lets everyone go and ends
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            // it only fails by a panic, and then the kernel has let everyone go
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(
+    scope: &Scope,
+    report: &Sender<Result<Report, QuiesceError>>,
+    commands: &Receiver<Command>,
+    answers: &Sender<Answer>,
+) {
+    let mut holding = Holding::default();
+    let held = hold_alone(&mut holding, scope);
+    let failed = held.is_err();
+    // nobody receives: nobody wants it any more
+    if report.send(held).is_err() || failed {
+        return;
+    }
+    for command in commands {
+        let answer = match command {
+            Command::Restart => holding.restart(),
+            Command::Release => return drop(answers.send(holding.release(false))),
+            Command::ReleaseWaitersStopped => return drop(answers.send(holding.release(true))),
+        };
+        if answers.send(answer).is_err() {
+            break;
+        }
+    }
+    // the error could be told to nobody
+    let _ = holding.release(false);
+}
+
+/// Of two that start at the same time each may find the other; both try again, each after a time of its own.
+fn hold_alone(holding: &mut Holding, scope: &Scope) -> Result<Report, QuiesceError> {
+    let deadline = Instant::now() + OTHERS;
+    let mut pause = Duration::from_millis(2 + u64::from(std::process::id() % 7));
+    loop {
+        set_name(HOLDING);
+        match holding.hold(scope) {
+            Err(QuiesceError::Busy(_)) if Instant::now() < deadline => {}
+            other => return other,
+        }
+        set_name(WAITING);
+        std::thread::sleep(pause);
+        pause += pause / 2;
+    }
+}
+
+/// For other autofs-cr to see; for us it cannot fail.
+fn set_name(name: &CStr) {
+    let _ = rustix::thread::set_name(name);
+}
+
+/// Everyone who was seized.
+#[derive(Default)]
+struct Holding {
+    /// Stopped; with its description when its call will be made again because of CATATONIC.
+    held: Vec<(Held, Option<Waiting>)>,
+    /// Not stopped yet.
+    pending: Vec<Pending>,
+    not_held: Vec<NotHeld>,
+    /// Everyone is seized: what stops from now on may have met a catatonic mount.
+    complete: bool,
+}
+
+struct Pending {
+    pid: i32,
+    seized: Seized,
+}
+
+impl Holding {
+    fn hold(&mut self, scope: &Scope) -> Result<Report, QuiesceError> {
+        let mut scanner = Scanner::new(scope);
+        let mut known = HashSet::new();
+        let deadline = Instant::now() + RESTLESS;
+        let mut visitors = scanner.scan(&known)?;
+        while !visitors.is_empty() {
+            if Instant::now() > deadline {
+                return Err(QuiesceError::Restless);
+            }
+            for visitor in &visitors {
+                known.insert(visitor.tid);
+                self.seize(visitor)?;
+            }
+            self.settle()?;
+            visitors = scanner.scan(&known)?;
+        }
+        self.complete = true;
+        let waiting = self.pending.iter().filter(|pending| pending.waits()).filter_map(Pending::describe);
+        Ok(Report { waiting: waiting.collect(), not_held: std::mem::take(&mut self.not_held) })
+    }
+
+    fn seize(&mut self, visitor: &Visitor) -> Result<(), QuiesceError> {
+        match Seized::new(visitor.tid) {
+            Ok(seized) => self.pending.push(Pending { pid: visitor.pid, seized }),
+            Err(TraceeError::Gone(_)) => {}
+            Err(TraceeError::Refused { errno, .. }) => self.not_held.extend(refused(visitor, errno)?),
+            Err(other) => return Err(other.into()),
+        }
+        Ok(())
+    }
+
+    /// Until each is stopped or asleep.
+    fn settle(&mut self) -> Result<(), QuiesceError> {
+        let deadline = Instant::now() + RUNNING;
+        loop {
+            self.collect()?;
+            let running = |pending: &Pending| !task::is_asleep(pending.seized.tid());
+            if Instant::now() > deadline || !self.pending.iter().any(running) {
+                // whoever fell asleep between the two looks has not stopped
+                return self.collect();
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Take in who has stopped. An error with one task keeps no other from being taken in.
+    fn collect(&mut self) -> Result<(), QuiesceError> {
+        let mut result = Ok(());
+        for Pending { pid, seized } in std::mem::take(&mut self.pending) {
+            let outcome = match seized.stop(Duration::ZERO) {
+                Ok(held) => self.take_in(pid, held),
+                Err((Some(seized), TraceeError::Timeout(_))) => {
+                    self.pending.push(Pending { pid, seized });
+                    Ok(())
+                }
+                Err((_, error)) => Err(error.into()),
+            };
+            result = result.and(unless_gone(outcome));
+        }
+        result
+    }
+
+    fn take_in(&mut self, pid: i32, mut held: Held) -> Result<(), QuiesceError> {
+        let tid = held.tid();
+        let stopped = Stopped { call: held.syscall()?, slept_on: self.complete };
+        let cause = again::cause(stopped, || Status::of(tid).is_some_and(|status| status.signal_waits()));
+        if cause.is_some() {
+            held.restart_syscall()?;
+        }
+        let waiting = if cause == Some(Cause::Catatonic) { task::describe(pid, tid) } else { None };
+        self.held.push((held, waiting));
+        Ok(())
+    }
+
+    /// Those whose calls will be made again because of CATATONIC.
+    fn restarting(&self) -> Vec<Waiting> {
+        self.held.iter().filter_map(|(_, waiting)| waiting.clone()).collect()
+    }
+
+    fn restart(&mut self) -> Answer {
+        let deadline = Instant::now() + WAKING;
+        loop {
+            self.settle()?;
+            if Instant::now() > deadline || !self.pending.iter().any(Pending::waits) {
+                return Ok(self.restarting());
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Those still asleep are let go by the end of this thread. Whoever woke between CATATONIC and now is first
+    /// taken in, so that its call is made again.
+    fn release(&mut self, stop_waiters: bool) -> Answer {
+        let mut result = self.settle();
+        let restarting = self.restarting();
+        for (held, waiting) in self.held.drain(..) {
+            let released = match waiting {
+                Some(_) if stop_waiters => held.release_stopped(),
+                _ => held.release(),
+            };
+            // the others must go all the same
+            result = result.and(unless_gone(released.map_err(QuiesceError::from)));
+        }
+        result.map(|()| restarting)
+    }
+}
+
+/// Whoever has ended needs nothing more.
+fn unless_gone(outcome: Result<(), QuiesceError>) -> Result<(), QuiesceError> {
+    match outcome {
+        Err(QuiesceError::Tracee(TraceeError::Gone(_))) => Ok(()),
+        other => other,
+    }
+}
+
+impl Pending {
+    fn waits(&self) -> bool {
+        task::waits(self.seized.tid())
+    }
+
+    fn describe(&self) -> Option<Waiting> {
+        task::describe(self.pid, self.seized.tid())
+    }
+}
+
+/// ptrace was refused: by a tracer, which is tolerable unless the task waits; or for want of privilege.
+fn refused(visitor: &Visitor, errno: Errno) -> Result<Option<NotHeld>, QuiesceError> {
+    let tid = visitor.tid;
+    let comm = visitor.comm.clone();
+    match Status::of(tid).map(|status| status.tracer) {
+        None => Ok(None),
+        Some(0) => Err(QuiesceError::Refused { tid, comm, errno }),
+        Some(tracer) if task::waits(tid) => Err(QuiesceError::Traced { tid, comm, tracer }),
+        Some(tracer) => Ok(Some(NotHeld { tid, comm, tracer })),
+    }
+}
