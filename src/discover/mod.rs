@@ -8,6 +8,7 @@ pub mod master;
 pub mod mountinfo;
 mod options;
 pub mod pipes;
+mod place;
 pub mod proc;
 pub mod survey;
 pub mod unit;

@@ -7,7 +7,7 @@ use rustix::fs::{Dir, Mode, OFlags, openat};
 use std::ffi::{CStr, OsString};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::{ffi::OsStringExt, fs::FileExt};
 use std::path::{Path, PathBuf};
 
 /// What `/proc/PID/stat` or `/proc/PID/task/TID/stat` tells.
@@ -88,6 +88,17 @@ impl TaskDir {
     pub fn read_link(&self, name: &str) -> Result<PathBuf, Errno> {
         let target = rustix::fs::readlinkat(&self.dir, name, Vec::new())?;
         Ok(OsString::from_vec(target.into_bytes()).into())
+    }
+
+    /// A NUL-ended string at an address of the task.
+    pub fn string(&self, address: u64) -> Option<OsString> {
+        let memory = std::fs::File::from(self.open_file("mem").ok()?);
+        let mut bytes = vec![0; 4096];
+        // ends early where the mapping does
+        let got = memory.read_at(&mut bytes, address).ok()?;
+        let end = bytes[..got].iter().position(|&byte| byte == 0)?;
+        bytes.truncate(end);
+        Some(OsString::from_vec(bytes))
     }
 
     /// Name, state, group, start time.

@@ -6,10 +6,11 @@ use super::facts::{AutofsMount, AutofsOptions, Blind, CoveringMount, Master, Pip
 use super::master::Masters;
 use super::mountinfo::{self, Entry, MountinfoError};
 use super::pipes::PipeScan;
+use super::place::place;
 use super::proc::{self, TaskDir};
-use super::waiters::{Found, WaiterScan};
-use crate::sys::{DevNum, Errno};
-use std::collections::{HashMap, HashSet};
+use super::waiters::WaiterScan;
+use crate::sys::Errno;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Which mount namespace.
@@ -138,7 +139,7 @@ struct Tree<'a> {
 }
 
 /// The autofs mounts with all that mountinfo tells of them.
-fn assemble(entries: &[Entry<'_>]) -> Vec<AutofsMount> {
+pub(super) fn assemble(entries: &[Entry<'_>]) -> Vec<AutofsMount> {
     let mut children: HashMap<u64, Vec<usize>> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         children.entry(entry.parent).or_default().push(index);
@@ -236,40 +237,10 @@ fn texts(field: &[u8]) -> Vec<String> {
     field.split(|&byte| byte == b',').map(escape).collect()
 }
 
-/// Give the waiters to the mounts that they wait on. In a namespace with one autofs mount that has a pipe the
-/// answer is certain; where there are several the waiter is handed back; one that sees none of `mounts` is
-/// not ours.
-fn place(found: Vec<Found>, mount_namespace: u64, mounts: &mut [AutofsMount]) -> Vec<super::facts::Waiter> {
-    let mut visible = HashMap::from([(Some(mount_namespace), with_pipes(mounts))]);
-    let mut unplaced = Vec::new();
-    let ours = visible[&Some(mount_namespace)].clone();
-    for Found { waiter, mount_namespace } in found {
-        let seen = visible.entry(mount_namespace).or_insert_with(|| {
-            let file = std::fs::read(format!("/proc/{}/mountinfo", waiter.tid)).unwrap_or_default();
-            with_pipes(&assemble(&mountinfo::parse(&file).unwrap_or_default()))
-        });
-        let mut candidates = seen.intersection(&ours);
-        match (candidates.next(), seen.len()) {
-            (Some(dev), 1) => mounts
-                .iter_mut()
-                .filter(|mount| mount.dev == *dev)
-                .for_each(|mount| mount.waiters.push(waiter.clone())),
-            (Some(_), _) => unplaced.push(waiter),
-            (None, _) => {}
-        }
-    }
-    unplaced
-}
-
-fn with_pipes(mounts: &[AutofsMount]) -> HashSet<DevNum> {
-    mounts.iter().filter(|mount| !mount.catatonic).map(|mount| mount.dev).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::facts::{MountType, Waiter};
+    use super::super::facts::MountType;
     use super::*;
-    use crate::sys::process::ProcessId;
 
     fn mounts(file: &str) -> Vec<AutofsMount> {
         assemble(&mountinfo::parse(file.as_bytes()).unwrap())
@@ -347,31 +318,5 @@ mod tests {
         assert_eq!(nobody("fd=3,pgrp=0,direct,pipe_ino=5", 0), Master::NotVisible);
         assert_eq!(nobody("fd=3,pgrp=9,direct", 0), Master::NotVisible);
         assert_eq!(nobody("fd=-1,pgrp=0,direct,pipe_ino=-1", 1), Master::Dead);
-    }
-
-    #[test]
-    fn a_waiter_is_placed_only_where_there_is_no_choice() {
-        let waiter = Waiter {
-            tid: i32::MAX,
-            process: ProcessId { pid: i32::MAX, start_time: 1 },
-            comm: "ls".into(),
-            expiring: false,
-        };
-        let found = |namespace| vec![Found { waiter: waiter.clone(), mount_namespace: Some(namespace) }];
-        let one = "1 0 0:1 / / rw - tmpfs t rw\n2 1 0:2 / /m rw - autofs m rw,fd=3,direct,pipe_ino=5\n";
-        let catatonic = "3 1 0:3 / /n rw - autofs n rw,fd=-1,direct,pipe_ino=-1\n";
-        let bound = "4 1 0:2 / /bound rw - autofs m rw,fd=3,direct,pipe_ino=5\n";
-        let other = "5 1 0:5 / /o rw - autofs o rw,fd=3,direct,pipe_ino=5\n";
-
-        let mut certain = mounts(&[one, catatonic, bound].concat());
-        assert!(place(found(7), 7, &mut certain).is_empty());
-        let waiting: Vec<_> = certain.iter().map(|mount| (mount.mount_id, mount.waiters.len())).collect();
-        assert_eq!(waiting, [(2, 1), (3, 0), (4, 1)]);
-
-        let mut two = mounts(&[one, other].concat());
-        assert_eq!(place(found(7), 7, &mut two), std::slice::from_ref(&waiter));
-        // it sees none of them (it is gone, even)
-        assert!(place(found(8), 7, &mut two).is_empty());
-        assert!(two.iter().all(|mount| mount.waiters.is_empty()));
     }
 }

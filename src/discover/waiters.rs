@@ -1,12 +1,12 @@
 //! Tasks that sleep until a request is answered.
 //!
 //! The kernel says where a task sleeps in three places, each with its own conditions: `wchan` (CONFIG_KALLSYMS, and the right to
-//! trace the task), `stack` (CONFIG_STACKTRACE, root), and `syscall` (the call, not the sleep). A task in
+//! trace the task), `stack` (CONFIG_STACKTRACE, root), and `syscall` (the call with its path, not the sleep). A task in
 //! uninterruptible sleep of which neither of the first two tells anything is counted as not known.
 
 use super::facts::Waiter;
-use super::mountinfo::number;
 use super::proc::TaskDir;
+use std::path::{Component, Path, PathBuf};
 
 /// A waiter and what helps to tell its mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,6 +15,8 @@ pub struct Found {
     pub waiter: Waiter,
     /// Its mount namespace.
     pub mount_namespace: Option<u64>,
+    /// The path that it looks up, absolute in that namespace, where it can be told.
+    pub path: Option<PathBuf>,
 }
 
 /// Collects the waiters, process by process.
@@ -62,7 +64,11 @@ fn is_autofs(function: &[u8]) -> bool {
 }
 
 fn found(process: &TaskDir, task: &TaskDir) -> Option<Found> {
-    Some(Found { waiter: waiter(process, task)?, mount_namespace: task.namespace("mnt") })
+    Some(Found {
+        waiter: waiter(process, task)?,
+        mount_namespace: task.namespace("mnt"),
+        path: Call::of(task).and_then(|call| call.path(task)),
+    })
 }
 
 /// A task as a waiter; `None` when it has ended.
@@ -71,13 +77,128 @@ pub fn waiter(process: &TaskDir, task: &TaskDir) -> Option<Waiter> {
         tid: task.id,
         process: process.identity(&process.stat()?),
         comm: task.stat()?.comm,
-        expiring: is_in_ioctl(task),
+        // a visitor waits in a call with a path; EXPIRE is an ioctl
+        expiring: Call::of(task).is_some_and(|call| call.number == libc::SYS_ioctl),
     })
 }
 
-/// A visitor waits in a call with a path; EXPIRE is an ioctl.
-fn is_in_ioctl(task: &TaskDir) -> bool {
-    let Ok(call) = task.read("syscall") else { return false };
-    let number: Option<i64> = call.split(|&byte| byte == b' ').next().and_then(number);
-    number == Some(libc::SYS_ioctl)
+/// The system call that a task sleeps in.
+struct Call {
+    number: i64,
+    arguments: [u64; 6],
+}
+
+/// Calls whose only path is their first argument.
+const PATH: &[i64] = &[
+    libc::SYS_chdir,
+    libc::SYS_execve,
+    libc::SYS_statfs,
+    libc::SYS_truncate,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_creat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+];
+
+/// Calls whose only path is their second argument, below the directory of the first.
+const PATH_AT: &[i64] = &[
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fchmodat,
+    libc::SYS_fchownat,
+    libc::SYS_mkdirat,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_readlinkat,
+    libc::SYS_statx,
+    libc::SYS_unlinkat,
+    libc::SYS_utimensat,
+];
+
+impl Call {
+    /// `262 0xffffff9c 0x7f6ce4a67440 ...`: the number, six arguments, stack and instruction pointer.
+    fn of(task: &TaskDir) -> Option<Self> {
+        Self::parse(&task.read("syscall").ok()?)
+    }
+
+    fn parse(line: &[u8]) -> Option<Self> {
+        let mut fields = str::from_utf8(line).ok()?.split_ascii_whitespace();
+        let number = fields.next()?.parse().ok()?;
+        let mut arguments = [0; 6];
+        for argument in &mut arguments {
+            *argument = u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok()?;
+        }
+        Some(Self { number, arguments })
+    }
+
+    /// The path that is looked up, absolute in the task's mount namespace. `None` where it cannot be told:
+    /// another call, a task with a root directory of its own, a path with `..`.
+    fn path(&self, task: &TaskDir) -> Option<PathBuf> {
+        let (dir, address) = match self.number {
+            number if PATH.contains(&number) => (None, self.arguments[0]),
+            // AT_FDCWD, or a descriptor; both are 32 bits wide
+            number if PATH_AT.contains(&number) => match self.arguments[0] as i32 {
+                libc::AT_FDCWD => (None, self.arguments[1]),
+                fd => (Some(format!("fd/{fd}")), self.arguments[1]),
+            },
+            _ => return None,
+        };
+        if task.read_link("root").ok()? != Path::new("/") {
+            return None;
+        }
+        let base = task.read_link(dir.as_deref().unwrap_or("cwd")).ok()?;
+        let path = base.join(task.string(address)?);
+        let is_plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+        is_plain.then_some(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_of_autofs() {
+        assert!(is_autofs(b"autofs_wait"));
+        assert!(is_autofs(b"autofs_wait.isra.0+0x1bd/0x660"));
+        assert!(is_autofs(b"autofs4_wait"));
+        assert!(!is_autofs(b"do_wait"));
+        assert!(!is_autofs(b""));
+    }
+
+    #[test]
+    fn calls_are_read() {
+        let call = Call::parse(b"262 0xffffff9c 0x7f 0x1 0x0 0x0 0x0 0x7ffe 0x7f6c\n").unwrap();
+        assert_eq!((call.number, call.arguments[0] as i32), (262, libc::AT_FDCWD));
+        assert!(Call::parse(b"running\n").is_none());
+        assert!(Call::parse(b"-1 0x7ffe 0x7f6c\n").is_none());
+    }
+
+    #[test]
+    fn a_path_in_memory_is_found() {
+        let text = c"some/where";
+        let task = TaskDir::process(rustix::process::getpid().as_raw_nonzero().get()).unwrap();
+        let call = |first: i32| Call {
+            number: libc::SYS_openat,
+            arguments: [first as u32 as u64, text.as_ptr() as u64, 0, 0, 0, 0],
+        };
+        let cwd = std::env::current_dir().unwrap();
+        assert_eq!(call(libc::AT_FDCWD).path(&task), Some(cwd.join("some/where")));
+        assert_eq!(Call { number: libc::SYS_read, ..call(0) }.path(&task), None);
+        assert_eq!(Call { arguments: [0; 6], ..call(0) }.path(&task), None);
+    }
 }
