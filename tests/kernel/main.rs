@@ -7,5 +7,6 @@
 
 mod common;
 mod control;
+mod discover;
 mod mount;
 mod packet;
