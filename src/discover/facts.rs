@@ -202,6 +202,19 @@ pub enum Master {
     NotVisible,
 }
 
+impl Master {
+    /// The process, where there is one that is known.
+    pub fn process(&self) -> Option<ProcessId> {
+        match self {
+            Self::Automount { process }
+            | Self::Systemd { process, .. }
+            | Self::AutofsCr { process }
+            | Self::Unknown { process, .. } => Some(*process),
+            Self::Dead | Self::NotVisible => None,
+        }
+    }
+}
+
 /// A mount on a trigger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CoveringMount {

@@ -81,8 +81,8 @@ pub fn survey(target: &Target) -> Result<Survey, DiscoverError> {
     Ok(Survey { mount_namespace, mounts, unplaced_waiters, blind })
 }
 
-/// The namespace's inode and its mountinfo.
-fn read(target: &Target) -> Result<(u64, Vec<u8>), DiscoverError> {
+/// The namespace's inode and its mountinfo, as [`mountinfo::parse`] takes it.
+pub fn read(target: &Target) -> Result<(u64, Vec<u8>), DiscoverError> {
     match target {
         Target::Own => read_task("/proc/thread-self"),
         Target::Process(pid) => read_task(&format!("/proc/{pid}")).map_err(|error| match error {

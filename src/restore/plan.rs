@@ -3,7 +3,7 @@
 use crate::discover::facts::{AutofsMount, End, Master, MountType};
 use crate::discover::mountinfo::{self, Entry};
 use crate::image::Checkpoint;
-use crate::image::checkpoint::DumpedMount;
+use crate::image::checkpoint::{DumpedMount, Service};
 use crate::sys::DevNum;
 use crate::sys::control::Requester;
 use std::collections::{BTreeSet, HashMap};
@@ -178,14 +178,14 @@ pub enum Conflict {
     #[error("{}: not an absolute path without `..`", .0.display())]
     Path(PathBuf),
     /// Something else is mounted there.
-    #[error("{}: {fstype} ({}) is mounted there; unmount it first", path.display(), source.display())]
+    #[error("{}: {fstype} ({}) is mounted there; unmount it first", path.display(), device.display())]
     Occupied {
         /// Where.
         path: PathBuf,
         /// Its type.
         fstype: String,
         /// Its source.
-        source: PathBuf,
+        device: PathBuf,
     },
     /// An autofs mount of another type.
     #[error("{}: the autofs mount there is {here}, in the image it is {image}", path.display())]
@@ -390,7 +390,7 @@ impl<'a> Planner<'a> {
                 Some(other) if path != self.wishes.root => Err(Conflict::Occupied {
                     path: path.to_owned(),
                     fstype: String::from_utf8_lossy(other.fstype).into_owned(),
-                    source: mountinfo::path(other.source),
+                    device: mountinfo::path(other.source),
                 }),
                 _ => Ok(None),
             };
@@ -457,7 +457,7 @@ impl<'a> Planner<'a> {
             },
             NewMaster::Engine => match dumped.served_by.filter(|&s| s < self.image.services.len()) {
                 Some(service) if self.wishes.untrusted.contains(&service) => {
-                    let map = self.image.services[service].map_text();
+                    let map = map_of(&self.image.services[service]);
                     self.conflicts.push(Conflict::Program { path: step.path.clone(), map });
                     Attach::Nobody
                 }
@@ -528,6 +528,13 @@ fn read_end(facts: &AutofsMount) -> Option<i32> {
     facts.pipe_ends.iter().find(own).map(|end| end.fd)
 }
 
+fn map_of(service: &Service) -> String {
+    match service {
+        Service::MasterEntry { map, .. } => String::from_utf8_lossy(map).into_owned(),
+        Service::Unit { unit, .. } => unit.clone(),
+    }
+}
+
 fn name(master: &Master) -> String {
     match (master, master.process()) {
         (Master::Systemd { unit, .. }, _) => format!("systemd ({unit})"),
@@ -542,3 +549,6 @@ fn describe(entry: &Entry<'_>) -> String {
     let fstype = String::from_utf8_lossy(entry.fstype);
     format!("{fstype} at {}", mountinfo::path(entry.mount_point).display())
 }
+
+#[cfg(test)]
+mod tests;
