@@ -23,7 +23,13 @@ pub const DUMP: &[&str] = &[
 ];
 
 /// The points of a restore, in the order in which it passes them.
-pub const RESTORE: &[&str] = &[];
+pub const RESTORE: &[&str] = &[
+    "restore.superblocks-made",
+    "restore.requesters-replayed",
+    "restore.mounts-prepared",
+    "restore.first-attached",
+    "restore.all-attached",
+];
 
 /// The fault that a test asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

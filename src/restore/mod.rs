@@ -4,3 +4,6 @@
 //! mount a master. `docs/architecture.md` tells why.
 
 pub mod plan;
+pub mod claim;
+pub mod create;
+pub mod rollback;

@@ -2,8 +2,8 @@
 
 use crate::discover::facts::{AutofsMount, End, Master, MountType};
 use crate::discover::mountinfo::{self, Entry};
-use crate::image::Checkpoint;
-use crate::image::checkpoint::{DumpedMount, Service};
+use crate::image::{Checkpoint, Command};
+use crate::image::checkpoint::DumpedMount;
 use crate::sys::DevNum;
 use crate::sys::control::Requester;
 use std::collections::{BTreeSet, HashMap};
@@ -34,8 +34,8 @@ pub struct Wishes {
     pub master: NewMaster,
     /// Mount again what was mounted when the image was made.
     pub remount_active: bool,
-    /// Services of the image whose maps are programs that nobody has vouched for.
-    pub untrusted: BTreeSet<usize>,
+    /// Programs that the image names as maps, and that nobody has vouched for.
+    pub untrusted: Vec<Command>,
 }
 
 /// Who shall answer.
@@ -80,8 +80,8 @@ pub enum Action {
     Create {
         /// Its device number.
         number: Number,
-        /// It lies in a tree that may be gone by now: no directory, no mount.
-        optional: bool,
+        /// It lies in the directories of another autofs mount: no directory there, no mount.
+        in_tree: bool,
     },
     /// The superblock of step `of` is attached here, too.
     Bind {
@@ -227,15 +227,10 @@ pub enum Conflict {
     InodeLost(PathBuf),
     /// A program map of the image.
     #[error(
-        "{}: its map is the program {map}, which no master map here names; check it, then give \
-         --trust-programs", path.display()
+        "{}: the image wants the program {} as its map, which the master map here does not name; if that \
+         is right, give --trust-programs", .0.mount_point.display(), .0.program.display()
     )]
-    Program {
-        /// Where.
-        path: PathBuf,
-        /// The map.
-        map: String,
-    },
+    Program(Command),
     /// With --serve there is nothing that could be served.
     #[error("the image does not tell how to serve any of its mounts; restore without --serve")]
     NothingToServe,
@@ -366,17 +361,16 @@ impl<'a> Planner<'a> {
         if let Some(found) = found {
             return Ok(Action::Adopt { dev: found.dev, live: !found.catatonic });
         }
-        let optional = match self.nest(mount) {
+        let in_tree = match self.nest(mount) {
             Nest::Top => false,
             Nest::InActive(_) => return Ok(Action::Skip(Why::MadeOnDemand)),
             Nest::InTree(parent) => match self.plan.steps[parent].action {
-                Action::Create { optional, .. } => optional,
-                // A walk into it waits for nobody; into a live one it might.
-                Action::Adopt { live: false, .. } => true,
+                // A walk into these waits for nobody; into a live one it might.
+                Action::Create { .. } | Action::Adopt { live: false, .. } => true,
                 _ => return Ok(Action::Skip(Why::MadeOnDemand)),
             },
         };
-        Ok(Action::Create { number: self.number(facts, path)?, optional })
+        Ok(Action::Create { number: self.number(facts, path)?, in_tree })
     }
 
     /// The mount of the image, if it is there.
@@ -456,11 +450,6 @@ impl<'a> Planner<'a> {
                 None => Attach::Nobody,
             },
             NewMaster::Engine => match dumped.served_by.filter(|&s| s < self.image.services.len()) {
-                Some(service) if self.wishes.untrusted.contains(&service) => {
-                    let map = map_of(&self.image.services[service]);
-                    self.conflicts.push(Conflict::Program { path: step.path.clone(), map });
-                    Attach::Nobody
-                }
                 Some(service) => {
                     self.plan.services.insert(service);
                     Attach::Engine
@@ -503,6 +492,9 @@ impl<'a> Planner<'a> {
         if self.wishes.remount_active && nobody {
             self.conflicts.push(Conflict::NobodyMounts);
         }
+        if self.wishes.master == NewMaster::Engine {
+            self.conflicts.extend(self.wishes.untrusted.iter().cloned().map(Conflict::Program));
+        }
         let attached = self.plan.steps.iter().any(|step| step.attach != Attach::Nobody);
         if self.wishes.master == NewMaster::Engine && !attached && self.conflicts.is_empty() {
             self.conflicts.push(Conflict::NothingToServe);
@@ -526,13 +518,6 @@ fn read_end(facts: &AutofsMount) -> Option<i32> {
     let process = facts.master.process()?;
     let own = |end: &&crate::discover::facts::PipeEnd| end.end == End::Read && end.process == process;
     facts.pipe_ends.iter().find(own).map(|end| end.fd)
-}
-
-fn map_of(service: &Service) -> String {
-    match service {
-        Service::MasterEntry { map, .. } => String::from_utf8_lossy(map).into_owned(),
-        Service::Unit { unit, .. } => unit.clone(),
-    }
 }
 
 fn name(master: &Master) -> String {

@@ -7,6 +7,7 @@
 //! | [`packet`] | what the kernel writes into a mount's pipe |
 //! | [`mount`] | the mount API (fsopen family, bind, propagation, umount) |
 //! | [`mountns`] | listmount/statmount, and entering mount and pid namespaces |
+//! | [`fork`] | child processes that run this program's own code |
 //! | [`process`] | pidfds, descriptors of other processes, process groups |
 //! | [`tracee`] | ptrace: hold a task, read and change its registers, call in its place |
 //! | [`features`] | what this kernel can do, probed once |
@@ -14,6 +15,7 @@
 pub mod control;
 pub mod devnum;
 pub mod features;
+pub mod fork;
 pub mod mount;
 pub mod mountns;
 pub mod packet;

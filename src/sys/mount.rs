@@ -81,6 +81,12 @@ impl AsFd for DetachedMount {
     }
 }
 
+impl From<DetachedMount> for OwnedFd {
+    fn from(mount: DetachedMount) -> Self {
+        mount.0
+    }
+}
+
 impl DetachedMount {
     /// The superblock's number. (A file system that shows another `st_dev` for its files, as btrfs
     /// does, is told by its root directory's.)

@@ -1,6 +1,7 @@
 use super::*;
 use crate::discover::facts::{AutofsOptions, CoveringMount, PipeEnd, Propagation, TreeEntry};
-use crate::image::checkpoint::{ActiveKey, Left, Origin};
+use crate::image::When;
+use crate::image::checkpoint::{ActiveKey, Left, Origin, Service};
 use crate::sys::process::ProcessId;
 
 const DAEMON: ProcessId = ProcessId { pid: 100, start_time: 5 };
@@ -98,7 +99,7 @@ fn wishes(master: NewMaster) -> Wishes {
         require_devid: false,
         master,
         remount_active: false,
-        untrusted: BTreeSet::new(),
+        untrusted: vec![],
     }
 }
 
@@ -122,7 +123,7 @@ fn actions(plan: &RestorePlan) -> Vec<&Action> {
 }
 
 fn may(minor: u32) -> Action {
-    Action::Create { number: Number::May(DevNum::anonymous(minor)), optional: false }
+    Action::Create { number: Number::May(DevNum::anonymous(minor)), in_tree: false }
 }
 
 #[test]
@@ -195,7 +196,7 @@ fn a_taken_number() {
     let table = "9 1 0:40 / /tmp/x rw - tmpfs t rw\n";
     let plan = try_plan(&image, &[], table, &wishes(NewMaster::Engine)).unwrap();
     let number = Number::New { taken_by: "tmpfs at /tmp/x".into() };
-    assert_eq!(actions(&plan), [&Action::Create { number, optional: false }]);
+    assert_eq!(actions(&plan), [&Action::Create { number, in_tree: false }]);
 
     let insist = Wishes { require_devid: true, ..wishes(NewMaster::Engine) };
     let conflicts = try_plan(&image, &[], table, &insist).unwrap_err();
@@ -203,7 +204,7 @@ fn a_taken_number() {
     assert_eq!(text, "/data: its device number 0:40 is taken by tmpfs at /tmp/x");
     let free = try_plan(&image, &[], "", &insist).unwrap();
     let number = Number::Must(DevNum::anonymous(40));
-    assert_eq!(actions(&free), [&Action::Create { number, optional: false }]);
+    assert_eq!(actions(&free), [&Action::Create { number, in_tree: false }]);
 }
 
 #[test]
@@ -216,7 +217,7 @@ fn what_the_old_daemons_know_their_mounts_by() {
         mount.master = Master::Systemd { process: DAEMON, unit: "x.automount".into() };
     }
     let plan = try_plan(&image(mounts), &[], "", &wishes(NewMaster::Process)).unwrap();
-    let must = |minor| Action::Create { number: Number::Must(DevNum::anonymous(minor)), optional: false };
+    let must = |minor| Action::Create { number: Number::Must(DevNum::anonymous(minor)), in_tree: false };
     assert_eq!(actions(&plan), [&must(40), &must(41)]);
     assert!(plan.steps.iter().all(|step| step.attach == Attach::Process { read_fd: 7 }));
 }
@@ -234,7 +235,8 @@ fn nested_mounts_where_nothing_is_left() {
     let image = image(vec![top, in_tree, in_active, deeper, unknown]);
     let plan = try_plan(&image, &[], "", &wishes(NewMaster::Engine)).unwrap();
     let skip = Action::Skip(Why::MadeOnDemand);
-    assert_eq!(actions(&plan), [&may(40), &may(41), &skip, &skip, &skip]);
+    let child = Action::Create { number: Number::May(DevNum::anonymous(41)), in_tree: true };
+    assert_eq!(actions(&plan), [&may(40), &child, &skip, &skip, &skip]);
 }
 
 #[test]
@@ -249,7 +251,7 @@ fn nested_mounts_below_one_that_is_adopted() {
     assert_eq!(of_child(std::slice::from_ref(&top)), Action::Skip(Why::MadeOnDemand));
     assert_eq!(of_child(&[top.clone(), child.clone()]), Action::Adopt { dev: child.dev, live: true });
     let number = Number::May(child.dev);
-    assert_eq!(of_child(&[dead(top)]), Action::Create { number, optional: true });
+    assert_eq!(of_child(&[dead(top)]), Action::Create { number, in_tree: true });
 }
 
 #[test]
@@ -315,9 +317,10 @@ fn what_cannot_be_served() {
 #[test]
 fn a_program_map_needs_trust() {
     let image = image(vec![mount("/mnt", 41, MountType::Indirect)]);
-    let doubt = Wishes { untrusted: BTreeSet::from([0]), ..wishes(NewMaster::Engine) };
-    let program = Conflict::Program { path: "/mnt".into(), map: "program:/etc/auto.sh".into() };
-    assert_eq!(try_plan(&image, &[], "", &doubt).unwrap_err(), [program]);
+    let program =
+        Command { mount_point: "/mnt".into(), program: "/etc/auto.sh".into(), when: When::Always };
+    let doubt = Wishes { untrusted: vec![program.clone()], ..wishes(NewMaster::Engine) };
+    assert_eq!(try_plan(&image, &[], "", &doubt).unwrap_err(), [Conflict::Program(program)]);
     // who does not serve runs nothing
     assert!(try_plan(&image, &[], "", &Wishes { master: NewMaster::Nobody, ..doubt }).is_ok());
 }

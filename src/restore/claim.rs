@@ -1,0 +1,129 @@
+//! Device numbers: superblocks that have the numbers they had.
+//!
+//! The kernel gives an anonymous superblock the lowest free minor. So throw-away tmpfs superblocks
+//! (*fillers*) take the free ones below the wanted minor until it is next. As autofs superblocks can be
+//! made before they are attached anywhere, nothing has to be reserved: each is made when its number is
+//! next, lowest first.
+//!
+//! Fillers would need a descriptor each, and wanted minors go up to 2^20. They are stacked in the caller's
+//! private mount namespace instead, where only the topmost needs one.
+
+use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
+use crate::sys::{DevNum, Errno};
+use std::path::Path;
+use std::time::Duration;
+
+/// How many fillers are made at most: each costs memory in the kernel (a few KiB), and an image can ask
+/// for any number.
+pub const REACH: usize = 1 << 16;
+
+/// How often a number that seems taken is tried again (another program may hold it for a moment), and
+/// how long between.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(1);
+/// The tries of all numbers together.
+const PATIENCE: u32 = 500;
+
+/// Gives superblocks their numbers, lowest first. Must live until all are made: it holds what is below.
+#[derive(Debug)]
+pub struct Claims {
+    /// The namespace's root, or the topmost filler.
+    top: std::os::fd::OwnedFd,
+    fillers: usize,
+    /// The last number that the kernel gave.
+    last: Option<u32>,
+    patience: u32,
+}
+
+/// A number cannot be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NoClaim {
+    /// Something has it.
+    #[error("it is taken by a file system that is mounted in another namespace, or nowhere")]
+    Taken,
+    /// Too many free ones lie below.
+    #[error("too many free numbers lie below it (more than {REACH})")]
+    OutOfReach,
+}
+
+impl Claims {
+    /// To be used in a mount namespace that nobody else sees, and that goes away afterwards.
+    pub fn new() -> Result<Self, Errno> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = rustix::fs::open("/", flags, Mode::empty())?;
+        Ok(Self { top, fillers: 0, last: None, patience: PATIENCE })
+    }
+
+    /// The superblock that `make` makes, with the number `dev`. To be called in ascending order.
+    pub fn superblock<E: From<MountError>>(
+        &mut self,
+        dev: DevNum,
+        mut make: impl FnMut() -> Result<DetachedMount, E>,
+    ) -> Result<Result<DetachedMount, NoClaim>, E> {
+        let mut tries = TRIES;
+        loop {
+            // Where the number must be next, the tmpfs is spared.
+            if self.last.is_none_or(|last| last + 1 != dev.minor) {
+                let filler = filler()?;
+                let minor = self.note(&filler)?;
+                if minor < dev.minor {
+                    if !self.keep(filler)? {
+                        return Ok(Err(NoClaim::OutOfReach));
+                    }
+                    continue;
+                }
+                // Dropped: if it had the number, that is the lowest free one now.
+                if minor > dev.minor && !self.try_again(&mut tries) {
+                    return Ok(Err(NoClaim::Taken));
+                }
+            }
+            let made = make()?;
+            let minor = self.note(&made)?;
+            if minor == dev.minor {
+                return Ok(Ok(made));
+            }
+            drop(made);
+            self.last = None;
+            if minor > dev.minor && !self.try_again(&mut tries) {
+                return Ok(Err(NoClaim::Taken));
+            }
+        }
+    }
+
+    fn try_again(&mut self, tries: &mut u32) -> bool {
+        let again = *tries > 0 && self.patience > 0;
+        if again {
+            *tries -= 1;
+            self.patience -= 1;
+            std::thread::sleep(PAUSE);
+        }
+        again
+    }
+
+    fn note(&mut self, made: &DetachedMount) -> Result<u32, MountError> {
+        let minor = made.dev().map_err(|errno| failed("stat", errno))?.minor;
+        self.last = Some(minor);
+        Ok(minor)
+    }
+
+    /// Stack a filler; `false` when there are too many.
+    fn keep(&mut self, filler: DetachedMount) -> Result<bool, MountError> {
+        match filler.attach(&self.top, Path::new("")) {
+            // The namespace is full (fs.mount-max).
+            Err(MountError::At { errno: Errno::NOSPC, .. }) => return Ok(false),
+            result => result?,
+        }
+        self.top = filler.into();
+        self.fillers += 1;
+        Ok(self.fillers < REACH)
+    }
+}
+
+fn filler() -> Result<DetachedMount, MountError> {
+    mount::new_superblock::<&str>("tmpfs", Path::new("autofs-cr"), &[], MountFlags::empty())
+}
+
+fn failed(what: &'static str, errno: Errno) -> MountError {
+    MountError::At { what, path: "a new superblock".into(), errno }
+}

@@ -1,0 +1,228 @@
+//! Makes mounts, catatonic, with everything inside.
+//!
+//! A mount is complete before anybody can see it: superblock, options, directories, timeouts, requesters
+//! and CATATONIC all work while it is attached nowhere. Attaching is one call for each in the end. So what
+//! is killed on the way leaves nothing behind, or complete mounts that a second restore adopts.
+
+mod place;
+mod requesters;
+mod superblocks;
+mod tree;
+
+pub use place::Root;
+
+use super::claim::NoClaim;
+use super::plan::{Action, RestorePlan, Step};
+use super::rollback::UndoStack;
+use crate::discover::facts::Propagation;
+use crate::faults;
+use crate::image::Checkpoint;
+use crate::image::checkpoint::DumpedMount;
+use crate::sys::control::{Control, ControlError, MountFd};
+use crate::sys::mount::{self, Change, DetachedMount, MountError, Unmount};
+use crate::sys::packet::{PacketError, packet_pipe};
+use crate::sys::{DevNum, Errno};
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+/// A mount could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// A step for one mount failed.
+    #[error("{}: {source}", path.display())]
+    Step {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why.
+        source: StepError,
+    },
+    /// A step for all failed.
+    #[error(transparent)]
+    Common(#[from] StepError),
+    /// It must have its number and cannot.
+    #[error("{}: its device number {dev} cannot be had: {why}", path.display())]
+    Number {
+        /// Where it should be.
+        path: PathBuf,
+        /// The number.
+        dev: DevNum,
+        /// Why.
+        why: NoClaim,
+    },
+    /// A symbolic link on the way to a mount point.
+    #[error("{}: a symbolic link is on the way, which no mount point of an image has", .0.display())]
+    Link(PathBuf),
+    /// A file on the way.
+    #[error("{}: a file on the way is no directory", .0.display())]
+    NotADirectory(PathBuf),
+    /// Stopped by a test.
+    #[error(transparent)]
+    Fault(#[from] faults::Fault),
+}
+
+/// What failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The mount API refused.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// An autofs command.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A request that is none.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
+    /// Another call.
+    #[error("cannot {what}: {errno}")]
+    Call {
+        /// Which.
+        what: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+}
+
+impl StepError {
+    /// For `map_err`: an errno of a call that was to do `what`.
+    fn call(what: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::Call { what, errno }
+    }
+
+    /// For `map_err`: with the mount's path.
+    fn at(path: &Path) -> impl FnOnce(Self) -> CreateError {
+        move |source| CreateError::Step { path: path.to_owned(), source }
+    }
+}
+
+/// A mount that was made.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Made {
+    /// Index into [`RestorePlan::steps`].
+    pub step: usize,
+    /// Its number.
+    pub dev: DevNum,
+}
+
+/// A mount in the making.
+#[derive(Debug)]
+struct Item<'a> {
+    index: usize,
+    step: &'a Step,
+    dumped: &'a DumpedMount,
+    mount: DetachedMount,
+    dev: DevNum,
+}
+
+/// Complete mounts that are attached nowhere, parents first.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    image: &'a Checkpoint,
+    plan: &'a RestorePlan,
+    items: Vec<Item<'a>>,
+}
+
+/// Make every mount of the plan that is missing.
+///
+/// The caller is the only thread of its process and lives in a mount namespace that nobody else sees. Its
+/// process group and pid namespace become the owner's.
+pub fn prepare<'a>(image: &'a Checkpoint, plan: &'a RestorePlan) -> Result<Prepared<'a>, CreateError> {
+    // Modes of the image are meant as they are.
+    rustix::process::umask(Mode::empty());
+    let control = Control::open().map_err(StepError::from)?;
+    let pipe = packet_pipe().map_err(StepError::call("make a pipe"))?;
+    let mut items = superblocks::make(image, plan, &pipe)?;
+    faults::point("restore.superblocks-made")?;
+    requesters::replay(&mut items, &control, &pipe)?;
+    faults::point("restore.requesters-replayed")?;
+    for item in &items {
+        finish(item, &control).map_err(StepError::at(&item.step.path))?;
+    }
+    faults::point("restore.mounts-prepared")?;
+    Ok(Prepared { image, plan, items })
+}
+
+/// Everything inside, and then CATATONIC, after which nothing inside can be made.
+fn finish(item: &Item<'_>, control: &Control) -> Result<(), StepError> {
+    let root = open_root(&item.mount)?;
+    control.set_timeout(root.as_fd(), item.dumped.facts.options.timeout)?;
+    tree::fill(item.dumped, root.as_fd(), control)?;
+    control.make_catatonic(root.as_fd())?;
+    Ok(())
+}
+
+/// The root directory, for autofs commands and paths inside.
+fn open_root(mount: &DetachedMount) -> Result<MountFd, StepError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(mount, ".", flags, Mode::empty());
+    Ok(root.map_err(StepError::call("open the root of the new mount"))?.into())
+}
+
+impl Prepared<'_> {
+    /// Attach everything, beneath `root`, in the namespace in which the caller lives now.
+    ///
+    /// A mount whose directory inside another autofs mount is missing is left out.
+    pub fn attach(self, root: &Root, undo: &mut UndoStack<'_>) -> Result<Vec<Made>, CreateError> {
+        let mut made: Vec<Option<Rc<DetachedMount>>> = vec![None; self.plan.steps.len()];
+        let mut report = Vec::new();
+        let mut items = self.items.into_iter().peekable();
+        for (index, step) in self.plan.steps.iter().enumerate() {
+            let in_tree = matches!(step.action, Action::Create { in_tree: true, .. });
+            let facts = &self.image.mounts[step.mount].facts;
+            let mount = match step.action {
+                Action::Create { .. } => match items.next_if(|item| item.index == index) {
+                    Some(item) => item.mount,
+                    None => continue,
+                },
+                Action::Bind { of } => match made.get(of).and_then(Option::as_ref) {
+                    Some(whole) => copy(whole, &facts.root).map_err(StepError::at(&step.path))?,
+                    None => continue,
+                },
+                Action::Adopt { .. } | Action::Skip(_) => continue,
+            };
+            let Some(place) = root.directory(&step.path, !in_tree, undo)? else { continue };
+            let dev = attach(&mount, &place, facts.propagation).map_err(StepError::at(&step.path))?;
+            let mount = Rc::new(mount);
+            made[index] = Some(mount.clone());
+            undo.push("unmount", step.path.clone(), move || detach(&mount));
+            report.push(Made { step: index, dev });
+            if report.len() == 1 {
+                faults::point("restore.first-attached")?;
+            }
+        }
+        faults::point("restore.all-attached")?;
+        Ok(report)
+    }
+}
+
+fn copy(whole: &DetachedMount, part: &Path) -> Result<DetachedMount, StepError> {
+    let part = part.strip_prefix("/").unwrap_or(part);
+    if part.as_os_str().is_empty() {
+        return Ok(mount::bind(whole, part, false)?);
+    }
+    let directory = place::resolve(whole, part).map_err(StepError::call("find the part to bind"))?;
+    Ok(mount::bind(directory, Path::new(""), false)?)
+}
+
+fn attach(mount: &DetachedMount, place: impl AsFd, wanted: Propagation) -> Result<DevNum, StepError> {
+    mount.attach(place, Path::new(""))?;
+    // What is attached to a shared mount is shared at first.
+    let to = match wanted {
+        Propagation { unbindable: true, .. } => mount::Propagation::Unbindable,
+        Propagation { shared: Some(_), .. } => mount::Propagation::Shared,
+        Propagation { slave_of: Some(_), .. } => mount::Propagation::Slave,
+        _ => mount::Propagation::Private,
+    };
+    Change::propagation(to, false).apply(mount, Path::new(""))?;
+    mount.dev().map_err(StepError::call("stat the mount"))
+}
+
+/// Unmount it wherever it is. Not by its path, at which something else may be mounted by now.
+fn detach(mount: &DetachedMount) -> Result<(), StepError> {
+    rustix::process::fchdir(mount).map_err(StepError::call("enter the mount"))?;
+    let unmounted = mount::unmount(Path::new("."), Unmount::Lazy);
+    rustix::process::chdir("/").map_err(StepError::call("leave the mount"))?;
+    Ok(unmounted?)
+}

@@ -1,0 +1,86 @@
+//! Child processes that run this program's own code, without exec.
+
+use super::Errno;
+use super::process::open_pidfd;
+use rustix::process::{Pid, Signal, WaitOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A child that was forked. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+    reaped: bool,
+}
+
+/// Run `body` in a copy of this process, which ends with its result as exit code; 101 after a panic.
+///
+/// EDEADLK when this process has several threads: the copy has only one, and a lock that another thread
+/// holds would never be released in it.
+pub fn fork(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|_| Errno::NOSYS)?.count();
+    if threads != 1 {
+        return Err(Errno::DEADLK);
+    }
+    // SAFETY: this is the only thread, so no lock or other state is half changed in the copy.
+    match unsafe { libc::fork() } {
+        -1 => Err(super::last_errno()),
+        0 => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101);
+            // SAFETY: always sound. No exit handlers: they belong to the parent.
+            unsafe { libc::_exit(code.into()) }
+        }
+        number => {
+            let pid = Pid::from_raw(number).ok_or(Errno::SRCH)?;
+            // Our own child that was not reaped: the number is its.
+            Ok(Child { pid, pidfd: open_pidfd(number)?, reaped: false })
+        }
+    }
+}
+
+impl Child {
+    /// Its number in our pid namespace.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Send it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<(), Errno> {
+        rustix::process::pidfd_send_signal(&self.pidfd, signal)
+    }
+
+    /// Wait until it has ended: its exit code, or 128 and the signal that killed it.
+    pub fn wait(mut self) -> Result<i32, Errno> {
+        self.reap()
+    }
+
+    /// Leave it running, as a daemon.
+    pub fn leave(mut self) {
+        self.reaped = true;
+    }
+
+    fn reap(&mut self) -> Result<i32, Errno> {
+        self.reaped = true;
+        let ended = rustix::io::retry_on_intr(|| {
+            rustix::process::waitpid(Some(self.pid), WaitOptions::empty())
+        })?;
+        let status = ended.map(|(_, status)| status).ok_or(Errno::CHILD)?;
+        Ok(status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(-1))
+    }
+}
+
+/// Readable when it has ended.
+impl AsFd for Child {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.reaped {
+            let _ = self.signal(Signal::KILL);
+            let _ = self.reap();
+        }
+    }
+}
