@@ -29,6 +29,11 @@ pub const RESTORE: &[&str] = &[
     "restore.mounts-prepared",
     "restore.first-attached",
     "restore.all-attached",
+    "restore.visitors-held",
+    "restore.first-catatonic",
+    "restore.all-catatonic",
+    "restore.waiters-restarting",
+    "restore.pipes-set",
 ];
 
 /// The fault that a test asked for.

@@ -3,7 +3,7 @@
 //! Two steps, after a plan: *create* makes what is missing, as catatonic mounts; *attach* gives every
 //! mount a master. `docs/architecture.md` tells why.
 
-pub mod plan;
 pub mod claim;
 pub mod create;
+pub mod plan;
 pub mod rollback;

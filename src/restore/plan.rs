@@ -2,8 +2,8 @@
 
 use crate::discover::facts::{AutofsMount, End, Master, MountType};
 use crate::discover::mountinfo::{self, Entry};
-use crate::image::{Checkpoint, Command};
 use crate::image::checkpoint::DumpedMount;
+use crate::image::{Checkpoint, Command};
 use crate::sys::DevNum;
 use crate::sys::control::Requester;
 use std::collections::{BTreeSet, HashMap};

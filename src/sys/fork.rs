@@ -61,9 +61,8 @@ impl Child {
 
     fn reap(&mut self) -> Result<i32, Errno> {
         self.reaped = true;
-        let ended = rustix::io::retry_on_intr(|| {
-            rustix::process::waitpid(Some(self.pid), WaitOptions::empty())
-        })?;
+        let ended =
+            rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(self.pid), WaitOptions::empty()))?;
         let status = ended.map(|(_, status)| status).ok_or(Errno::CHILD)?;
         Ok(status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(-1))
     }

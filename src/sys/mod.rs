@@ -6,7 +6,7 @@
 //! | [`control`] | the fourteen `/dev/autofs` commands |
 //! | [`packet`] | what the kernel writes into a mount's pipe |
 //! | [`mount`] | the mount API (fsopen family, bind, propagation, umount) |
-//! | [`mountns`] | listmount/statmount, and entering mount and pid namespaces |
+//! | [`mountns`] | entering mount namespaces |
 //! | [`fork`] | child processes that run this program's own code |
 //! | [`process`] | pidfds, descriptors of other processes, process groups |
 //! | [`tracee`] | ptrace: hold a task, read and change its registers, call in its place |

@@ -94,13 +94,7 @@ fn image(mounts: Vec<AutofsMount>) -> Checkpoint {
 }
 
 fn wishes(master: NewMaster) -> Wishes {
-    Wishes {
-        root: "/".into(),
-        require_devid: false,
-        master,
-        remount_active: false,
-        untrusted: vec![],
-    }
+    Wishes { root: "/".into(), require_devid: false, master, remount_active: false, untrusted: vec![] }
 }
 
 /// Plan with these autofs mounts here and these other lines in mountinfo.
@@ -149,7 +143,8 @@ fn a_mount_that_was_restored_with_a_new_number_is_adopted_again() {
     let plan = try_plan(&image, &[dead(other.clone())], "", &wishes(NewMaster::Engine)).unwrap();
     assert_eq!(actions(&plan), [&Action::Adopt { dev: other.dev, live: false }]);
 
-    let conflicts = try_plan(&image, &[other.clone()], "", &wishes(NewMaster::Engine)).unwrap_err();
+    let conflicts =
+        try_plan(&image, std::slice::from_ref(&other), "", &wishes(NewMaster::Engine)).unwrap_err();
     let by = "automount, process 100".into();
     assert_eq!(conflicts, [Conflict::Served { path: "/data".into(), dev: other.dev, by }]);
 }
@@ -180,11 +175,7 @@ fn other_mounts_in_the_way() {
     assert_eq!(
         conflicts,
         [
-            Conflict::Occupied {
-                path: "/data".into(),
-                fstype: "ext4".into(),
-                device: "/dev/sda1".into()
-            },
+            Conflict::Occupied { path: "/data".into(), fstype: "ext4".into(), device: "/dev/sda1".into() },
             Conflict::Type { path: "/mnt".into(), here: MountType::Indirect, image: MountType::Direct },
         ]
     );
@@ -263,8 +254,7 @@ fn copies_of_a_superblock() {
     let whole = mount("/mnt", 40, MountType::Indirect);
     let image_of = |mounts: &[&AutofsMount]| image(mounts.iter().map(|&m| m.clone()).collect());
 
-    let plan =
-        try_plan(&image_of(&[&whole, &copy, &part]), &[], "", &wishes(NewMaster::Engine)).unwrap();
+    let plan = try_plan(&image_of(&[&whole, &copy, &part]), &[], "", &wishes(NewMaster::Engine)).unwrap();
     assert_eq!(actions(&plan), [&may(40), &Action::Bind { of: 0 }, &Action::Bind { of: 0 }]);
     assert_eq!(plan.steps[1].attach, Attach::Nobody);
 
@@ -317,8 +307,7 @@ fn what_cannot_be_served() {
 #[test]
 fn a_program_map_needs_trust() {
     let image = image(vec![mount("/mnt", 41, MountType::Indirect)]);
-    let program =
-        Command { mount_point: "/mnt".into(), program: "/etc/auto.sh".into(), when: When::Always };
+    let program = Command { mount_point: "/mnt".into(), program: "/etc/auto.sh".into(), when: When::Always };
     let doubt = Wishes { untrusted: vec![program.clone()], ..wishes(NewMaster::Engine) };
     assert_eq!(try_plan(&image, &[], "", &doubt).unwrap_err(), [Conflict::Program(program)]);
     // who does not serve runs nothing
@@ -327,7 +316,8 @@ fn a_program_map_needs_trust() {
 
 #[test]
 fn active_keys_are_visited_by_who_wanted_them() {
-    let mut image = image(vec![mount("/mnt", 40, MountType::Indirect), mount("/data", 41, MountType::Direct)]);
+    let mut image =
+        image(vec![mount("/mnt", 40, MountType::Indirect), mount("/data", 41, MountType::Direct)]);
     let who = Requester { uid: 1000, gid: 100 };
     let key = |key: &[u8]| ActiveKey { key: key.into(), entry: None };
     image.mounts[0].active = vec![key(b"alice"), key(b"bob")];
