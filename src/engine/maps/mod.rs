@@ -1,5 +1,34 @@
-//! Maps: from a key to what must be mounted. Nothing here mounts; parsers are pure.
+//! Maps: from a key to what must be mounted. Nothing here mounts.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`text`] | bytes with their places in a file: lines, quotes, escapes, continuation |
+//! | [`options`] | comma-separated option lists; the words that are automount's own |
+//! | [`vars`] | `$ARCH`, `$USER`, `-D` and friends |
+//! | [`sun`] | an entry in sun format → [`Resolved`] |
+//! | [`master`] | the master map |
+//! | [`conf`] | `autofs.conf` |
+//! | [`source`] | where entries come from: files, programs, lists |
+//! | [`local`] | which hosts are this machine |
+//! | [`map`] | a master-map entry made usable: the engine's way in |
+//!
+//! The parsers are pure and give every warning a line and a column. Where automount 5.1.9 and its
+//! manual disagree, `docs/map-decisions.md` says what is done here.
 
+pub mod conf;
+pub mod local;
+pub mod map;
+pub mod master;
+pub mod options;
+pub mod source;
+pub mod sun;
+pub mod text;
+pub mod vars;
+
+pub use map::{Map, MapError, Site};
+pub use text::{Position, Warning};
+
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Who asks: feeds `$USER`, `$UID`, `$HOME` and friends.
@@ -11,17 +40,20 @@ pub struct Credentials {
     pub gid: u32,
 }
 
-/// What a key stands for, in the order of mounting (parents before children).
+/// What a key stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Resolved {
-    /// One for a plain entry (with an empty offset); several for a multi-mount.
+    /// In the order of mounting, parents before children. One for a plain entry (with an empty
+    /// offset); several for a multi-mount, which need not have a root.
     pub mounts: Vec<MountSpec>,
+    /// One mount that fails makes the whole entry fail (`-strict`).
+    pub strict: bool,
 }
 
 /// One mount of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountSpec {
-    /// Below the key; empty for the root itself.
+    /// Below the key, relative, no `.` or `..`; empty for the root itself.
     pub offset: PathBuf,
     /// What to do.
     pub what: What,
@@ -34,19 +66,22 @@ pub enum What {
     Mount {
         /// `nfs`, `bind`, `tmpfs` ...
         fstype: String,
-        /// Options as mount(8) takes them, comma-separated; empty for none.
-        options: String,
-        /// One or more sources; more than one are replicas, best chosen at mount time.
+        /// Options as mount(8) takes them, without automount's own words; empty for none.
+        /// [`options::split`] takes them apart.
+        options: OsString,
+        /// At least one source; more than one are replicas, best chosen at mount time.
         sources: Vec<Replica>,
+        /// Choose among replicas by weight alone, not by distance and response time.
+        use_weight_only: bool,
     },
     /// Make a symbolic link (option `symlink`).
     Symlink(PathBuf),
-    /// Start an automount below (fstype=autofs).
+    /// Start an automount below (fstype=autofs): [`Map::submount`] makes its master-map entry.
     Submount {
         /// As in the master map: `file:/etc/auto.sub`, `-hosts` ...
-        map: String,
-        /// Its options.
-        options: String,
+        map: OsString,
+        /// Its options as in the master map; what it inherits (mount options, `-D`) is in them.
+        options: OsString,
     },
 }
 
@@ -55,8 +90,11 @@ pub enum What {
 pub struct Replica {
     /// Host; `None` for a local source.
     pub host: Option<String>,
-    /// Weight as in `host(5)`.
+    /// Weight as in `host(5)`; the lower the better.
     pub weight: u32,
     /// The source as mount(8) takes it: `srv1:/export`, `/dev/sdb1`, `/usr`.
-    pub source: String,
+    pub source: OsString,
+    /// The host is this machine: bind-mount this path (with [`options::for_bind`]), and only when that
+    /// fails mount the file system over the network.
+    pub local: Option<PathBuf>,
 }

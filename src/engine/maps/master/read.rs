@@ -1,0 +1,166 @@
+//! A whole master map: its text with everything that it includes.
+
+use super::{Entry, Item, MapKind, MapName, parse};
+use crate::engine::maps::text::{Position, Warning};
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// Includes deeper than this are left out.
+const DEPTH_MAX: usize = 16;
+
+/// The master map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Master {
+    /// What is served, in order; mount points occur once, direct maps (`mount_point: None`) as often as they are written.
+    pub entries: Vec<Entry>,
+    /// What is wrong, with the file where it stands.
+    pub warnings: Vec<(PathBuf, Warning)>,
+}
+
+/// Where texts come from.
+pub trait Loader {
+    /// The texts of a master map, each with the path it is shown by. Of a directory: its `*.autofs` files by name.
+    fn load(&self, map: &MapName) -> io::Result<Vec<(PathBuf, Vec<u8>)>>;
+}
+
+/// Reads files. A name without a path is looked for in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// `/etc`.
+    pub directory: PathBuf,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self { directory: "/etc".into() }
+    }
+}
+
+impl Loader for Files {
+    fn load(&self, map: &MapName) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
+        match &map.kind {
+            MapKind::Dir => drop_ins(Path::new(&map.name)),
+            MapKind::Path | MapKind::File | MapKind::Named => {
+                let path = self.directory.join(&map.name);
+                let text = match std::fs::read(&path) {
+                    // Solaris writes auto_master for auto.master.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && map.kind == MapKind::Named => {
+                        let name = map.name.as_bytes().iter().map(|b| if *b == b'.' { b'_' } else { *b });
+                        let other = OsString::from_vec(name.collect());
+                        std::fs::read(self.directory.join(other)).map_err(|_| error)?
+                    }
+                    read => read?,
+                };
+                Ok(vec![(path, text)])
+            }
+            _ => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "a master map is read from a file or a directory of files",
+            )),
+        }
+    }
+}
+
+/// The `*.autofs` files of a directory that are not hidden, by name.
+fn drop_ins(directory: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut paths = Vec::new();
+    for file in std::fs::read_dir(directory)? {
+        let file = file?;
+        let name = file.file_name();
+        let name = name.as_bytes();
+        if name.ends_with(b".autofs") && !name.starts_with(b".") && file.path().is_file() {
+            paths.push(file.path());
+        }
+    }
+    paths.sort();
+    paths.into_iter().map(|path| std::fs::read(&path).map(|text| (path, text))).collect()
+}
+
+/// Read a master map and all that it includes. Only the map itself must be there.
+pub fn read(map: &MapName, loader: &dyn Loader) -> io::Result<Master> {
+    let mut reader = Reader {
+        loader,
+        master: Master::default(),
+        open: Vec::new(),
+        nulled: HashSet::new(),
+        served: HashSet::new(),
+    };
+    for (path, text) in loader.load(map)? {
+        reader.text(path, &text);
+    }
+    Ok(reader.master)
+}
+
+struct Reader<'a> {
+    loader: &'a dyn Loader,
+    master: Master,
+    /// The files that are being read, each included by the one before it.
+    open: Vec<PathBuf>,
+    /// Mount points of `-null` lines.
+    nulled: HashSet<Option<PathBuf>>,
+    /// Mount points of the entries.
+    served: HashSet<Option<PathBuf>>,
+}
+
+impl Reader<'_> {
+    fn warn(&mut self, warning: Warning) {
+        let path = self.open.last().cloned().unwrap_or_default();
+        self.master.warnings.push((path, warning));
+    }
+
+    fn text(&mut self, path: PathBuf, text: &[u8]) {
+        self.open.push(path);
+        let mut warnings = Vec::new();
+        let items = parse(text, &mut warnings);
+        warnings.into_iter().for_each(|warning| self.warn(warning));
+        for item in items {
+            match item {
+                Item::Entry(entry) => self.entry(entry),
+                Item::Null(point, _) => {
+                    self.nulled.insert(point);
+                }
+                Item::Include(map, at) => self.include(&map, at),
+            }
+        }
+        self.open.pop();
+    }
+
+    fn entry(&mut self, mut entry: Entry) {
+        let point = &entry.mount_point;
+        let shown = point.as_deref().unwrap_or(Path::new("/-")).display().to_string();
+        if self.nulled.contains(point) {
+            let text = format!(
+                "{shown} is not served: a -null line above hides every later entry (the manual says: one)"
+            );
+            self.warn(Warning::new(entry.at, text));
+        } else if point.is_some() && !self.served.insert(point.clone()) {
+            self.warn(Warning::new(entry.at, format!("{shown} is there already: the first entry counts")));
+        } else {
+            if point.is_none() {
+                entry.hidden = self.nulled.iter().flatten().cloned().collect();
+            }
+            self.master.entries.push(entry);
+        }
+    }
+
+    fn include(&mut self, map: &MapName, at: Position) {
+        if self.open.len() >= DEPTH_MAX {
+            return self.warn(Warning::new(at, format!("+{map} is left out: includes are {DEPTH_MAX} deep")));
+        }
+        match self.loader.load(map) {
+            Err(error) => self.warn(Warning::new(at, format!("+{map} cannot be read: {error}"))),
+            Ok(texts) => {
+                for (path, text) in texts {
+                    if self.open.contains(&path) {
+                        self.warn(Warning::new(at, format!("+{map} is left out: the file includes itself")));
+                    } else {
+                        self.text(path, &text);
+                    }
+                }
+            }
+        }
+    }
+}

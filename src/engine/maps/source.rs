@@ -1,0 +1,104 @@
+//! Where the entries of a map come from.
+//!
+//! | source | entries |
+//! |---|---|
+//! | [`FileSource`] | a file, with what it includes |
+//! | [`ProgramSource`] | the output of a program |
+//! | [`MultiSource`] | several sources, asked in order |
+//! | [`ListSource`] | a list in memory: from a checkpoint, or of units |
+//!
+//! Sources do not interpret entries, whatever their format is.
+
+mod file;
+mod list;
+mod multi;
+mod program;
+
+pub use file::FileSource;
+pub use list::ListSource;
+pub use multi::MultiSource;
+pub use program::ProgramSource;
+
+use super::text::{Text, Warning};
+use super::vars::Variables;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// An entry as it stands in its map: everything after the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawEntry {
+    /// The text.
+    pub text: Text,
+    /// The file or program it comes from.
+    pub origin: PathBuf,
+}
+
+/// A key and its entry.
+pub type Pair = (Vec<u8>, RawEntry);
+
+/// Why a source has no answer. That it does not know a key is not an error.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The file cannot be read.
+    #[error("map {}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The program cannot be run.
+    #[error("program map {}: cannot run it: {error}", path.display())]
+    Run {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The program did not end in time and was killed.
+    #[error("program map {}: no answer within {} s; it was killed", path.display(), limit.as_secs())]
+    TimeLimit {
+        /// The program.
+        path: PathBuf,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// The program wrote more than an entry can have.
+    #[error("program map {}: more than {max} bytes of output", path.display())]
+    TooMuch {
+        /// The program.
+        path: PathBuf,
+        /// The most it may write.
+        max: usize,
+    },
+}
+
+impl SourceError {
+    fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::Read { path, error }
+    }
+}
+
+/// Where entries come from. May block, so only workers call it.
+pub trait Source: std::fmt::Debug + Send + Sync {
+    /// The entry of a key, or that of the wildcard; `None`: no such key. Reads the source again when it changed.
+    ///
+    /// `variables` know who asks; program maps pass them on.
+    fn lookup(&self, key: &[u8], variables: &Variables<'_>) -> Result<Option<RawEntry>, SourceError>;
+
+    /// All entries in order, the first of each key only, without the wildcard; `None` when they cannot be listed.
+    fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError>;
+
+    /// Has nothing changed since it was read last?
+    fn fresh(&self) -> bool;
+
+    /// Read again what changed.
+    fn refresh(&self) -> Result<(), SourceError>;
+
+    /// What was wrong with it when it was read last, with the file where that stands.
+    fn warnings(&self) -> Vec<(PathBuf, Warning)> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,51 @@
+//! Several maps as one.
+
+use super::{Pair, RawEntry, Source, SourceError};
+use crate::engine::maps::text::Warning;
+use crate::engine::maps::vars::Variables;
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+/// Sources that are asked in order; the first that knows a key answers, be it with its wildcard.
+#[derive(Debug)]
+pub struct MultiSource(pub Vec<Box<dyn Source>>);
+
+impl Source for MultiSource {
+    fn lookup(&self, key: &[u8], variables: &Variables<'_>) -> Result<Option<RawEntry>, SourceError> {
+        // A source that is down does not hide those after it.
+        let mut failed = None;
+        for source in &self.0 {
+            match source.lookup(key, variables) {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+
+    fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError> {
+        let mut seen = HashSet::new();
+        let mut all = Vec::new();
+        let mut listed = false;
+        for source in &self.0 {
+            if let Some(pairs) = source.entries()? {
+                listed = true;
+                all.extend(pairs.into_iter().filter(|(key, _)| seen.insert(key.clone())));
+            }
+        }
+        Ok(listed.then_some(all))
+    }
+
+    fn fresh(&self) -> bool {
+        self.0.iter().all(|source| source.fresh())
+    }
+
+    fn refresh(&self) -> Result<(), SourceError> {
+        self.0.iter().try_for_each(|source| source.refresh())
+    }
+
+    fn warnings(&self) -> Vec<(PathBuf, Warning)> {
+        self.0.iter().flat_map(|source| source.warnings()).collect()
+    }
+}
