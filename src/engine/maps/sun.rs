@@ -208,7 +208,7 @@ pub fn resolve(entry: &Text, context: &Context<'_>, warnings: &mut Vec<Warning>)
 
     let end = expanded.position(expanded.bytes().len());
     let is_offset = |word: &Word| word.chars.first().is_some_and(|c| c.byte == b'/');
-    let multi = body.iter().any(|word| is_offset(word));
+    let multi = body.iter().any(&is_offset);
     if !multi {
         let part = Part { at: Some(end), locations: single(body)?, ..Part::default() };
         let own = Own::of(&common, context.defaults);
