@@ -178,14 +178,14 @@ fn problem(mount: &AutofsMount) -> Option<String> {
     let path = shown(&mount.path);
     let text = match (&mount.master, mount.options.pipe()) {
         (_, Pipe::Catatonic) => {
-            "is catatonic, so lookups fail: start its master again, or autofs-cr restore".into()
+            "is catatonic, and lookups fail: restart the daemon that serves it, or autofs-cr restore".into()
         }
         (_, Pipe::NotShown) => "has a pipe that this kernel does not show, so its master is not known".into(),
         (Master::Dead, _) if mount.pipe_ends.iter().any(|end| end.end == End::Read) => {
-            "has no master; its requests are held in the pipe, and lookups wait: autofs-cr restore".into()
+            "has a dead master; a holder keeps its requests, and lookups wait: autofs-cr restore".into()
         }
         (Master::Dead, _) => {
-            "has no master, and the next lookup will fail: start it again, or autofs-cr restore".into()
+            "has a dead master, and lookups will fail: restart the daemon, or autofs-cr restore".into()
         }
         _ if !mount.waiters.is_empty() => {
             format!("keeps waiting {}: see what its master does", waiters(&mount.waiters))

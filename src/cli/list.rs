@@ -27,6 +27,7 @@ Examples:
 Columns:
   PIPE     inode of the kernel's pipe; `catatonic`: there is none, and lookups fail
   ENDS     who holds the pipe: process:descriptor, r for the read end, w for a write end
+           (where the terminal is wide enough)
   GROUP    the process group that owns the mount
   MASTER   the program that answers, its process (and for systemd its unit)
   IDLE     the idle timeout
@@ -140,7 +141,7 @@ const COLUMNS: [Column; 9] = [
     Column::new("TYPE"),
     Column::right("DEV"),
     Column::right("PIPE"),
-    Column::long("ENDS", 8),
+    Column::optional("ENDS"),
     Column::right("GROUP"),
     Column::long("MASTER", 14),
     Column::right("IDLE"),

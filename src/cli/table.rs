@@ -69,12 +69,14 @@ pub struct Column {
     pub right: bool,
     /// May be cut down to this many characters where the terminal is narrow.
     pub cut_to: Option<usize>,
+    /// Left out, rather than that anything is cut.
+    pub optional: bool,
 }
 
 impl Column {
     /// A column of text that is never cut.
     pub const fn new(name: &'static str) -> Self {
-        Self { name, right: false, cut_to: None }
+        Self { name, right: false, cut_to: None, optional: false }
     }
     /// A column of numbers.
     pub const fn right(name: &'static str) -> Self {
@@ -83,6 +85,10 @@ impl Column {
     /// A column of long texts.
     pub const fn long(name: &'static str, cut_to: usize) -> Self {
         Self { cut_to: Some(cut_to), ..Self::new(name) }
+    }
+    /// A column that narrow terminals do not show.
+    pub const fn optional(name: &'static str) -> Self {
+        Self { optional: true, ..Self::new(name) }
     }
 }
 
@@ -120,7 +126,7 @@ impl Table {
 
     /// The whole, for `output`.
     pub fn render(&self, output: &Output) -> String {
-        let widths = self.widths(output.width);
+        let widths = self.widths(output.width.unwrap_or(usize::MAX));
         let heading = self.columns.iter().map(|column| Cell::styled(column.name, Style::Dim)).collect();
         let mut text = self.render_row(&heading, &widths, output);
         for line in &self.lines {
@@ -134,7 +140,8 @@ impl Table {
 
     fn render_row(&self, cells: &Vec<Cell>, widths: &[usize], output: &Output) -> String {
         let mut line = String::new();
-        for ((column, cell), &width) in self.columns.iter().zip(cells).zip(widths) {
+        let shown = self.columns.iter().zip(cells).zip(widths).filter(|&(_, &width)| width > 0);
+        for ((column, cell), &width) in shown {
             let text = cut(&cell.text, width);
             let padding = " ".repeat(width.saturating_sub(text.width()));
             let (before, after) =
@@ -145,8 +152,9 @@ impl Table {
         line + "\n"
     }
 
-    /// As wide as the widest cell; where that is too much, the long columns give way, the widest first.
-    fn widths(&self, limit: Option<usize>) -> Vec<usize> {
+    /// As wide as the widest cell. Where that is too much for the terminal, the optional columns go first (width 0),
+    /// then the long ones give way, the widest before the others.
+    fn widths(&self, limit: usize) -> Vec<usize> {
         let mut widths: Vec<_> = self.columns.iter().map(|column| column.name.width()).collect();
         for line in &self.lines {
             let Line::Row(cells) = line else { continue };
@@ -154,14 +162,21 @@ impl Table {
                 *width = (*width).max(cell.text.width());
             }
         }
-        let gaps = GAP.len() * self.columns.len().saturating_sub(1);
-        let limit = limit.unwrap_or(usize::MAX);
-        while widths.iter().sum::<usize>() + gaps > limit {
-            let spare = |(index, &width): (usize, &usize)| {
-                let least = self.columns[index].cut_to?;
-                (width > least).then_some((width, index))
+        let total = |widths: &[usize]| {
+            let shown = widths.iter().filter(|&&width| width > 0);
+            shown.map(|width| width + GAP.len()).sum::<usize>().saturating_sub(GAP.len())
+        };
+        while total(&widths) > limit {
+            let optional = |&index: &usize| self.columns[index].optional && widths[index] > 0;
+            if let Some(last) = (0..widths.len()).rev().find(optional) {
+                widths[last] = 0;
+                continue;
+            }
+            let spare =
+                |&index: &usize| self.columns[index].cut_to.is_some_and(|least| widths[index] > least);
+            let Some(widest) = (0..widths.len()).filter(spare).max_by_key(|&index| widths[index]) else {
+                break;
             };
-            let Some((_, widest)) = widths.iter().enumerate().filter_map(spare).max() else { break };
             widths[widest] -= 1;
         }
         widths
@@ -197,27 +212,39 @@ mod tests {
     const PLAIN: Output = Output { width: None, colours: false };
 
     fn sample() -> Table {
-        let mut table = Table::new(&[Column::long("PATH", 6), Column::new("TYPE"), Column::right("PID")]);
-        table.row(vec!["/mnt/a".into(), "direct".into(), "7".into()]);
+        let mut table = Table::new(&[
+            Column::long("PATH", 6),
+            Column::new("TYPE"),
+            Column::optional("MORE"),
+            Column::right("PID"),
+        ]);
+        table.row(vec!["/mnt/a".into(), "direct".into(), "x".into(), "7".into()]);
         table.note("a note");
-        table.row(vec!["/a/rather/long/päth".into(), Cell::styled("bad", Style::Bad), "1234".into()]);
+        table.row(vec![
+            "/a/rather/long/päth".into(),
+            Cell::styled("bad", Style::Bad),
+            "y".into(),
+            "1234".into(),
+        ]);
         table
     }
 
     #[test]
     fn columns_are_aligned() {
         let expected = "\
-PATH                 TYPE     PID
-/mnt/a               direct     7
+PATH                 TYPE    MORE   PID
+/mnt/a               direct  x        7
     a note
-/a/rather/long/päth  bad     1234
+/a/rather/long/päth  bad     y     1234
 ";
         assert_eq!(sample().render(&PLAIN), expected);
     }
 
     #[test]
-    fn long_cells_give_way_down_to_their_least() {
+    fn where_it_is_narrow_columns_go_and_long_cells_are_cut() {
         let narrow = |width| sample().render(&Output { width: Some(width), ..PLAIN });
+        assert!(narrow(39).contains("\n/a/rather/long/päth  bad     y     1234\n"));
+        assert!(narrow(38).contains("\n/a/rather/long/päth  bad     1234\n"), "{}", narrow(38));
         assert!(narrow(24).contains("\n/a/ra…päth  bad     1234\n"), "{}", narrow(24));
         assert!(narrow(24).lines().all(|line| line.width() <= 24));
         assert!(narrow(1).contains("\n/mnt/a  direct     7\n"), "{}", narrow(1));
@@ -234,6 +261,6 @@ PATH                 TYPE     PID
     #[test]
     fn colours_do_not_disturb_the_columns() {
         let text = sample().render(&Output { colours: true, ..PLAIN });
-        assert!(text.contains("\x1b[31mbad\x1b[0m     1234\n"), "{text:?}");
+        assert!(text.contains("\x1b[31mbad\x1b[0m     y     1234\n"), "{text:?}");
     }
 }
