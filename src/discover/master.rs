@@ -23,12 +23,12 @@ enum Program {
 impl Program {
     /// The executable's name decides, even after it was deleted by an upgrade; the name of the process only
     /// where the executable is not readable: any script can be called `automount`.
-    fn of(exe: Option<&Path>, comm: &str) -> Self {
-        if comm == HOLDER_COMM {
+    fn of(exe: Option<&Path>, comm: &[u8]) -> Self {
+        if comm == HOLDER_COMM.as_bytes() {
             return Self::Holder;
         }
         let exe = exe.and_then(Path::file_name).map(|name| name.as_encoded_bytes());
-        let name = exe.unwrap_or(comm.as_bytes());
+        let name = exe.unwrap_or(comm);
         match name.strip_suffix(b" (deleted)").unwrap_or(name) {
             b"automount" => Self::Automount,
             b"systemd" => Self::Systemd,
@@ -98,7 +98,7 @@ impl Masters {
             Entry::Vacant(new) => {
                 let dir = TaskDir::process(end.process.pid).ok()?;
                 let stat = dir.stat().filter(|stat| dir.identity(stat) == end.process)?;
-                let program = Program::of(dir.read_link("exe").ok().as_deref(), &stat.comm);
+                let program = Program::of(dir.read_link("exe").ok().as_deref(), &stat.name);
                 let elsewhere = match dir.namespace("mnt") {
                     Some(namespace) if program == Program::Systemd && namespace != self.mount_namespace => {
                         autofs_paths(&dir)
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn programs_are_told_by_their_executable() {
-        let of = |exe: &str, comm| Program::of(Some(Path::new(exe)), comm);
+        let of = |exe: &str, comm: &str| Program::of(Some(Path::new(exe)), comm.as_bytes());
         assert_eq!(of("/usr/sbin/automount", "automount"), Program::Automount);
         assert_eq!(of("/usr/sbin/automount (deleted)", "automount"), Program::Automount);
         assert_eq!(of("/usr/lib/systemd/systemd", "systemd"), Program::Systemd);
@@ -133,8 +133,8 @@ mod tests {
         assert_eq!(of("/opt/autofs-cr", HOLDER_COMM), Program::Holder);
         assert_eq!(of("/usr/bin/python3.11", "automount"), Program::Other);
         assert_eq!(of("/", "automount"), Program::Automount);
-        assert_eq!(Program::of(None, "systemd"), Program::Systemd);
-        assert_eq!(Program::of(None, "cat"), Program::Other);
+        assert_eq!(Program::of(None, b"systemd"), Program::Systemd);
+        assert_eq!(Program::of(None, b"cat"), Program::Other);
     }
 
     fn end(pid: i32, start_time: u64, end: End) -> PipeEnd {

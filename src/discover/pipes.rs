@@ -3,6 +3,7 @@
 //! Threads share their process's descriptors, so processes suffice. A descriptor on its way through a socket is
 //! in no table and is not found.
 
+use super::escaped::escape;
 use super::facts::{End, PipeEnd};
 use super::proc::{Stat, TaskDir, bracketed, numbers};
 use crate::sys::Errno;
@@ -65,7 +66,7 @@ impl PipeScan {
 }
 
 fn end_of(process: &TaskDir, stat: &Stat, fd: i32, end: End, flags: u32) -> PipeEnd {
-    PipeEnd { process: process.identity(stat), comm: stat.comm.clone(), fd, end, flags }
+    PipeEnd { process: process.identity(stat), comm: escape(&stat.name), fd, end, flags }
 }
 
 /// A pipe that was reopened O_RDWR is both ends; one opened O_PATH is none.

@@ -1,7 +1,7 @@
 //! `/proc/PID` as this crate needs it. A process that ends while it is read is no error: it is not there.
 
-use super::escaped::escape;
 use super::mountinfo::number;
+pub use crate::sys::process::Stat;
 use crate::sys::{Errno, process::ProcessId};
 use rustix::fs::{Dir, Mode, OFlags, openat};
 use std::ffi::{CStr, OsString};
@@ -9,37 +9,6 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::{ffi::OsStringExt, fs::FileExt};
 use std::path::{Path, PathBuf};
-
-/// What `/proc/PID/stat` or `/proc/PID/task/TID/stat` tells.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stat {
-    /// Name, escaped.
-    pub comm: String,
-    /// `R`, `S`, `D` ...
-    pub state: u8,
-    /// Process group.
-    pub pgrp: i32,
-    /// What kind of task it is (`PF_*`).
-    pub flags: u32,
-    /// Clock ticks after boot.
-    pub start_time: u64,
-}
-
-impl Stat {
-    /// The name may hold spaces, parentheses and any other byte: it ends at the last parenthesis.
-    fn parse(text: &[u8]) -> Option<Self> {
-        let open = text.iter().position(|&byte| byte == b'(')?;
-        let close = text.iter().rposition(|&byte| byte == b')')?;
-        let mut fields = text.get(close + 2..)?.split(|&byte| byte == b' ');
-        Some(Self {
-            comm: escape(text.get(open + 1..close)?),
-            state: *fields.next()?.first()?,
-            pgrp: number(fields.nth(1)?)?,
-            flags: number(fields.nth(3)?)?,
-            start_time: number(fields.nth(12)?)?,
-        })
-    }
-}
 
 /// A directory of `/proc` that stands for one task; what is read below it is of that task alone, even when its
 /// number is given to another one meanwhile.
@@ -146,18 +115,6 @@ pub fn inode(path: &Path) -> std::io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_may_look_like_fields() {
-        let tail = "S 1 812 812 0 -1 4194560 1 0 0 0 1 2 3 4 20 0 1 0 555 9 9\n";
-        let stat = Stat::parse(format!("7 (a) R 1 (x\\y) {tail}").as_bytes()).unwrap();
-        assert_eq!(stat.comm, r"a) R 1 (x\134y");
-        assert_eq!((stat.state, stat.pgrp, stat.start_time), (b'S', 812, 555));
-        assert_eq!(stat.flags, 4_194_560);
-        for text in ["", "7 ()", "7 )(", "7 (a) ", "7 (a) S 1 2"] {
-            assert_eq!(Stat::parse(text.as_bytes()), None);
-        }
-    }
 
     #[test]
     fn this_process_is_there() {

@@ -4,6 +4,7 @@
 //! trace the task), `stack` (CONFIG_STACKTRACE, root), and `syscall` (the call with its path, not the sleep). A task in
 //! uninterruptible sleep of which neither of the first two tells anything is counted as not known.
 
+use super::escaped::escape;
 use super::facts::Waiter;
 use super::proc::TaskDir;
 use std::path::{Component, Path, PathBuf};
@@ -76,7 +77,7 @@ pub fn waiter(process: &TaskDir, task: &TaskDir) -> Option<Waiter> {
     Some(Waiter {
         tid: task.id,
         process: process.identity(&process.stat()?),
-        comm: task.stat()?.comm,
+        comm: escape(&task.stat()?.name),
         // a visitor waits in a call with a path; EXPIRE is an ioctl
         expiring: Call::of(task).is_some_and(|call| call.number == libc::SYS_ioctl),
     })

@@ -1,6 +1,7 @@
 //! Who must be held: the process table, judged task by task.
 
 use super::{HOLDING, QuiesceError, Scope};
+use crate::discover::escaped::escape;
 use crate::discover::mountinfo;
 use crate::discover::proc::{self, Stat, TaskDir};
 use crate::discover::waiters::waits_in_autofs;
@@ -86,7 +87,7 @@ impl Scanner {
             for task in process.tasks().into_iter().flatten().filter(|task| !known.contains(&task.id)) {
                 let Some(facts) = self.facts(&task) else { continue };
                 let tid = task.id;
-                let comm = facts.stat.comm.clone();
+                let comm = escape(&facts.stat.name);
                 if known.is_empty() && is_holder(tid, &comm) {
                     return Err(QuiesceError::Busy(pid));
                 }
@@ -135,7 +136,7 @@ mod tests {
     use super::*;
 
     fn facts(state: u8, flags: u32, sees: bool, waits: bool) -> Facts {
-        let stat = Stat { comm: "x".into(), state, pgrp: 1, flags, start_time: 1 };
+        let stat = Stat { name: b"x".to_vec(), state, pgrp: 1, flags, start_time: 1 };
         Facts { stat, sees, waits }
     }
 

@@ -19,12 +19,13 @@ pub struct ProcessId {
 impl ProcessId {
     /// The process that has number `pid` now; ESRCH when there is none.
     pub fn of(pid: i32) -> Result<Self, Errno> {
-        stat(pid).map(|stat| stat.id)
+        stat(pid).map(|stat| Self { pid, start_time: stat.start_time })
     }
 
     /// Has it not ended? (A zombie has.)
     pub fn is_alive(self) -> bool {
-        stat(self.pid).is_ok_and(|stat| stat.id == self && !stat.ended)
+        stat(self.pid)
+            .is_ok_and(|stat| stat.start_time == self.start_time && !matches!(stat.state, b'Z' | b'X'))
     }
 
     /// A pidfd of this very process; ESRCH when its number went to another.
@@ -78,9 +79,37 @@ fn pid(number: i32) -> Result<Pid, Errno> {
     Pid::from_raw(number).ok_or(Errno::SRCH)
 }
 
-struct Stat {
-    id: ProcessId,
-    ended: bool,
+/// What `/proc/PID/stat` tells of a process, or `/proc/PID/task/TID/stat` of a thread.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stat {
+    /// Its name (`comm`): any bytes.
+    pub name: Vec<u8>,
+    /// `R`, `S`, `D`, `Z` ...
+    pub state: u8,
+    /// Process group, in the pid namespace of this `/proc`.
+    pub pgrp: i32,
+    /// What kind of task it is (`PF_*`).
+    pub flags: u32,
+    /// Clock ticks after boot.
+    pub start_time: u64,
+}
+
+impl Stat {
+    /// The name is in parentheses and may itself contain `) ` and newlines, so it ends at the last
+    /// one: nothing behind it contains a parenthesis.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let open = text.iter().position(|&b| b == b'(')?;
+        let close = text.iter().rposition(|&b| b == b')')?;
+        let name = text.get(open + 1..close)?.to_vec();
+        let mut fields = std::str::from_utf8(&text[close + 1..]).ok()?.split_ascii_whitespace();
+        Some(Self {
+            name,
+            state: *fields.next()?.as_bytes().first()?,
+            pgrp: fields.nth(1)?.parse().ok()?,
+            flags: fields.nth(3)?.parse().ok()?,
+            start_time: fields.nth(12)?.parse().ok()?,
+        })
+    }
 }
 
 fn stat(pid: i32) -> Result<Stat, Errno> {
@@ -89,18 +118,7 @@ fn stat(pid: i32) -> Result<Stat, Errno> {
             None | Some(Errno::NOENT) => Errno::SRCH,
             Some(errno) => errno,
         })?;
-    let (state, start_time) = parse_stat(&text).ok_or(Errno::SRCH)?;
-    Ok(Stat { id: ProcessId { pid, start_time }, ended: matches!(state, b'Z' | b'X') })
-}
-
-/// State and start time. The name (field 2) is in parentheses and may itself contain `) ` and
-/// newlines, so count from the last one: nothing behind it contains a parenthesis.
-fn parse_stat(text: &[u8]) -> Option<(u8, u64)> {
-    let after = text.iter().rposition(|&b| b == b')')? + 1;
-    let mut fields = std::str::from_utf8(&text[after..]).ok()?.split_ascii_whitespace();
-    let state = *fields.next()?.as_bytes().first()?;
-    let start_time = fields.nth(18)?.parse().ok()?;
-    Some((state, start_time))
+    Stat::parse(&text).ok_or(Errno::SRCH)
 }
 
 #[cfg(test)]
@@ -109,10 +127,13 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_does_not_confuse() {
-        let line = b"7 (a) R 1 (b)\n) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
-        assert_eq!(parse_stat(line), Some((b'S', 4711)));
-        assert_eq!(parse_stat(b"7 (x"), None);
-        assert_eq!(parse_stat(b"7 (x) S 1"), None);
+        let tail = "S 1 812 812 0 -1 4194560 1 0 0 0 1 2 3 4 20 0 1 0 555 9 9\n";
+        let stat = Stat::parse(format!("7 (a) R 1 (b)\n) {tail}").as_bytes());
+        let name = b"a) R 1 (b)\n".to_vec();
+        assert_eq!(stat, Some(Stat { name, state: b'S', pgrp: 812, flags: 4_194_560, start_time: 555 }));
+        for text in ["", "7 ()", "7 )(", "7 (a) ", "7 (x) S 1 2"] {
+            assert_eq!(Stat::parse(text.as_bytes()), None);
+        }
     }
 
     #[test]
