@@ -1,1 +1,3 @@
-//! dump
+//! Writing down what there is: from a running system to an image directory.
+
+pub mod tree;

@@ -10,3 +10,4 @@ mod control;
 mod discover;
 mod mount;
 mod packet;
+mod tree;

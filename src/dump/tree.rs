@@ -1,0 +1,331 @@
+//! The directories and symlinks that a master made inside its mounts, also where something is mounted on them.
+//!
+//! Nothing here triggers a mount. The root is opened by OPENMOUNT; what is inside is looked at in a detached copy of the
+//! mount alone, where nothing is mounted on anything. A name is first opened with RESOLVE_CACHED, which neither waits nor
+//! triggers: it finds symlinks, and directories that hold something. What it refuses (EAGAIN) is a trigger, and statx
+//! with AT_NO_AUTOMOUNT tells about that. Two dangers are left, and both are the kernel's:
+//!
+//! - statx *waits* on a key whose request is not answered yet. So a thread of its own walks, and is left behind
+//!   where it waits; another one goes on without that key.
+//! - statx triggers a key whose directory was removed since the list was read. `ls -l` does that, too.
+
+use crate::attach::Target;
+use crate::discover::facts::TreeEntry;
+use crate::sys::control::{Control, ControlError, MountFd};
+use crate::sys::mount::{Change, Propagation, bind};
+use crate::sys::{DevNum, Errno};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, openat2, readlinkat, statx,
+};
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A walk that makes no step for this long waits for an answer.
+const STALLED: Duration = Duration::from_millis(250);
+/// After so many stalls in a mount no trigger of it is looked at any more.
+const PATIENCE: usize = 3;
+/// What a directory is taken to be that could not be looked at: masters make them so.
+const GUESS: Inode = Inode { dev: DevNum::anonymous(0), is_link: false, mode: 0o755, uid: 0, gid: 0 };
+
+/// What a mount holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tree {
+    /// Mode of the root directory.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Everything inside, parents first; without timeouts and requesters, which only the owner may ask.
+    pub entries: Vec<TreeEntry>,
+    /// Directories whose mode and owner are guesses: to look would have been to wait.
+    pub guessed: Vec<PathBuf>,
+}
+
+/// A mount could not be looked at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TreeError {
+    /// OPENMOUNT.
+    #[error(transparent)]
+    Open(#[from] ControlError),
+    /// Another call.
+    #[error("cannot {what} {}: {errno}", path.display())]
+    Call {
+        /// Which.
+        what: &'static str,
+        /// Where, below the mount's root.
+        path: PathBuf,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// Its path leads through a file system that does not answer.
+    #[error("{} does not answer: what it is mounted on hangs", .0.display())]
+    Hangs(PathBuf),
+    /// The walker could not be started, or it died.
+    #[error("the thread that reads mounts failed")]
+    Thread,
+}
+
+/// Keys that are not to be looked at, because they would make us wait.
+#[derive(Clone, Debug, Default)]
+pub struct Avoid {
+    keys: HashMap<DevNum, HashSet<PathBuf>>,
+    stalls: HashMap<DevNum, usize>,
+}
+
+impl Avoid {
+    /// A request for `key` is open.
+    pub fn insert(&mut self, dev: DevNum, key: PathBuf) {
+        self.keys.entry(dev).or_default().insert(key);
+    }
+
+    fn stalled(&mut self, dev: DevNum, key: PathBuf) {
+        *self.stalls.entry(dev).or_default() += 1;
+        self.insert(dev, key);
+    }
+
+    fn contains(&self, dev: DevNum, key: &Path) -> bool {
+        self.stalls.get(&dev).is_some_and(|&stalls| stalls >= PATIENCE)
+            || self.keys.get(&dev).is_some_and(|keys| keys.contains(key))
+    }
+}
+
+/// Look at every mount, in the mount namespace of this thread; the results are in their order.
+pub fn read_all(control: &Arc<Control>, mounts: &[Target], mut avoid: Avoid) -> Vec<Result<Tree, TreeError>> {
+    let mut results = Vec::with_capacity(mounts.len());
+    while results.len() < mounts.len() {
+        let before = results.len();
+        let stalled = walk(control, &mounts[before..], &avoid, &mut results);
+        match (stalled, mounts.get(results.len())) {
+            (Some(key), Some(mount)) if key.as_os_str().is_empty() => {
+                results.push(Err(TreeError::Hangs(mount.path.clone())));
+            }
+            (Some(key), Some(mount)) => avoid.stalled(mount.dev, key),
+            _ if results.len() == before => results.push(Err(TreeError::Thread)),
+            _ => {}
+        }
+    }
+    results
+}
+
+/// Have a thread of its own look. Returns the key that it waits on, if it came to wait: empty for the mount itself.
+fn walk(
+    control: &Arc<Control>,
+    mounts: &[Target],
+    avoid: &Avoid,
+    results: &mut Vec<Result<Tree, TreeError>>,
+) -> Option<PathBuf> {
+    let progress = Arc::new(Progress::default());
+    let walker = Walker { control: control.clone(), avoid: avoid.clone(), progress: progress.clone() };
+    let (send, receive) = channel();
+    let mounts = mounts.to_vec();
+    // a thread that waits cannot be ended, but by the end of this process
+    let _left_alone =
+        std::thread::Builder::new().name("tree".into()).spawn(move || walker.run(&mounts, &send)).ok()?;
+    loop {
+        let before = progress.steps.load(Ordering::Relaxed);
+        match receive.recv_timeout(STALLED) {
+            Ok(result) => results.push(result),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) if progress.steps.load(Ordering::Relaxed) != before => {}
+            Err(RecvTimeoutError::Timeout) => return Some(progress.place()),
+        }
+    }
+}
+
+/// Where a walker is, for the one who waits for it.
+#[derive(Default)]
+struct Progress {
+    steps: AtomicU64,
+    place: Mutex<PathBuf>,
+}
+
+impl Progress {
+    /// Something follows that may wait.
+    fn step(&self, place: &Path) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place.to_owned();
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn place(&self) -> PathBuf {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+struct Walker {
+    control: Arc<Control>,
+    avoid: Avoid,
+    progress: Arc<Progress>,
+}
+
+impl Walker {
+    fn run(&self, mounts: &[Target], results: &Sender<Result<Tree, TreeError>>) {
+        for mount in mounts {
+            // when nobody wants it we were left behind
+            if results.send(self.tree(mount)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn tree(&self, mount: &Target) -> Result<Tree, TreeError> {
+        self.progress.step(Path::new(""));
+        let root = self.control.open_mount(&mount.path, mount.dev)?;
+        let Inode { mode, uid, gid, .. } = stat_of(&root, Path::new(""))?;
+        let mut tree = Tree { mode, uid, gid, ..Tree::default() };
+        if names(&root, Path::new(""))?.is_empty() {
+            return Ok(tree);
+        }
+        let mut directories = vec![(self.inside(&root)?, PathBuf::new())];
+        while let Some((directory, path)) = directories.pop() {
+            for name in names(&directory, &path)? {
+                let path = path.join(&name);
+                directories.extend(self.entry(&directory, &name, path, mount.dev, &mut tree)?);
+            }
+        }
+        tree.entries.sort_by(|a, b| a.path.cmp(&b.path));
+        tree.guessed.sort();
+        Ok(tree)
+    }
+
+    /// The root as a directory to read, in a copy of the mount; where no copy may be made (an unbindable mount) in
+    /// the mount itself, whose covered directories are not seen then.
+    fn inside(&self, root: &MountFd) -> Result<OwnedFd, TreeError> {
+        let dot = Path::new(".");
+        let copy = bind(root, Path::new(""), false).and_then(|copy| {
+            // as a peer it would take part in what is mounted meanwhile
+            Change::propagation(Propagation::Private, false).apply(&copy, Path::new(""))?;
+            Ok(copy)
+        });
+        let opened = match copy {
+            Ok(copy) => open(&copy, dot, READ, ResolveFlags::empty()),
+            Err(_) => open(root, dot, READ, ResolveFlags::empty()),
+        };
+        opened.map_err(call("open", dot))
+    }
+
+    /// Add one name; returns it opened when it is a directory that holds something.
+    fn entry(
+        &self,
+        directory: &OwnedFd,
+        name: &OsStr,
+        path: PathBuf,
+        dev: DevNum,
+        tree: &mut Tree,
+    ) -> Result<Option<(OwnedFd, PathBuf)>, TreeError> {
+        let name = Path::new(name);
+        let inode = match self.look(directory, name, &path, dev)? {
+            Look::Gone => return Ok(None),
+            Look::Found(inode) if inode.dev == dev => inode,
+            // avoided, or what covers it
+            Look::Found(_) | Look::Unknown => {
+                tree.guessed.push(path.clone());
+                tree.entries.push(entry(path, &GUESS, None));
+                return Ok(None);
+            }
+        };
+        if inode.is_link {
+            let target = readlinkat(directory, name, Vec::new()).map_err(call("read", &path))?;
+            let target = OsString::from_vec(target.into_bytes()).into();
+            tree.entries.push(entry(path, &inode, Some(target)));
+            return Ok(None);
+        }
+        tree.entries.push(entry(path.clone(), &inode, None));
+        // an empty directory is a trigger and is refused, as is a covered one when this is no copy
+        Ok(open_cached(directory, name, READ).map(|fd| (fd, path)))
+    }
+
+    fn look(&self, directory: &OwnedFd, name: &Path, path: &Path, dev: DevNum) -> Result<Look, TreeError> {
+        if let Some(fd) = open_cached(directory, name, OFlags::PATH) {
+            return stat_of(&fd, path).map(Look::Found);
+        }
+        if self.avoid.contains(dev, path) {
+            return Ok(Look::Unknown);
+        }
+        self.progress.step(path);
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        match statx(directory, name, flags, StatxFlags::BASIC_STATS) {
+            Ok(stat) => Ok(Look::Found(stat.into())),
+            // removed since
+            Err(Errno::NOENT) => Ok(Look::Gone),
+            Err(errno) => Err(call("look at", path)(errno)),
+        }
+    }
+}
+
+/// What statx tells.
+struct Inode {
+    dev: DevNum,
+    is_link: bool,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl From<Statx> for Inode {
+    fn from(stat: Statx) -> Self {
+        Self {
+            dev: DevNum { major: stat.stx_dev_major, minor: stat.stx_dev_minor },
+            is_link: FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Symlink,
+            mode: u32::from(stat.stx_mode) & 0o7777,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+        }
+    }
+}
+
+enum Look {
+    Found(Inode),
+    Gone,
+    /// To look would be to wait.
+    Unknown,
+}
+
+const READ: OFlags = OFlags::DIRECTORY;
+
+/// Open what is there without a wait. The kernel may refuse for passing reasons, too.
+fn open_cached(directory: &OwnedFd, name: &Path, flags: OFlags) -> Option<OwnedFd> {
+    (0..3).find_map(|_| open(directory, name, flags | OFlags::NOFOLLOW, ResolveFlags::CACHED).ok())
+}
+
+fn open(at: impl AsFd, name: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+    openat2(at, name, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+fn stat_of(fd: impl AsFd, path: &Path) -> Result<Inode, TreeError> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
+    statx(fd, c"", flags, StatxFlags::BASIC_STATS).map(Inode::from).map_err(call("look at", path))
+}
+
+fn entry(path: PathBuf, inode: &Inode, symlink: Option<PathBuf>) -> TreeEntry {
+    let &Inode { mode, uid, gid, .. } = inode;
+    TreeEntry { path, mode, uid, gid, symlink, timeout: None, requester: None }
+}
+
+/// The names in a directory, by a descriptor that nobody else reads.
+fn names(directory: impl AsFd, path: &Path) -> Result<Vec<OsString>, TreeError> {
+    let mut buffer = [MaybeUninit::uninit(); 8192];
+    let mut list = RawDir::new(directory, &mut buffer);
+    let mut names = Vec::new();
+    while let Some(entry) = list.next() {
+        let entry = entry.map_err(call("list", path))?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn call(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> TreeError {
+    move |errno| TreeError::Call { what, path: path.to_owned(), errno }
+}
