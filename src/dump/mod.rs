@@ -1,3 +1,4 @@
 //! Writing down what there is: from a running system to an image directory.
+
 pub mod requests;
 pub mod tree;
