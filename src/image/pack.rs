@@ -23,6 +23,14 @@ pub struct File {
 /// The files of a checkpoint, the inventory last. Whatever is returned can be unpacked again:
 /// the same rules are applied here, with the same errors.
 pub fn pack(checkpoint: &Checkpoint) -> Result<Vec<File>, ImageError> {
+    let packed = encode(checkpoint);
+    let by_name: HashMap<&str, &[u8]> =
+        packed.iter().map(|file| (file.name.as_str(), file.bytes.as_slice())).collect();
+    unpack(|name, _| Ok(by_name[name].to_vec()))?;
+    Ok(packed)
+}
+
+pub(super) fn encode(checkpoint: &Checkpoint) -> Vec<File> {
     let mut services = Writer::new(SERVICES_MAGIC);
     checkpoint.services.iter().for_each(|service| services.push(&service.encode()));
     let mut mounts: BTreeMap<DevNum, Writer> = BTreeMap::new();
@@ -34,13 +42,10 @@ pub fn pack(checkpoint: &Checkpoint) -> Result<Vec<File>, ImageError> {
     packed
         .extend(mounts.into_iter().map(|(dev, file)| File { name: files::mount(dev), bytes: file.finish() }));
     packed.push(inventory(&checkpoint.origin, &packed));
-    let by_name: HashMap<&str, &[u8]> =
-        packed.iter().map(|file| (file.name.as_str(), file.bytes.as_slice())).collect();
-    unpack(|name, _| Ok(by_name[name].to_vec()))?;
-    Ok(packed)
+    packed
 }
 
-fn inventory(origin: &Origin, others: &[File]) -> File {
+pub(super) fn inventory(origin: &Origin, others: &[File]) -> File {
     let mut file = Writer::new(INVENTORY_MAGIC);
     file.push(&wire::Inventory {
         major: Some(VERSION.major),

@@ -130,7 +130,7 @@ impl Draft {
         if names.is_empty() {
             return Ok(None);
         }
-        let is_image = |name: &CString| name.to_str().is_ok_and(|name| files::is_ours(name));
+        let is_image = |name: &CString| name.to_str().is_ok_and(files::is_ours);
         match self.existing == Existing::Replace && names.iter().all(is_image) {
             true => Ok(Some(old)),
             false => Err(ImageError::Exists { dir: target.clone() }),

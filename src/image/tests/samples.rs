@@ -1,7 +1,7 @@
 //! Checkpoints for tests.
 
-use super::checkpoint::*;
 use crate::discover::facts::*;
+use crate::image::checkpoint::*;
 use crate::sys::DevNum;
 use crate::sys::control::{Requester, Token};
 use crate::sys::process::ProcessId;

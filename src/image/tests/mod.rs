@@ -1,0 +1,8 @@
+//! Whole images: written and read, cut, flipped, forged.
+
+mod damage;
+mod directory;
+mod forge;
+mod hostile;
+mod round_trip;
+mod samples;
