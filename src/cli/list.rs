@@ -147,18 +147,15 @@ const COLUMNS: [Column; 9] = [
     Column::right("IDLE"),
     Column::long("MOUNTED", 7),
 ];
-const WIDE: [Column; 3] = [Column::new("SOURCE"), Column::new("OPTIONS"), Column::new("PROPAGATION")];
+/// Columns of `--wide`, filled by [`wide_cells`].
+pub const WIDE: [Column; 3] = [Column::new("SOURCE"), Column::new("OPTIONS"), Column::new("PROPAGATION")];
 
 fn table(mounts: &[Listed<'_>], wide: bool) -> Table {
     let mut table = Table::new(&[&COLUMNS[..], if wide { &WIDE } else { &[] }].concat());
     for Listed { facts, requester } in mounts {
         let mut cells = cells(facts);
         if wide {
-            cells.extend([
-                shown(&facts.source).into(),
-                options(&facts.options).into(),
-                propagation(&facts.propagation).into(),
-            ]);
+            cells.extend(wide_cells(facts));
         }
         table.row(cells);
         if !facts.waiters.is_empty() {
@@ -188,6 +185,11 @@ fn cells(mount: &AutofsMount) -> Vec<Cell> {
     ]
 }
 
+/// The cells of [`WIDE`].
+pub fn wide_cells(mount: &AutofsMount) -> [Cell; 3] {
+    [shown(&mount.source).into(), options(&mount.options).into(), propagation(&mount.propagation).into()]
+}
+
 /// A path for people.
 pub fn shown(path: &Path) -> String {
     escape(path.as_os_str().as_encoded_bytes())
@@ -213,7 +215,8 @@ fn ends(ends: &[PipeEnd]) -> String {
     or_dash(ends.iter().map(end).collect::<Vec<_>>().join(" "))
 }
 
-fn master(master: &Master) -> Cell {
+/// Program and process.
+pub fn master(master: &Master) -> Cell {
     let (text, style) = match master {
         Master::Automount { process } => (format!("automount {}", process.pid), Style::Good),
         Master::AutofsCr { process } => (format!("autofs-cr {}", process.pid), Style::Good),
@@ -225,7 +228,8 @@ fn master(master: &Master) -> Cell {
     Cell::styled(text, style)
 }
 
-fn mounted(mount: &AutofsMount) -> String {
+/// What is on the trigger, or how many keys.
+pub fn mounted(mount: &AutofsMount) -> String {
     if mount.options.mount_type == MountType::Indirect {
         let keys: HashSet<_> = mount.covering.iter().map(|covering| &covering.path).collect();
         return match keys.len() {
@@ -237,7 +241,8 @@ fn mounted(mount: &AutofsMount) -> String {
     or_dash(mount.covering.iter().map(|covering| covering.fstype.as_str()).collect::<Vec<_>>().join("+"))
 }
 
-fn covering(mount: &CoveringMount) -> String {
+/// In the manner of mount(8).
+pub fn covering(mount: &CoveringMount) -> String {
     let CoveringMount { path, fstype, source, root, mount_flags, super_options, .. } = mount;
     let part = if root == Path::new("/") { String::new() } else { format!("[{}]", shown(root)) };
     let mut options = mount_flags.clone();

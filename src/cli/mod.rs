@@ -6,6 +6,7 @@ mod check;
 mod human;
 mod list;
 mod output;
+mod show;
 mod table;
 
 use anyhow::Result;
@@ -37,6 +38,7 @@ struct Cli {
 enum Command {
     List(list::List),
     Check(check::Check),
+    Show(show::Show),
 }
 
 impl Command {
@@ -44,6 +46,7 @@ impl Command {
         match self {
             Self::List(list) => list.run(output),
             Self::Check(check) => check.run(output),
+            Self::Show(show) => show.run(output),
         }
     }
 }
@@ -115,7 +118,7 @@ mod tests {
             let cli = Cli::try_parse_from([&["autofs-cr", "list"], args].concat())?;
             match cli.command {
                 Command::List(list) => Ok(list.target.target()),
-                Command::Check(_) => unreachable!(),
+                _ => unreachable!(),
             }
         };
         let parsed = |args: &[&str]| target(args).map_err(|error: clap::Error| error.kind());

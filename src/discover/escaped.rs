@@ -45,6 +45,11 @@ pub fn unescape(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// May this text be printed as it is? What [`escape`] makes always may.
+pub fn is_printable(text: &str) -> bool {
+    text.chars().all(|char| char == '\\' || is_plain(char))
+}
+
 /// Shown as it is: what Rust's own debug form does not escape, and quotes.
 fn is_plain(char: char) -> bool {
     match char {
@@ -176,6 +181,7 @@ mod tests {
             let text = escape(&bytes);
             prop_assert_eq!(unescape(text.as_bytes()), bytes);
             prop_assert!(!text.chars().any(char::is_control));
+            prop_assert!(is_printable(&text));
         }
     }
 }

@@ -6,6 +6,7 @@ use super::LIMITS;
 use super::checkpoint::{ActiveKey, Checkpoint, DumpedMount, InFlight, Left, Origin, Service};
 use super::error::{Fault, FieldError, ImageError};
 use super::files;
+use crate::discover::escaped::is_printable;
 use crate::discover::facts::{AutofsMount, CoveringMount, Master, MountType, PipeEnd, TreeEntry, Waiter};
 use crate::sys::{DevNum, process::ProcessId};
 use std::collections::{HashMap, HashSet};
@@ -39,9 +40,9 @@ pub fn check(checkpoint: &Checkpoint) -> Result<(), ImageError> {
 }
 
 fn origin(origin: &Origin) -> Checked {
-    text(origin.tool.as_bytes()).at("origin.tool")?;
-    text(origin.kernel.as_bytes()).at("origin.kernel")?;
-    text(origin.boot_id.as_bytes()).at("origin.boot_id")?;
+    printable(&origin.tool).at("origin.tool")?;
+    printable(&origin.kernel).at("origin.kernel")?;
+    printable(&origin.boot_id).at("origin.boot_id")?;
     match &origin.left {
         Left::Held { holder } => process(holder).at("origin.holder.pid"),
         Left::Running | Left::Catatonic => Ok(()),
@@ -74,11 +75,11 @@ fn facts(mount: &AutofsMount) -> Checked {
         }
         Master::Systemd { process: id, unit } => {
             process(id).at("master.process.pid")?;
-            component(unit.as_bytes()).at("master.unit")?;
+            unit_name(unit).at("master.unit")?;
         }
         Master::Unknown { process: id, comm } => {
             process(id).at("master.process.pid")?;
-            text(comm.as_bytes()).at("master.comm")?;
+            printable(comm).at("master.comm")?;
         }
         Master::Dead | Master::NotVisible => {}
     }
@@ -107,7 +108,7 @@ fn options(mount: &AutofsMount) -> Checked {
 
 fn pipe_end(end: &PipeEnd) -> Checked {
     process(&end.process).at("process.pid")?;
-    text(end.comm.as_bytes()).at("comm")?;
+    printable(&end.comm).at("comm")?;
     if end.fd < 0 {
         return Err(range(end.fd.into(), "0 and up").at("fd"));
     }
@@ -117,7 +118,7 @@ fn pipe_end(end: &PipeEnd) -> Checked {
 fn waiter(waiter: &Waiter) -> Checked {
     positive(waiter.tid).at("tid")?;
     process(&waiter.process).at("process.pid")?;
-    text(waiter.comm.as_bytes()).at("comm")
+    printable(&waiter.comm).at("comm")
 }
 
 fn covering(mount: &CoveringMount, root: &Path) -> Checked {
@@ -203,7 +204,7 @@ fn service(service: &Service) -> Checked {
             })
         }
         Service::Unit { unit, mount_point, what, fstype: name, options, timeout: _ } => {
-            component(unit.as_bytes()).at("name")?;
+            unit_name(unit).at("name")?;
             absolute(mount_point).at("mount_point")?;
             text(what).at("what")?;
             if !name.is_empty() {
@@ -307,8 +308,12 @@ fn component(name: &[u8]) -> Result<(), Fault> {
 fn fstype(name: &str) -> Result<(), Fault> {
     match name.starts_with('-') {
         true => Err(Fault::Unexpected("a leading dash")),
-        false => component(name.as_bytes()),
+        false => component(name.as_bytes()).and_then(|()| printable(name)),
     }
+}
+
+fn unit_name(name: &str) -> Result<(), Fault> {
+    component(name.as_bytes()).and_then(|()| printable(name))
 }
 
 /// The `root` column of mountinfo. Not always a path: `mnt:[4026531841]` for nsfs,
@@ -326,7 +331,16 @@ fn option(text: &str) -> Result<(), Fault> {
     filled(text.as_bytes())?;
     match text.contains(',') {
         true => Err(Fault::Unexpected("a comma")),
-        false => Ok(()),
+        false => printable(text),
+    }
+}
+
+/// Strings (what is not a string but bytes is escaped wherever it is printed).
+fn printable(string: &str) -> Result<(), Fault> {
+    text(string.as_bytes())?;
+    match is_printable(string) {
+        true => Ok(()),
+        false => Err(Fault::NotPrintable(string.to_owned())),
     }
 }
 

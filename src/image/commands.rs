@@ -2,23 +2,27 @@
 //! its maps asks here first what that would run.
 
 use super::checkpoint::{Checkpoint, Service};
+use serde::Serialize;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// A program that would be run, as root, to look up keys.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
 pub struct Command {
     /// The mount point whose keys it answers.
+    #[serde(with = "crate::discover::escaped")]
     pub mount_point: PathBuf,
     /// The program.
+    #[serde(with = "crate::discover::escaped")]
     pub program: PathBuf,
     /// When it is run.
     pub when: When,
 }
 
 /// When a map is run as a program.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum When {
     /// Always: `program:/path`, `exec:/path`.
     Always,

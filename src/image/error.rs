@@ -189,6 +189,9 @@ pub enum Fault {
     /// A zero byte.
     #[error("contains a NUL byte")]
     Nul,
+    /// A control character or the like: it could deceive a terminal's reader.
+    #[error("contains a character that cannot be printed: {0:?}")]
+    NotPrintable(String),
     /// Longer than the limit.
     #[error("{length} bytes exceed the limit of {limit}")]
     TooLong {

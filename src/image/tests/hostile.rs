@@ -263,6 +263,15 @@ fn a_file_system_type_that_is_a_path_or_an_option() {
 }
 
 #[test]
+fn text_that_deceives_a_terminal() {
+    refused(
+        |c| c.mounts[0].facts.pipe_ends[0].comm = "\u{1b}[2Jautomount".into(),
+        "autofs-57.img: mounts[0].pipe_ends[0].comm: contains a character that cannot be printed: \
+         \"\\u{1b}[2Jautomount\"",
+    );
+}
+
+#[test]
 fn an_index_that_points_nowhere() {
     refused(
         |c| c.mounts[0].served_by = Some(2),

@@ -1,6 +1,7 @@
 //! Any checkpoint survives, and is written in the same way every time.
 
 use super::forge::Forged;
+use crate::discover::escaped::escape;
 use crate::discover::facts::*;
 use crate::image::checkpoint::*;
 use crate::image::pack::pack;
@@ -24,7 +25,7 @@ fn bytes(range: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn text() -> impl Strategy<Value = String> {
-    "[^\0]{0,8}"
+    "[^\0]{0,8}".prop_map(|text| escape(text.as_bytes()))
 }
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -334,4 +335,12 @@ proptest! {
         file.append(&mut bytes);
         let _ = image.reseal().read();
     }
+}
+
+/// What `show --json` prints: scripts read it, so it may grow but not change.
+#[test]
+fn the_json_form_stays() {
+    let expected = include_str!("../../../tests/data/checkpoint.json");
+    let text = serde_json::to_string_pretty(&super::samples::checkpoint()).unwrap();
+    assert_eq!(text, expected.trim_end());
 }

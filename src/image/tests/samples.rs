@@ -79,7 +79,7 @@ pub fn directory(path: &str) -> TreeEntry {
 pub fn checkpoint() -> Checkpoint {
     let process = ProcessId { pid: 4102, start_time: 90_001 };
     let mut indirect = mount(facts(40, 57, "/data"));
-    let waiter = Waiter { tid: 4103, process, comm: "make".into(), expiring: true };
+    let waiter = Waiter { tid: 4103, process, comm: "make".into(), expiring: false };
     indirect.facts.waiters = vec![waiter.clone()];
     indirect.facts.autofs_children = vec![52];
     indirect.facts.covering = vec![CoveringMount {

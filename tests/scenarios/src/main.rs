@@ -7,6 +7,7 @@
 mod check;
 mod cli;
 mod host;
+mod image;
 mod peers;
 mod plugin;
 mod process;
@@ -28,6 +29,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "demo",
         about: "a killed automounter's mounts go on under another master",
         run: host::demo::run,
+    },
+    Scenario {
+        name: "image",
+        about: "stock crit and show read an image that has one of everything",
+        run: image::run,
     },
     Scenario {
         name: "host-automount",
