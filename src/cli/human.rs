@@ -17,7 +17,7 @@ pub fn duration(seconds: u64) -> String {
 /// Seconds since 1970 in UTC: `2023-11-14 22:13:20 UTC`.
 pub fn date(seconds: u64) -> String {
     let (mut days, time) = (seconds / 86_400, seconds % 86_400);
-    let is_leap = |year: u64| year % 4 == 0 && year % 100 != 0 || year % 400 == 0;
+    let is_leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
     // The calendar repeats after 400 years.
     let mut year = 1970 + days / 146_097 * 400;
     days %= 146_097;
