@@ -297,6 +297,11 @@ impl<C: Caller> Control<C> {
         Self { caller }
     }
 
+    /// The caller.
+    pub fn caller(&self) -> &C {
+        &self.caller
+    }
+
     /// VERSION: major and minor of the kernel's interface (1.1 today).
     pub fn version(&self) -> Result<(u32, u32), ControlError> {
         let answer = self.run(Call::new(Command::Version))?;

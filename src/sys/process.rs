@@ -24,8 +24,7 @@ impl ProcessId {
 
     /// Has it not ended? (A zombie has.)
     pub fn is_alive(self) -> bool {
-        stat(self.pid)
-            .is_ok_and(|stat| stat.start_time == self.start_time && !matches!(stat.state, b'Z' | b'X'))
+        stat(self.pid).is_ok_and(|stat| stat.start_time == self.start_time && !stat.has_ended())
     }
 
     /// A pidfd of this very process; ESRCH when its number went to another.
@@ -75,6 +74,14 @@ pub fn open_pidfd(number: i32) -> Result<OwnedFd, Errno> {
     rustix::process::pidfd_open(pid(number)?, PidfdFlags::empty())
 }
 
+/// The process of a task.
+pub(super) fn thread_group(tid: i32) -> Result<i32, Errno> {
+    let status = std::fs::read(format!("/proc/{tid}/status")).map_err(|_| Errno::SRCH)?;
+    let status = String::from_utf8_lossy(&status);
+    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:\t"));
+    line.and_then(|number| number.parse().ok()).ok_or(Errno::SRCH)
+}
+
 fn pid(number: i32) -> Result<Pid, Errno> {
     Pid::from_raw(number).ok_or(Errno::SRCH)
 }
@@ -110,9 +117,15 @@ impl Stat {
             start_time: fields.nth(12)?.parse().ok()?,
         })
     }
+
+    /// A zombie has, too.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X')
+    }
 }
 
-fn stat(pid: i32) -> Result<Stat, Errno> {
+/// Of a process, or of any task by its number.
+pub(super) fn stat(pid: i32) -> Result<Stat, Errno> {
     let text =
         std::fs::read(format!("/proc/{pid}/stat")).map_err(|error| match Errno::from_io_error(&error) {
             None | Some(Errno::NOENT) => Errno::SRCH,

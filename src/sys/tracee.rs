@@ -1,13 +1,27 @@
 //! ptrace: holding tasks, and calling system calls in their place.
 //!
-//! A hold is invisible to its task: it is seized (never attached), stopped by PTRACE_INTERRUPT, and
-//! let go with its registers, signal mask and pending signals as they were.
+//! A hold is invisible to its task: it is seized (never attached, which would send a SIGSTOP), stopped by
+//! PTRACE_INTERRUPT, and let go with its registers, signal mask and pending signals as they were. A
+//! task that its user had stopped stays stopped.
+//!
+//! ptrace knows threads: only the thread that seized a task can use it, and when that thread ends the
+//! kernel lets its tasks go. The types here cannot be sent to another thread.
 
-use super::{
-    Errno,
-    control::{Caller, Command},
+mod inject;
+
+#[cfg_attr(target_arch = "x86_64", path = "tracee/x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "tracee/aarch64.rs")]
+mod arch;
+
+pub use inject::{Injected, RemoteFd};
+
+use super::{Errno, last_errno, process};
+use libc::user_regs_struct;
+use nix::{sys::ptrace, unistd::Pid};
+use std::{
+    marker::PhantomData,
+    time::{Duration, Instant},
 };
-use std::os::fd::{OwnedFd, RawFd};
 
 /// Why a task could not be held or used.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +41,16 @@ pub enum TraceeError {
     /// It did not stop in time (it sleeps uninterruptibly).
     #[error("task {0} did not stop in time")]
     Timeout(i32),
-    /// A ptrace or memory call on a held task failed.
+    /// It is in no system call whose start is known.
+    #[error("task {0} is in no system call that could be made again")]
+    NoCall(i32),
+    /// A 32-bit program can be held, but not be called in.
+    #[error("task {0} is a 32-bit program; no system calls can be made in its place")]
+    Compat(i32),
+    /// No executable mapping of it contains a system call instruction.
+    #[error("task {0} has no system call instruction mapped")]
+    NoInstruction(i32),
+    /// A ptrace or memory call on a held task, or a system call in its place, failed.
     #[error("{what} of task {tid} failed: {errno}")]
     Call {
         /// The task.
@@ -39,33 +62,75 @@ pub enum TraceeError {
     },
 }
 
-/// A task seized with an interrupt pending: it stops when its current wait ends. Dropping lets it go.
+/// A task seized with an interrupt pending: it stops when its current wait ends. Dropping lets it go,
+/// unless it sleeps uninterruptibly: that one goes when this thread ends.
 #[derive(Debug)]
 pub struct Seized {
     tid: i32,
+    before: arch::Before,
+    /// Tied to the thread.
+    not_send: PhantomData<*const ()>,
 }
 
-/// A task that has stopped. Dropping lets it go unchanged.
+/// A task that has stopped. Dropping lets it go.
 #[derive(Debug)]
 pub struct Held {
     tid: i32,
+    before: arch::Before,
+    /// While system calls are made in its place.
+    session: Option<inject::Session>,
+    not_send: PhantomData<*const ()>,
 }
 
 impl Seized {
     /// PTRACE_SEIZE and PTRACE_INTERRUPT. Works on a task that sleeps in an autofs wait: the stop
-    /// happens as soon as that wait ends.
+    /// happens as soon as that wait ends, before the program sees its result.
     pub fn new(tid: i32) -> Result<Self, TraceeError> {
-        let _ = tid;
-        todo!()
+        ptrace(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD as usize).map_err(
+            |errno| match errno {
+                // A zombie gives EPERM, as a task with a tracer does.
+                Errno::SRCH | Errno::PERM if process::stat(tid).map_or(true, |stat| stat.has_ended()) => {
+                    TraceeError::Gone(tid)
+                }
+                errno => TraceeError::Refused { tid, errno },
+            },
+        )?;
+        let before = arch::Before::of(tid);
+        let seized = Self { tid, before, not_send: PhantomData };
+        call("interrupting", tid, ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0))?;
+        Ok(seized)
     }
+
     /// The task.
     pub fn tid(&self) -> i32 {
         self.tid
     }
+
     /// Wait for the stop, at most `limit`. Gives the seized task back on timeout.
-    pub fn stop(self, limit: std::time::Duration) -> Result<Held, (Option<Self>, TraceeError)> {
-        let _ = limit;
-        todo!()
+    ///
+    /// A signal that was on its way is delivered first, as if nobody looked.
+    pub fn stop(self, limit: Duration) -> Result<Held, (Option<Self>, TraceeError)> {
+        match resume_until(self.tid, Stop::Event, None, limit) {
+            Ok(()) => {
+                let tid = self.tid;
+                let before = self.before.clone();
+                std::mem::forget(self);
+                Ok(Held { tid, before, session: None, not_send: PhantomData })
+            }
+            Err(error @ TraceeError::Timeout(_)) => Err((Some(self), error)),
+            Err(error) => Err((None, error)),
+        }
+    }
+}
+
+impl Drop for Seized {
+    fn drop(&mut self) {
+        // Only a stopped task can be detached. All stop at once but those that sleep uninterruptibly.
+        let asleep = process::stat(self.tid).is_ok_and(|stat| stat.state == b'D');
+        let limit = if asleep { Duration::ZERO } else { Duration::from_millis(50) };
+        if resume_until(self.tid, Stop::Event, None, limit).is_ok() {
+            let _ = ptrace(libc::PTRACE_DETACH, self.tid, 0, 0);
+        }
     }
 }
 
@@ -74,79 +139,156 @@ impl Held {
     pub fn tid(&self) -> i32 {
         self.tid
     }
+
     /// The system call that the task was in and its result so far: `None` when it was in none.
     pub fn syscall(&self) -> Result<Option<(u64, i64)>, TraceeError> {
-        todo!()
+        Ok(arch::current_call(&self.registers()?, &self.before))
     }
+
     /// Make the interrupted system call run again from its start when the task is let go
     /// (ERESTARTNOINTR). Only for a call that failed without effect.
     pub fn restart_syscall(&mut self) -> Result<(), TraceeError> {
-        todo!()
+        let mut registers = self.registers()?;
+        if !arch::restart(&mut registers, &self.before) {
+            return Err(TraceeError::NoCall(self.tid));
+        }
+        match &mut self.session {
+            Some(session) => session.set_saved(registers),
+            None => set_registers(self.tid, registers)?,
+        }
+        Ok(())
     }
-    /// Run one system call in the task; its own state is untouched.
-    pub fn call(&mut self, nr: i64, args: [u64; 6]) -> Result<i64, TraceeError> {
-        let _ = (nr, args);
-        todo!()
+
+    /// Let it go, with SIGSTOP pending so that its process stops (`T`) until somebody continues it.
+    pub fn release_stopped(mut self) -> Result<(), TraceeError> {
+        let tid = self.tid;
+        let process = process::thread_group(tid).map_err(|_| TraceeError::Gone(tid))?;
+        // SAFETY: sends a signal, touches no memory.
+        let sent = unsafe { libc::syscall(libc::SYS_tgkill, process, tid, libc::SIGSTOP) };
+        if sent != 0 {
+            return call("stopping", tid, Err(last_errno()));
+        }
+        self.detach()
     }
-    /// Give the task a descriptor of ours; returns it as the task numbers it (CLOEXEC set).
-    pub fn send_fd(&mut self, fd: std::os::fd::BorrowedFd<'_>) -> Result<RemoteFd, TraceeError> {
-        let _ = fd;
-        todo!()
-    }
-    /// Close one of the task's descriptors.
-    pub fn close_fd(&mut self, fd: RemoteFd) -> Result<(), TraceeError> {
-        let _ = fd;
-        todo!()
-    }
-    /// Let it go, with SIGSTOP pending so that it stays stopped for its user to see (`T`).
-    pub fn release_stopped(self) -> Result<(), TraceeError> {
-        todo!()
-    }
+
     /// Let it go.
-    pub fn release(self) -> Result<(), TraceeError> {
-        todo!()
+    pub fn release(mut self) -> Result<(), TraceeError> {
+        self.detach()
+    }
+
+    /// As the program left them.
+    fn registers(&self) -> Result<user_regs_struct, TraceeError> {
+        match &self.session {
+            Some(session) => Ok(*session.saved()),
+            None => registers(self.tid),
+        }
+    }
+
+    fn detach(&mut self) -> Result<(), TraceeError> {
+        let restored = self.end_session();
+        let detached = ptrace(libc::PTRACE_DETACH, self.tid, 0, 0);
+        restored.and(call("letting go", self.tid, detached))
     }
 }
 
-/// Issues /dev/autofs commands from inside a held task: the kernel sees *its* process group.
-#[derive(Debug)]
-pub struct Injected<'a> {
-    held: std::cell::RefCell<&'a mut Held>,
-    /// `/dev/autofs` in the task's table.
-    device: RawFd,
-}
-
-impl<'a> Injected<'a> {
-    /// `device`: ours; it is sent into the task and closed there on drop.
-    pub fn new(held: &'a mut Held, device: &OwnedFd) -> Result<Self, TraceeError> {
-        let _ = (held, device);
-        todo!()
+impl Drop for Held {
+    fn drop(&mut self) {
+        // After `release` it is detached already, and this fails.
+        let _ = self.detach();
     }
 }
 
-/// A descriptor in the held task's table: a number that means nothing here.
+/// What a traced task stopped for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RemoteFd(pub RawFd);
+enum Stop {
+    /// PTRACE_EVENT_STOP: our interrupt, or its user's stop signal.
+    Event,
+    /// Entry or exit of a system call.
+    Syscall,
+    /// A signal is about to be delivered.
+    Signal(i32),
+}
 
-impl Caller for Injected<'_> {
-    type Fd<'a> = RemoteFd;
-    /// Not closed on drop: that needs the held task. Use [`super::control::Control::close_mount`].
-    type Mount = RemoteFd;
-
-    fn ioctl(&self, command: Command, buf: &mut [u8]) -> Result<i32, Errno> {
-        let _ = (command, buf, &self.held, self.device);
-        todo!()
+/// Wait until the task stops for `wanted`. Other stops are resumed with `request` (`None`: PTRACE_CONT), and
+/// signals delivered, so that none is lost.
+fn resume_until(
+    tid: i32,
+    wanted: Stop,
+    request: Option<libc::c_uint>,
+    limit: Duration,
+) -> Result<(), TraceeError> {
+    let request = request.unwrap_or(libc::PTRACE_CONT);
+    loop {
+        let signal = match wait(tid, limit)? {
+            stop if stop == wanted => return Ok(()),
+            Stop::Signal(signal) => signal,
+            Stop::Event | Stop::Syscall => 0,
+        };
+        call("resuming", tid, ptrace(request, tid, 0, signal as usize))?;
     }
+}
 
-    fn number(fd: RemoteFd) -> RawFd {
-        fd.0
+/// The next stop. There is no wait with a limit for tracers, so this looks again and again: first at once,
+/// because most stops come within microseconds.
+fn wait(tid: i32, limit: Duration) -> Result<Stop, TraceeError> {
+    const AT_ONCE: Duration = Duration::from_micros(200);
+    const PAUSE: Duration = Duration::from_micros(100);
+    let start = Instant::now();
+    loop {
+        let mut status = 0;
+        // SAFETY: the kernel writes one int.
+        match unsafe { libc::waitpid(tid, &mut status, libc::__WALL | libc::WNOHANG) } {
+            0 => {}
+            stopped if stopped == tid && libc::WIFSTOPPED(status) => {
+                return Ok(match (libc::WSTOPSIG(status), status >> 16) {
+                    (_, libc::PTRACE_EVENT_STOP) => Stop::Event,
+                    (signal, 0) if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
+                    (signal, _) => Stop::Signal(signal),
+                });
+            }
+            -1 if last_errno() == Errno::INTR => {}
+            _ => return Err(TraceeError::Gone(tid)),
+        }
+        let waited = start.elapsed();
+        if waited >= limit {
+            return Err(TraceeError::Timeout(tid));
+        }
+        if waited < AT_ONCE {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(PAUSE);
+        }
     }
+}
 
-    unsafe fn own(number: RawFd) -> RemoteFd {
-        RemoteFd(number)
+/// A request whose arguments are numbers.
+fn ptrace(request: libc::c_uint, tid: i32, address: usize, data: usize) -> Result<(), Errno> {
+    // SAFETY: none of the requests that are used here writes to our memory; those that read
+    // (PTRACE_SETSIGMASK) are given the address of a live value.
+    match unsafe { libc::ptrace(request, tid, address, data) } {
+        -1 => Err(last_errno()),
+        _ => Ok(()),
     }
+}
 
-    fn disown(mount: RemoteFd) -> RawFd {
-        mount.0
-    }
+fn registers(tid: i32) -> Result<user_regs_struct, TraceeError> {
+    let got = ptrace::getregs(Pid::from_raw(tid)).map_err(errno);
+    call("reading the registers", tid, got)
+}
+
+fn set_registers(tid: i32, registers: user_regs_struct) -> Result<(), TraceeError> {
+    let set = ptrace::setregs(Pid::from_raw(tid), registers).map_err(errno);
+    call("setting the registers", tid, set)
+}
+
+/// A task that may be traced but is not there has been killed.
+fn call<T>(what: &'static str, tid: i32, result: Result<T, Errno>) -> Result<T, TraceeError> {
+    result.map_err(|errno| match errno {
+        Errno::SRCH => TraceeError::Gone(tid),
+        errno => TraceeError::Call { tid, what, errno },
+    })
+}
+
+fn errno(errno: nix::Error) -> Errno {
+    Errno::from_raw_os_error(errno as i32)
 }

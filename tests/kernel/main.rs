@@ -10,4 +10,5 @@ mod control;
 mod discover;
 mod mount;
 mod packet;
+mod tracee;
 mod tree;

@@ -1,0 +1,79 @@
+//! What differs on aarch64.
+//!
+//! Before an interrupted task stops the kernel forgets which system call it was in (its number stays
+//! in x8), decides about the restart, and has overwritten the first argument with the result. So a
+//! restart is made here by hand, and the first argument is noted while the task still sleeps.
+
+use libc::user_regs_struct;
+
+/// The instruction that enters the kernel: `svc #0`.
+pub(super) const SYSCALL: &[u8] = &[0x01, 0x00, 0x00, 0xd4];
+/// Where it can start.
+pub(super) const ALIGNMENT: usize = 4;
+
+/// The mode bits of pstate for AArch32.
+const AARCH32: u64 = 1 << 4;
+
+/// The call in which the task slept when it was seized: number, six arguments, stack pointer,
+/// program counter.
+#[derive(Clone, Debug)]
+pub(super) struct Before(Option<[u64; 9]>);
+
+impl Before {
+    pub(super) fn of(tid: i32) -> Self {
+        // `running` for a task that sleeps not.
+        let text = std::fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+        let mut fields = text.split_ascii_whitespace().map(|field| match field.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16).ok(),
+            None => field.parse().ok(),
+        });
+        let mut values = [0; 9];
+        let complete = values.iter_mut().all(|value| match fields.next().flatten() {
+            Some(field) => {
+                *value = field;
+                true
+            }
+            None => false,
+        });
+        Self(complete.then_some(values))
+    }
+
+    /// The first argument, when the registers are still those of that call.
+    fn first_argument(&self, registers: &user_regs_struct) -> Option<u64> {
+        let [number, first, second, third, .., stack, instruction] = self.0?;
+        let now = (registers.regs[8], registers.regs[1], registers.regs[2], registers.sp, registers.pc);
+        (now == (number, second, third, stack, instruction)).then_some(first)
+    }
+}
+
+pub(super) fn is_native(registers: &user_regs_struct) -> bool {
+    registers.pstate & AARCH32 == 0
+}
+
+/// Make the registers those of a task that is about to execute the instruction at `instruction`.
+pub(super) fn prepare(registers: &mut user_regs_struct, instruction: u64, number: i64, arguments: [u64; 6]) {
+    registers.pc = instruction;
+    registers.regs[8] = number as u64;
+    registers.regs[..6].copy_from_slice(&arguments);
+}
+
+/// After the call.
+pub(super) fn result(registers: &user_regs_struct) -> i64 {
+    registers.regs[0] as i64
+}
+
+/// Number and result of the call that was interrupted.
+pub(super) fn current_call(registers: &user_regs_struct, before: &Before) -> Option<(u64, i64)> {
+    before.first_argument(registers)?;
+    Some((registers.regs[8], registers.regs[0] as i64))
+}
+
+/// Back to the instruction, with the argument that the result has overwritten.
+pub(super) fn restart(registers: &mut user_regs_struct, before: &Before) -> bool {
+    let first = before.first_argument(registers);
+    if let Some(first) = first {
+        registers.regs[0] = first;
+        registers.pc -= SYSCALL.len() as u64;
+    }
+    first.is_some()
+}

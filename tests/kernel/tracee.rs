@@ -1,0 +1,291 @@
+//! Holding tasks and calling in their place, seen from the tasks.
+
+use crate::common::{
+    Autofs, LIMIT, Visitor, mountinfo_line, next_packet, private_mount_namespace, tmpfs, wait_until,
+};
+use autofs_cr::sys::{
+    Errno,
+    control::{Control, ControlError, Token},
+    mount::MountType,
+    packet::packet_pipe,
+    tracee::{Held, Injected, Seized, TraceeError},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rustix::fs::CWD;
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+fn hold(visitor: &Visitor) -> Held {
+    Seized::new(visitor.pid()).unwrap().stop(LIMIT).unwrap()
+}
+
+fn shell(script: &str) -> Visitor {
+    Visitor::run("sh", &[Path::new("-c"), Path::new(script)])
+}
+
+fn proc_file(visitor: &Visitor, name: &str) -> String {
+    fs::read_to_string(format!("/proc/{}/{name}", visitor.pid())).unwrap()
+}
+
+fn state(visitor: &Visitor) -> char {
+    let stat = proc_file(visitor, "stat");
+    stat.rsplit(") ").next().unwrap().chars().next().unwrap()
+}
+
+fn wait_for_state(visitor: &Visitor, wanted: char) {
+    wait_until(|| (state(visitor) == wanted).then_some(()));
+}
+
+fn wait_for_call(visitor: &Visitor, function: &str) {
+    wait_until(|| (proc_file(visitor, "wchan") == function).then_some(()));
+}
+
+fn signal(visitor: &Visitor, signal: Signal) {
+    kill(Pid::from_raw(visitor.pid()), signal).unwrap();
+}
+
+/// All that a program could notice: masks, handlers, mappings, descriptors.
+fn traces(visitor: &Visitor) -> (Vec<String>, String, BTreeSet<PathBuf>) {
+    let status = proc_file(visitor, "status");
+    let signals = status.lines().filter(|line| line.starts_with("Sig")).map(str::to_owned).collect();
+    let fds = fs::read_dir(format!("/proc/{}/fd", visitor.pid())).unwrap();
+    (signals, proc_file(visitor, "maps"), fds.map(|fd| fd.unwrap().path()).collect())
+}
+
+#[test]
+fn a_sleep_goes_on_where_it_was() {
+    let start = Instant::now();
+    let visitor = Visitor::run("sleep", &[Path::new("2")]);
+    wait_for_call(&visitor, "hrtimer_nanosleep");
+    std::thread::sleep(Duration::from_secs(1));
+    let held = hold(&visitor);
+    assert!(held.syscall().unwrap().is_some());
+    held.release().unwrap();
+    let mut held = hold(&visitor);
+    assert_eq!(held.call(libc::SYS_getpid, [0; 6]).unwrap(), i64::from(visitor.pid()));
+    held.release().unwrap();
+    let (status, _) = visitor.outcome();
+    assert!(status.success());
+    // had it begun again, it would have taken 3 s
+    assert!((Duration::from_secs(2)..Duration::from_millis(2900)).contains(&start.elapsed()));
+}
+
+#[test]
+fn calls_leave_no_traces() {
+    for visitor in [Visitor::idle(), shell("while :; do :; done")] {
+        wait_until(|| (!proc_file(&visitor, "maps").is_empty()).then_some(()));
+        std::thread::sleep(Duration::from_millis(50));
+        let before = traces(&visitor);
+        let mut held = hold(&visitor);
+        assert_eq!(held.call(libc::SYS_getpgid, [0; 6]).unwrap(), i64::from(visitor.pid()));
+        assert_eq!(held.call(libc::SYS_close, [999, 0, 0, 0, 0, 0]).unwrap(), -i64::from(libc::EBADF));
+        drop(held);
+        assert_eq!(traces(&visitor), before);
+        wait_until(|| "RS".contains(state(&visitor)).then_some(()));
+    }
+}
+
+#[test]
+fn a_descriptor_travels() {
+    let visitor = Visitor::idle();
+    let before = traces(&visitor).2;
+    let mut held = hold(&visitor);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let there = held.send_fd(file.as_fd()).unwrap();
+    let link = fs::read_link(format!("/proc/{}/fd/{}", visitor.pid(), there.0)).unwrap();
+    assert_eq!(link, file.path());
+    let flags = proc_file(&visitor, &format!("fdinfo/{}", there.0));
+    let flags = flags.lines().find_map(|line| line.strip_prefix("flags:\t")).unwrap();
+    assert_ne!(u32::from_str_radix(flags, 8).unwrap() & libc::O_CLOEXEC as u32, 0);
+    held.close_fd(there).unwrap();
+    held.release().unwrap();
+    assert_eq!(traces(&visitor).2, before);
+}
+
+#[test]
+fn a_task_without_free_numbers_says_so() {
+    let visitor = shell("ulimit -n 4; exec sleep 60");
+    wait_for_call(&visitor, "hrtimer_nanosleep");
+    let before = traces(&visitor);
+    let mut held = hold(&visitor);
+    let file = tempfile::tempfile().unwrap();
+    let error = held.send_fd(file.as_fd()).unwrap_err();
+    assert!(matches!(error, TraceeError::Call { .. }), "{error}");
+    held.release().unwrap();
+    assert_eq!(traces(&visitor), before);
+}
+
+#[test]
+fn who_was_stopped_stays_stopped() {
+    let visitor = Visitor::idle();
+    signal(&visitor, Signal::SIGSTOP);
+    wait_for_state(&visitor, 'T');
+    let mut held = hold(&visitor);
+    assert_eq!(held.call(libc::SYS_getpid, [0; 6]).unwrap(), i64::from(visitor.pid()));
+    held.release().unwrap();
+    wait_for_state(&visitor, 'T');
+    signal(&visitor, Signal::SIGCONT);
+    wait_for_state(&visitor, 'S');
+}
+
+#[test]
+fn signals_that_arrive_meanwhile_are_delivered_afterwards() {
+    let visitor = shell("trap 'echo one' USR1; trap 'exit 7' USR2; while :; do sleep 0.01; done");
+    std::thread::sleep(Duration::from_millis(100));
+    let mut held = hold(&visitor);
+    signal(&visitor, Signal::SIGUSR1);
+    held.call(libc::SYS_getpid, [0; 6]).unwrap();
+    signal(&visitor, Signal::SIGUSR2);
+    held.call(libc::SYS_getpid, [0; 6]).unwrap();
+    held.release().unwrap();
+    let (status, output) = visitor.outcome();
+    assert_eq!((status.code(), output.as_str()), (Some(7), "one\n"));
+}
+
+#[test]
+fn a_stop_that_arrives_meanwhile_stops_it_afterwards() {
+    let visitor = Visitor::idle();
+    let mut held = hold(&visitor);
+    held.call(libc::SYS_getpid, [0; 6]).unwrap();
+    signal(&visitor, Signal::SIGSTOP);
+    for _ in 0..3 {
+        assert_eq!(held.call(libc::SYS_getpid, [0; 6]).unwrap(), i64::from(visitor.pid()));
+    }
+    held.release().unwrap();
+    wait_for_state(&visitor, 'T');
+    signal(&visitor, Signal::SIGCONT);
+    wait_for_state(&visitor, 'S');
+}
+
+#[test]
+fn release_stopped_stops() {
+    let visitor = Visitor::idle();
+    hold(&visitor).release_stopped().unwrap();
+    wait_for_state(&visitor, 'T');
+    signal(&visitor, Signal::SIGCONT);
+    wait_for_state(&visitor, 'S');
+}
+
+#[test]
+fn the_dead_and_the_traced_are_told_apart() {
+    let mut visitor = Visitor::idle();
+    let held = hold(&visitor);
+    let pid = visitor.pid();
+    let refused = std::thread::spawn(move || Seized::new(pid).map(drop)).join().unwrap();
+    assert!(matches!(refused, Err(TraceeError::Refused { .. })), "{refused:?}");
+    signal(&visitor, Signal::SIGKILL);
+    wait_for_state(&visitor, 'Z');
+    assert!(matches!(held.syscall(), Err(TraceeError::Gone(_))));
+    drop(held);
+    assert!(matches!(Seized::new(pid), Err(TraceeError::Gone(_))));
+    visitor.0.wait().unwrap();
+    assert!(matches!(Seized::new(pid), Err(TraceeError::Gone(_))));
+}
+
+/// A visitor that waits on `autofs` while it changes hands: CATATONIC, the call set to restart,
+/// a new pipe. Returns what the program got from the new master.
+fn change_hands(autofs: &Autofs, trigger: &Path, read_by_the_old: bool) -> String {
+    let (control, fd) = (&autofs.control, autofs.fd.as_fd());
+    let visitor = Visitor::run("cat", &[&trigger.join("file")]);
+    wait_for_call(&visitor, "autofs_wait");
+    if read_by_the_old {
+        autofs.request();
+    }
+    let seized = Seized::new(visitor.pid()).unwrap();
+    let Err((Some(seized), TraceeError::Timeout(_))) = seized.stop(Duration::from_millis(20)) else {
+        panic!("a waiter stopped")
+    };
+    control.make_catatonic(fd).unwrap();
+    let mut held = seized.stop(LIMIT).unwrap();
+    assert_eq!(held.syscall().unwrap(), Some((libc::SYS_openat as u64, -i64::from(libc::ENOENT))));
+    held.restart_syscall().unwrap();
+    let pipe = packet_pipe().unwrap();
+    control.set_pipe(fd, pipe.write.as_fd()).unwrap();
+    held.release().unwrap();
+
+    let request = next_packet(&pipe.read);
+    assert_eq!(request.tgid, visitor.pid() as u32);
+    fs::create_dir_all(trigger).unwrap();
+    tmpfs().attach(CWD, trigger).unwrap();
+    fs::write(trigger.join("file"), "from the new master").unwrap();
+    control.ready(fd, request.token).unwrap();
+    let (status, output) = visitor.outcome();
+    assert!(status.success(), "{output}");
+    output
+}
+
+#[test]
+fn a_direct_mounts_waiter_is_answered_by_the_new_master() {
+    for read_by_the_old in [false, true] {
+        let autofs = Autofs::mount(MountType::Direct, private_mount_namespace().join("direct"));
+        let output = change_hands(&autofs, &autofs.path, read_by_the_old);
+        assert_eq!(output, "from the new master");
+    }
+}
+
+#[test]
+fn an_indirect_mounts_waiter_is_answered_by_the_new_master() {
+    for read_by_the_old in [false, true] {
+        let autofs = Autofs::mount(MountType::Indirect, private_mount_namespace().join("indirect"));
+        let output = change_hands(&autofs, &autofs.path.join("key"), read_by_the_old);
+        assert_eq!(output, "from the new master");
+    }
+}
+
+#[test]
+fn a_waiter_that_is_released_stopped_waits_for_the_new_master() {
+    let autofs = Autofs::mount(MountType::Direct, private_mount_namespace().join("direct"));
+    let (control, fd) = (&autofs.control, autofs.fd.as_fd());
+    let visitor = Visitor::run("cat", &[&autofs.path.join("file")]);
+    wait_for_call(&visitor, "autofs_wait");
+    let seized = Seized::new(visitor.pid()).unwrap();
+    control.make_catatonic(fd).unwrap();
+    let mut held = seized.stop(LIMIT).unwrap();
+    held.restart_syscall().unwrap();
+    held.release_stopped().unwrap();
+    wait_for_state(&visitor, 'T');
+    let pipe = packet_pipe().unwrap();
+    control.set_pipe(fd, pipe.write.as_fd()).unwrap();
+    signal(&visitor, Signal::SIGCONT);
+    let request = next_packet(&pipe.read);
+    control.fail(fd, request.token, Errno::XDEV).unwrap();
+    let (_, output) = visitor.outcome();
+    assert!(output.contains("cross-device"), "{output}");
+}
+
+#[test]
+fn a_command_in_anothers_place_makes_that_one_the_owner() {
+    let autofs = Autofs::mount(MountType::Direct, private_mount_namespace().join("direct"));
+    autofs.control.make_catatonic(autofs.fd.as_fd()).unwrap();
+    // Started after the mount, so that it sees it.
+    let master = Visitor::idle();
+    wait_for_call(&master, "hrtimer_nanosleep");
+    let before = traces(&master);
+    let mut held = hold(&master);
+    let device = Control::open().unwrap();
+    let injected = Injected::new(&mut held, &device).unwrap();
+    let pipe = injected.send_fd(autofs.pipe.write.as_fd()).unwrap();
+    let control = Control::with_caller(injected);
+    assert_eq!(control.version().unwrap().0, 1);
+    let root = control.open_mount(&autofs.path, autofs.dev).unwrap();
+    control.set_pipe(root, pipe).unwrap();
+    assert_eq!(control.set_pipe(root, pipe), Err(ControlError::AlreadyHasPipe));
+    assert_eq!(control.ready(root, Token(0)), Err(ControlError::UnknownToken(Token(0))));
+    control.close_mount(root).unwrap();
+    control.caller().close_fd(pipe).unwrap();
+    drop(control);
+    held.release().unwrap();
+
+    assert_eq!(traces(&master), before);
+    assert!(mountinfo_line(autofs.dev).contains(&format!("pgrp={}", master.pid())));
+    let _visitor = Visitor::run("ls", &[&autofs.path]);
+    assert_eq!(autofs.request().dev, autofs.dev);
+}
