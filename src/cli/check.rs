@@ -1,7 +1,7 @@
 //! `autofs-cr check`.
 
 use super::TargetArgs;
-use super::list::{shown, waiters};
+use super::list::{gaps, shown, waiters};
 use super::output::Output;
 use super::table::Style;
 use anyhow::Result;
@@ -125,20 +125,20 @@ fn privilege() -> Vec<Finding> {
 }
 
 fn mounts(target: &Target) -> Vec<Finding> {
-    match stuck(target) {
-        Err(error) => vec![Finding::Missing(format!("the mounts: {error}"))],
-        Ok(survey) => {
-            let problems: Vec<_> = problems(&survey).into_iter().map(Finding::Problem).collect();
-            match (problems.is_empty(), survey.mounts.len()) {
-                (true, 0) => vec![Finding::Ok("no autofs mounts".into())],
-                (true, 1) => vec![Finding::Ok("the autofs mount has a master and nobody is stuck".into())],
-                (true, n) => {
-                    vec![Finding::Ok(format!("{n} autofs mounts have a master and nobody is stuck"))]
-                }
-                (false, _) => problems,
-            }
-        }
+    let survey = match stuck(target) {
+        Ok(survey) => survey,
+        Err(error) => return vec![Finding::Missing(format!("the mounts: {error}"))],
+    };
+    let mut findings: Vec<_> = gaps(&survey).map(Finding::Missing).collect();
+    findings.extend(problems(&survey).into_iter().map(Finding::Problem));
+    if findings.is_empty() {
+        findings.push(Finding::Ok(match survey.mounts.len() {
+            0 => "no autofs mounts".into(),
+            1 => "the autofs mount has a master and nobody is stuck".into(),
+            n => format!("{n} autofs mounts have a master and nobody is stuck"),
+        }));
     }
+    findings
 }
 
 /// A survey in which the waiters are those that have waited too long.
@@ -180,13 +180,15 @@ fn problem(mount: &AutofsMount) -> Option<String> {
         (_, Pipe::Catatonic) => {
             "is catatonic, and lookups fail: restart the daemon that serves it, or autofs-cr restore".into()
         }
-        (_, Pipe::NotShown) => "has a pipe that this kernel does not show, so its master is not known".into(),
         (Master::Dead, _) if mount.pipe_ends.iter().any(|end| end.end == End::Read) => {
             "has a dead master; a holder keeps its requests, and lookups wait: autofs-cr restore".into()
         }
         (Master::Dead, _) => {
             "has a dead master, and lookups will fail: restart the daemon, or autofs-cr restore".into()
         }
+        // of which gaps() tells
+        (Master::NotVisible, _) if mount.options.pgrp != 0 => return None,
+        (Master::NotVisible, _) => "is served from another pid namespace: run check there".into(),
         _ if !mount.waiters.is_empty() => {
             format!("keeps waiting {}: see what its master does", waiters(&mount.waiters))
         }

@@ -76,7 +76,11 @@ impl List {
     pub fn run(self, output: &mut Output) -> Result<ExitCode> {
         let target = self.target.target();
         let survey = survey(&target)?;
-        warn_of_gaps(&survey);
+        gaps(&survey).for_each(output::warn);
+        if !survey.unplaced_waiters.is_empty() {
+            let waiters = waiters(&survey.unplaced_waiters);
+            output::warn(format_args!("waiting, but not known on which mount: {waiters}"));
+        }
         let listed = |facts| Listed { facts, requester: requester(facts, &target) };
         let mounts: Vec<_> = survey.mounts.iter().map(listed).collect();
         if self.json {
@@ -99,31 +103,19 @@ impl List {
     }
 }
 
-fn warn_of_gaps(survey: &Survey) {
-    let blind = &survey.blind;
-    if blind.descriptors > 0 {
-        output::warn(format_args!(
-            "the descriptors of {} processes could not be read, so masters may be missing: run as root",
-            blind.descriptors
-        ));
-    }
-    if blind.sleepers > 0 {
-        output::warn(format_args!(
-            "{} tasks sleep uninterruptibly, and this kernel does not tell where: some may wait on a mount",
-            blind.sleepers
-        ));
-    }
-    if survey.mounts.iter().any(|mount| mount.options.pipe() == Pipe::NotShown) {
-        output::warn(
-            "this kernel does not show pipes (CONFIG_CHECKPOINT_RESTORE is off): masters are not known",
-        );
-    }
-    if !survey.unplaced_waiters.is_empty() {
-        output::warn(format_args!(
-            "waiting, but not known on which mount: {}",
-            waiters(&survey.unplaced_waiters)
-        ));
-    }
+/// What the survey could not see.
+pub fn gaps(survey: &Survey) -> impl Iterator<Item = String> {
+    let Blind { descriptors, sleepers } = survey.blind;
+    let hidden = survey.mounts.iter().filter(|mount| mount.options.pipe() == Pipe::NotShown).count();
+    let gaps = [
+        (descriptors, "processes hide their descriptors, so masters may be missing: run as root"),
+        (sleepers, "tasks sleep where this kernel does not tell, perhaps on a mount: run as root"),
+        (
+            hidden,
+            "mounts hide their pipes, so masters are not known: a kernel with CONFIG_CHECKPOINT_RESTORE",
+        ),
+    ];
+    gaps.into_iter().filter(|&(count, _)| count > 0).map(|(count, text)| format!("{count} {text}"))
 }
 
 /// Asked only of a catatonic mount of our own namespace: any other one refuses, and could wait.

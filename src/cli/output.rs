@@ -30,9 +30,11 @@ impl Output {
 
     /// Print as indented JSON.
     pub fn json(&mut self, value: &impl Serialize) -> Result<()> {
-        let mut stdout = io::stdout().lock();
+        // stdout alone would write line by line
+        let mut stdout = io::BufWriter::new(io::stdout().lock());
         serde_json::to_writer_pretty(&mut stdout, value)?;
-        Ok(stdout.write_all(b"\n")?)
+        stdout.write_all(b"\n")?;
+        Ok(stdout.flush()?)
     }
 }
 

@@ -398,3 +398,25 @@ fn list_and_check_on_the_command_line() {
     let (ok, report, _) = autofs_cr(&["check"]);
     assert!(!ok && report.contains("problem  /mnt/my keys is catatonic"), "{report}");
 }
+
+#[test]
+fn an_owner_in_another_pid_namespace_is_not_called_dead() {
+    let home = private_mount_namespace();
+    let mount = Autofs::mount(MountType::Direct, home.join("direct"));
+    let output = Command::new("unshare")
+        .args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            env!("CARGO_BIN_EXE_autofs-cr"),
+            "list",
+            "--json",
+        ])
+        .output()
+        .unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["mounts"][0]["dev"]["minor"], mount.dev.minor);
+    assert_eq!(json["mounts"][0]["options"]["pgrp"], 0);
+    assert_eq!(json["mounts"][0]["master"]["program"], "not-visible");
+}
