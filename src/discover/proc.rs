@@ -20,6 +20,11 @@ pub struct TaskDir {
 }
 
 impl TaskDir {
+    /// `/proc` itself, for what is below `self` and `thread-self`.
+    pub fn proc() -> Result<Self, Errno> {
+        Self::open(rustix::fs::CWD, "/proc", 0)
+    }
+
     /// `/proc/PID`.
     pub fn process(pid: i32) -> Result<Self, Errno> {
         Self::open(rustix::fs::CWD, &format!("/proc/{pid}"), pid)

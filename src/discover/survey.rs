@@ -9,7 +9,7 @@ use super::pipes::PipeScan;
 use super::place::place;
 use super::proc::{self, TaskDir};
 use super::waiters::WaiterScan;
-use crate::sys::Errno;
+use crate::sys::{Errno, mountns::Space};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -32,14 +32,19 @@ pub enum DiscoverError {
     /// It has ended, or this `/proc` does not show it.
     #[error("there is no process {0}")]
     NoProcess(i32),
-    /// A namespace that only a file keeps alive.
-    #[error("no process lives in the mount namespace {}", .0.display())]
-    NoMember(PathBuf),
+    /// The file is no mount namespace (EINVAL), or not without privilege (EPERM).
+    #[error("the mount namespace {} cannot be entered: {errno}; is it one, and are you root?", path.display())]
+    Enter {
+        /// Its file.
+        path: PathBuf,
+        /// The kernel's answer.
+        errno: Errno,
+    },
     /// Not without privilege.
     #[error("the mounts of process {0} may not be read: run as root")]
     Refused(i32),
     /// Reading failed.
-    #[error("{} cannot be read: {errno}; is /proc mounted?", path.display())]
+    #[error("{} cannot be read: {errno}", path.display())]
     Read {
         /// What.
         path: PathBuf,
@@ -92,18 +97,8 @@ pub fn read(target: &Target) -> Result<(u64, Vec<u8>), DiscoverError> {
             DiscoverError::Read { errno: Errno::ACCESS | Errno::PERM, .. } => DiscoverError::Refused(*pid),
             other => other,
         }),
-        Target::Namespace(path) => read_task(&format!("/proc/{}", member(path)?)),
+        Target::Namespace(file) => read_inside(file),
     }
-}
-
-/// A process that lives in the namespace.
-fn member(namespace: &Path) -> Result<i32, DiscoverError> {
-    let inode = proc::inode(namespace).map_err(|error| failed(namespace, &error))?;
-    let pids = proc::pids().map_err(|errno| unreadable("/proc", errno))?;
-    let lives_there = |pid: &i32| TaskDir::process(*pid).ok()?.namespace("mnt").map(|its| its == inode);
-    pids.into_iter()
-        .find(|pid| lives_there(pid) == Some(true))
-        .ok_or_else(|| DiscoverError::NoMember(namespace.into()))
 }
 
 fn read_task(task: &str) -> Result<(u64, Vec<u8>), DiscoverError> {
@@ -112,6 +107,19 @@ fn read_task(task: &str) -> Result<(u64, Vec<u8>), DiscoverError> {
     let file = std::fs::read(&mountinfo).map_err(|error| failed(mountinfo.as_str(), &error))?;
     let inode = proc::inode(namespace.as_ref()).map_err(|error| failed(namespace.as_str(), &error))?;
     Ok((inode, file))
+}
+
+/// A namespace may have no process, and its `/proc`, if there is one, may be of another pid namespace: a thread goes
+/// there and reads through our `/proc`.
+fn read_inside(file: &Path) -> Result<(u64, Vec<u8>), DiscoverError> {
+    let space = Space::of_file(file).map_err(|errno| unreadable(file, errno))?;
+    let inode = proc::inode(file).map_err(|error| failed(file, &error))?;
+    let proc = TaskDir::proc().map_err(|errno| unreadable("/proc", errno))?;
+    let mountinfo = space
+        .run(|| proc.read("thread-self/mountinfo"))
+        .map_err(|errno| DiscoverError::Enter { path: file.into(), errno })?
+        .map_err(|errno| unreadable(file, errno))?;
+    Ok((inode, mountinfo))
 }
 
 fn failed(path: impl Into<PathBuf>, error: &std::io::Error) -> DiscoverError {

@@ -33,16 +33,21 @@ impl WaiterScan {
     /// Look at every task of one process.
     pub fn visit(&mut self, process: &TaskDir) {
         for task in process.tasks().into_iter().flatten() {
-            if task.stat().is_none_or(|stat| stat.state != b'D') {
-                continue;
-            }
-            match waits_in_autofs(&task) {
+            match is_waiter(&task) {
                 Some(true) => self.found.extend(found(process, &task)),
                 Some(false) => {}
                 None => self.unknown += 1,
             }
         }
     }
+}
+
+/// Is it in uninterruptible sleep, in autofs? Tasks that fall asleep and wake while they are looked at (for a disk)
+/// get another chance to be seen.
+fn is_waiter(task: &TaskDir) -> Option<bool> {
+    const CHANCES: usize = 3;
+    let sleeps = || task.stat().is_some_and(|stat| stat.state == b'D');
+    (0..CHANCES).find_map(|_| if sleeps() { waits_in_autofs(task) } else { Some(false) })
 }
 
 /// Does the task sleep in autofs? `None`: the kernel does not tell.

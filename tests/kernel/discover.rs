@@ -4,10 +4,10 @@ use crate::common::*;
 use autofs_cr::discover::facts::{AutofsMount, End, Master, Pipe, Survey};
 use autofs_cr::discover::master::HOLDER_COMM;
 use autofs_cr::discover::{DiscoverError, Target, survey};
-use autofs_cr::sys::DevNum;
 use autofs_cr::sys::mount::{self, MountType};
 use autofs_cr::sys::packet::packet_pipe;
 use autofs_cr::sys::process::ProcessId;
+use autofs_cr::sys::{DevNum, Errno};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::CWD;
 use std::ffi::OsStr;
@@ -347,13 +347,25 @@ fn the_mounts_of_another_namespace() {
     assert_eq!(at(&by_pid, &mount.path).dev, mount.dev);
     assert!(by_pid.mounts.iter().all(|facts| facts.path != hidden.path));
     assert_eq!(by_pid.mount_namespace, fs::metadata(&file).unwrap().ino());
-    assert_eq!(survey(&Target::Namespace(file)).unwrap().mounts, by_pid.mounts);
+    assert_eq!(survey(&Target::Namespace(file.clone())).unwrap().mounts, by_pid.mounts);
 
+    // a namespace that only a file keeps, without a process
+    let bound = home.join("bound");
+    fs::write(&bound, "").unwrap();
+    mount::bind(CWD, &file, false).unwrap().attach(CWD, &bound).unwrap();
     let pid = other.pid();
     drop(other);
     assert!(matches!(survey(&Target::Process(pid)), Err(DiscoverError::NoProcess(_))));
-    let nowhere = survey(&Target::Namespace("/nowhere".into()));
-    assert!(matches!(nowhere, Err(DiscoverError::Read { .. })), "{nowhere:?}");
+    let by_file = survey(&Target::Namespace(bound)).unwrap();
+    assert_eq!(by_file.mount_namespace, by_pid.mount_namespace);
+    assert_eq!(at(&by_file, &mount.path), at(&by_pid, &mount.path));
+    let no_file = survey(&Target::Namespace(home.join("no file")));
+    assert!(matches!(no_file, Err(DiscoverError::Read { errno: Errno::NOENT, .. })), "{no_file:?}");
+    let no_namespace = survey(&Target::Namespace("/proc/self/ns/net".into()));
+    assert!(
+        matches!(no_namespace, Err(DiscoverError::Enter { errno: Errno::INVAL, .. })),
+        "{no_namespace:?}"
+    );
 }
 
 fn autofs_cr(arguments: &[&str]) -> (bool, String, String) {
