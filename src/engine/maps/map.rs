@@ -1,18 +1,21 @@
 //! A master-map entry made usable.
 
 use super::conf::Conf;
-use super::master::{self, Entry, Format, LineError, MapKind, MapName};
+use super::master::{self, Entry, Format, LineError, MapKind, MapName, MapOptions};
 use super::options::merge;
 use super::source::{FileSource, ListSource, MultiSource, ProgramSource, Source, SourceError};
 use super::sun::{self, Context, Defaults};
-use super::text::{Warning, show};
+use super::text::{Position, Warning, show};
 use super::vars::{Definition, Environment, Requester, Variables};
 use super::{Credentials, Resolved};
+use crate::image::checkpoint::Service;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What all maps of an engine share.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +38,16 @@ pub struct Map {
     site: Arc<Site>,
     defaults: Defaults,
     definitions: Vec<Definition>,
-    source: Box<dyn Source>,
+    content: Content,
+}
+
+/// What a map answers from.
+#[derive(Debug)]
+enum Content {
+    /// Entries in sun format.
+    Sun(Box<dyn Source>),
+    /// One key, whose meaning is known.
+    Fixed(Vec<u8>, Resolved),
 }
 
 /// Why a map has no answer. That it does not know a key is not an error.
@@ -54,9 +66,9 @@ pub enum MapError {
         /// Why.
         error: sun::Error,
     },
-    /// A submount's map or options.
-    #[error("submount of map {map}: {error}")]
-    Submount {
+    /// Name or options of a submount's map, or of one in a checkpoint.
+    #[error("map {map}: {error}")]
+    Name {
         /// As written.
         map: String,
         /// Why.
@@ -74,16 +86,52 @@ impl Map {
     pub fn open(entry: Entry, site: Arc<Site>) -> Result<Self, MapError> {
         let opener = Opener { site: &site, entry: &entry };
         let source = opener.source(&entry.map)?;
-        Ok(Self::new(entry, site, source))
+        Ok(Self::new(entry, site, Content::Sun(source)))
+    }
+
+    /// The map of a checkpoint's service: of a unit, else the map itself. Where that cannot be opened (on another
+    /// machine, say) the entries that the checkpoint kept take its place.
+    pub fn of_service(service: &Service, site: Arc<Site>) -> Result<Self, MapError> {
+        match service {
+            Service::MasterEntry { mount_point, map, options, entries } => {
+                let point = (mount_point != Path::new("/-")).then(|| mount_point.clone());
+                let entry = Self::entry(point, map, options)?;
+                match Self::open(entry.clone(), site.clone()) {
+                    Err(error) if !entries.is_empty() => {
+                        tracing::warn!(
+                            "{error}; going on with the {} entries of the checkpoint",
+                            entries.len()
+                        );
+                        Ok(Self::listed(entry, entries, site))
+                    }
+                    opened => opened,
+                }
+            }
+            Service::Unit { unit, mount_point, what, fstype, options, timeout } => {
+                let key = mount_point.as_os_str().as_bytes().to_vec();
+                let entry = Entry {
+                    mount_point: None,
+                    map: MapName { kind: MapKind::Named, format: None, name: unit.into() },
+                    options: MapOptions {
+                        timeout: Some(Duration::from_secs(*timeout)),
+                        ..MapOptions::default()
+                    },
+                    hidden: HashSet::new(),
+                    at: Position::START,
+                };
+                let resolved = super::unit::resolve(what, fstype, options);
+                Ok(Self::new(entry, site, Content::Fixed(key, resolved)))
+            }
+        }
     }
 
     /// A map with the entries of a checkpoint in place of its own source.
     pub fn listed(entry: Entry, entries: &[(Vec<u8>, Vec<u8>)], site: Arc<Site>) -> Self {
         let source = ListSource::new(entries, &entry.map.to_string());
-        Self::new(entry, site, Box::new(source))
+        Self::new(entry, site, Content::Sun(Box::new(source)))
     }
 
-    fn new(entry: Entry, site: Arc<Site>, source: Box<dyn Source>) -> Self {
+    fn new(entry: Entry, site: Arc<Site>, content: Content) -> Self {
         let (options, conf) = (&entry.options, &site.conf);
         let defaults = Defaults {
             options: merge(&site.options, &options.mount, conf.append_options),
@@ -97,7 +145,7 @@ impl Map {
             use_weight_only: options.use_weight_only,
         };
         let definitions = [site.definitions.as_slice(), &options.definitions].concat();
-        Self { entry, site, defaults, definitions, source }
+        Self { entry, site, defaults, definitions, content }
     }
 
     /// What a key stands for; `None`: the map does not have it. May block: programs run, names are looked up.
@@ -123,7 +171,11 @@ impl Map {
         }
         let environment = &self.site.environment;
         let variables = Variables { environment, definitions: &self.definitions, requester: who };
-        let Some(raw) = self.source.lookup(key, &variables)? else {
+        let source = match &self.content {
+            Content::Sun(source) => source,
+            Content::Fixed(known, resolved) => return Ok((key == known).then(|| resolved.clone())),
+        };
+        let Some(raw) = source.lookup(key, &variables)? else {
             return Ok(None);
         };
         if raw.text.bytes() == b"-null" {
@@ -140,7 +192,11 @@ impl Map {
 
     /// All keys in order, without the wildcard; `None` when the map cannot list them.
     pub fn keys(&self) -> Result<Option<Vec<Vec<u8>>>, MapError> {
-        let Some(pairs) = self.source.entries()? else {
+        let pairs = match &self.content {
+            Content::Sun(source) => source.entries()?,
+            Content::Fixed(key, _) => return Ok(Some(vec![key.clone()])),
+        };
+        let Some(pairs) = pairs else {
             return Ok(None);
         };
         let wanted = |key: &Vec<u8>, text: &[u8]| key != b"*" && text != b"-null" && !self.is_hidden(key);
@@ -154,21 +210,30 @@ impl Map {
 
     /// Read again what changed; true when something did.
     pub fn refresh(&self) -> Result<bool, MapError> {
-        let changed = !self.source.fresh();
-        self.source.refresh()?;
+        let Some(source) = self.source() else {
+            return Ok(false);
+        };
+        let changed = !source.fresh();
+        source.refresh()?;
         Ok(changed)
     }
 
-    /// Where the entries come from.
-    pub fn source(&self) -> &dyn Source {
-        self.source.as_ref()
+    /// Where the entries come from; `None` for the map of a unit.
+    pub fn source(&self) -> Option<&dyn Source> {
+        match &self.content {
+            Content::Sun(source) => Some(source.as_ref()),
+            Content::Fixed(..) => None,
+        }
+    }
+
+    fn entry(mount_point: Option<PathBuf>, map: &[u8], options: &[u8]) -> Result<Entry, MapError> {
+        let entry = master::entry(mount_point, map, options);
+        entry.map_err(|error| MapError::Name { map: show(map).into(), error })
     }
 
     /// The master-map entry of a submount ([`super::What::Submount`]), with what it inherits.
     pub fn submount(&self, mount_point: PathBuf, map: &OsStr, options: &OsStr) -> Result<Entry, MapError> {
-        let entry = master::entry(Some(mount_point), map.as_bytes(), options.as_bytes());
-        let shown = || show(map.as_bytes()).into_owned();
-        let mut entry = entry.map_err(|error| MapError::Submount { map: shown(), error })?;
+        let mut entry = Self::entry(Some(mount_point), map.as_bytes(), options.as_bytes())?;
         entry.options.inherit(&self.entry.options);
         Ok(entry)
     }

@@ -10,6 +10,7 @@
 //! | [`conf`] | `autofs.conf` |
 //! | [`source`] | where entries come from: files, programs, lists |
 //! | [`local`] | which hosts are this machine |
+//! | [`unit`] | systemd mount units → [`Resolved`] |
 //! | [`map`] | a master-map entry made usable: the engine's way in |
 //!
 //! The parsers are pure and give every warning a line and a column. Where automount 5.1.9 and its
@@ -23,6 +24,7 @@ pub mod options;
 pub mod source;
 pub mod sun;
 pub mod text;
+pub mod unit;
 pub mod vars;
 
 pub use map::{Map, MapError, Site};
@@ -97,4 +99,11 @@ pub struct Replica {
     /// The host is this machine: bind-mount this path (with [`options::for_bind`]), and only when that
     /// fails mount the file system over the network.
     pub local: Option<PathBuf>,
+}
+
+impl Replica {
+    /// A source that is on this machine, or whose form only its file system knows.
+    pub fn plain(source: impl Into<OsString>) -> Self {
+        Self { host: None, weight: 0, source: source.into(), local: None }
+    }
 }

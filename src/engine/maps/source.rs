@@ -57,7 +57,7 @@ pub enum SourceError {
         error: io::Error,
     },
     /// The program did not end in time and was killed.
-    #[error("program map {}: no answer within {} s; it was killed", path.display(), limit.as_secs())]
+    #[error("program map {}: no answer within {limit:?}; it was killed", path.display())]
     TimeLimit {
         /// The program.
         path: PathBuf,
@@ -88,7 +88,7 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     /// `variables` know who asks; program maps pass them on.
     fn lookup(&self, key: &[u8], variables: &Variables<'_>) -> Result<Option<RawEntry>, SourceError>;
 
-    /// All entries in order, the first of each key only, without the wildcard; `None` when they cannot be listed.
+    /// All entries in order, the first of each key only; the wildcard is the key `*`. `None`: they cannot be listed.
     fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError>;
 
     /// Has nothing changed since it was read last?

@@ -5,7 +5,7 @@
 
 mod location;
 
-use super::options::{merge, split_bytes};
+use super::options::merge;
 use super::text::{Char, Position, Text, Warning, Word, Words, is_blank, show};
 use super::vars::{Definition, Variables, definition};
 use super::{MountSpec, Resolved, What};
@@ -387,17 +387,6 @@ impl Own {
         let all = self.options.into_iter().chain(self.submount).chain(definitions);
         Ok(What::Submount { map: OsString::from_vec(map), options: super::options::join(all) })
     }
-}
-
-/// An entry of a unit or of `/etc/fstab`, where nothing is expanded: options as one list, one source.
-pub fn plain(fstype: &str, list: &[u8], source: &[u8]) -> Resolved {
-    let what = What::Mount {
-        fstype: fstype.to_owned(),
-        options: super::options::join(split_bytes(list)),
-        sources: vec![location::local(source)],
-        use_weight_only: false,
-    };
-    Resolved { mounts: vec![MountSpec { offset: PathBuf::new(), what }], strict: false }
 }
 
 #[cfg(test)]

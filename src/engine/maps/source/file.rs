@@ -171,7 +171,25 @@ impl Contents {
         contents.index.sort_unstable();
         contents.index.shrink_to_fit();
         contents.bytes = bytes;
+        contents.warn_of_duplicates(direct);
         Ok(contents)
+    }
+
+    fn warn_of_duplicates(&mut self, direct: bool) {
+        let mut found = Vec::new();
+        for same in self.index.chunk_by(|a, b| a.hash == b.hash).filter(|same| same.len() > 1) {
+            let mut keys = HashSet::new();
+            for line in same.iter().filter_map(|slot| self.line(*slot)) {
+                if let Ok(Meaning::Entry(key, _)) = meaning(&line, direct)
+                    && !keys.insert(key.clone())
+                {
+                    let text = format!("key {} is there already: the first entry counts", show(&key));
+                    found.push(Warning::new(line.text.position(0), text));
+                }
+            }
+        }
+        self.warnings.extend(found);
+        self.warnings.sort_by_key(|warning| warning.at);
     }
 
     fn add(&mut self, line: &Line, direct: bool, above: &mut Vec<PathBuf>) {
@@ -230,31 +248,35 @@ impl Contents {
         Lines::from(&self.bytes, slot.offset as usize, slot.line).next()
     }
 
-    /// The first line with this key, what is included at its place.
+    /// What a key stands for. A map that is included is asked at its place, and answers with its wildcard, too; the file's
+    /// own wildcard comes last.
     fn find(&self, key: &[u8], direct: bool) -> Option<RawEntry> {
+        let (limit, own) = match self.exact(key, direct) {
+            Some((offset, text)) => (offset, Some(text)),
+            None => (u32::MAX, None),
+        };
+        let before = self.contents().take_while(|(offset, _)| *offset < limit);
+        let included = before.map(|(_, contents)| contents).find_map(|contents| contents.find(key, direct));
+        included.or_else(|| own.or_else(|| self.wildcard()).map(|text| self.entry(text)))
+    }
+
+    /// The first line with a key, and where it is.
+    fn exact(&self, key: &[u8], direct: bool) -> Option<(u32, Text)> {
         let hash = hash(key);
         let start = self.index.partition_point(|slot| slot.hash < hash);
         let same = self.index[start..].iter().take_while(|slot| slot.hash == hash);
-        let own = same.filter_map(|slot| match meaning(&self.line(*slot)?, direct) {
+        let mut found = same.filter_map(|slot| match meaning(&self.line(*slot)?, direct) {
             Ok(Meaning::Entry(found, text)) if found == key => Some((slot.offset, text)),
             _ => None,
         });
-        let own = own.into_iter().next();
-        let limit = own.as_ref().map_or(u32::MAX, |(offset, _)| *offset);
-        let before = self.contents().filter(|(offset, _)| *offset < limit);
-        let included = before.map(|(_, contents)| contents).find_map(|contents| contents.find(key, direct));
-        included.or(own.map(|(_, text)| self.entry(text)))
+        found.next()
     }
 
-    fn wildcard(&self) -> Option<RawEntry> {
-        let limit = self.wildcard.map_or(u32::MAX, |slot| slot.offset);
-        let before = self.contents().filter(|(offset, _)| *offset < limit);
-        before.map(|(_, contents)| contents).find_map(Self::wildcard).or_else(|| {
-            match meaning(&self.line(self.wildcard?)?, false) {
-                Ok(Meaning::Wildcard(text)) => Some(self.entry(text)),
-                _ => None,
-            }
-        })
+    fn wildcard(&self) -> Option<Text> {
+        match meaning(&self.line(self.wildcard?)?, false) {
+            Ok(Meaning::Wildcard(text)) => Some(text),
+            _ => None,
+        }
     }
 
     fn contents(&self) -> impl Iterator<Item = (u32, &Self)> {
@@ -275,9 +297,12 @@ impl Contents {
             while let Some((_, contents)) = includes.next_if(|(offset, _)| (*offset as usize) < line.offset) {
                 contents.list(direct, seen, pairs);
             }
-            if let Ok(Meaning::Entry(key, text)) = meaning(&line, direct)
-                && seen.insert(key.clone())
-            {
+            let (key, text) = match meaning(&line, direct) {
+                Ok(Meaning::Entry(key, text)) => (key, text),
+                Ok(Meaning::Wildcard(text)) if !direct => (b"*".to_vec(), text),
+                _ => continue,
+            };
+            if seen.insert(key.clone()) {
                 pairs.push((key, self.entry(text)));
             }
         }
@@ -318,9 +343,7 @@ impl Source for FileSource {
         if !self.direct {
             self.refresh()?;
         }
-        let contents = self.contents();
-        let wildcard = || if self.direct { None } else { contents.wildcard() };
-        Ok(contents.find(key, self.direct).or_else(wildcard))
+        Ok(self.contents().find(key, self.direct))
     }
 
     fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError> {

@@ -47,7 +47,7 @@ impl Locations {
                 }
             }
         } else {
-            sources.extend(words.iter().map(|word| local(&without_colon(word))));
+            sources.extend(words.iter().map(|word| Replica::plain(without_colon(word))));
         }
         if self.symlink {
             let here = sources.iter().find_map(|source| source.local.clone());
@@ -80,15 +80,10 @@ impl Locations {
     }
 }
 
-/// A source that is on this machine, or whose form only its file system knows.
-pub(super) fn local(source: &[u8]) -> Replica {
-    Replica { host: None, weight: 0, source: OsString::from_vec(source.to_vec()), local: None }
-}
-
 /// A location of a file system that is not NFS: the colon in front only says that it is no offset.
-fn without_colon(word: &Word) -> Vec<u8> {
-    let bytes = word.bytes();
-    if word.starts(b':') { bytes[1..].to_vec() } else { bytes }
+fn without_colon(word: &Word) -> OsString {
+    let mut bytes = word.bytes();
+    OsString::from_vec(if word.starts(b':') { bytes.split_off(1) } else { bytes })
 }
 
 /// Where the path begins: behind the first `:/`.

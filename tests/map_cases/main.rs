@@ -1,0 +1,13 @@
+//! Lines of maps and what they mean. The numbers are those of `docs/map-decisions.md`, which tells what automount 5.1.9
+//! does with each line and where autofs-cr differs.
+
+mod any_input;
+mod common;
+mod locations;
+mod master;
+mod multi;
+mod options;
+mod program;
+mod reading;
+mod service;
+mod substitution;
