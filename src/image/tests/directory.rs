@@ -190,6 +190,33 @@ fn a_failure_leaves_nothing() {
 }
 
 #[test]
+fn a_failure_at_the_last_step_leaves_nothing() {
+    let (parent, dir) = place();
+    let draft = Draft::begin(&dir, Existing::Refuse).unwrap();
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("new"), "since then").unwrap();
+    assert!(matches!(draft.commit(&samples::checkpoint()), Err(ImageError::Exists { .. })));
+    assert_eq!(names(parent.path()), ["image"]);
+    assert_eq!(names(&dir), ["new"]);
+}
+
+/// Others must not be able to choose what a dump by root removes or writes through.
+#[test]
+fn a_partial_directory_that_others_made_is_refused() {
+    let (parent, dir) = place();
+    let partial = parent.path().join(".image.partial");
+    fs::create_dir(&partial).unwrap();
+    chmod(&partial, 0o777);
+    fs::write(partial.join("precious"), "").unwrap();
+    let refused = Draft::begin(&dir, Existing::Refuse);
+    assert!(matches!(refused, Err(ImageError::Untrusted { why: Distrust::Mode(0o777), .. })));
+    assert_eq!(names(&partial), ["precious"]);
+    fs::remove_dir_all(&partial).unwrap();
+    symlink("/etc", &partial).unwrap();
+    assert!(matches!(Draft::begin(&dir, Existing::Refuse), Err(ImageError::Io { .. })));
+}
+
+#[test]
 fn what_a_killed_dump_left_is_swept_away() {
     let (parent, dir) = place();
     let partial = parent.path().join(".image.partial");
