@@ -9,11 +9,11 @@
 //!                                 where that superblock is attached
 //! ```
 //!
-//! Every file is in CRIU's framing ([`framing`]); the messages are those of `proto/`. Fields 1-9 of
+//! Every file is in CRIU's framing (`framing`); the messages are those of `proto/`. Fields 1-9 of
 //! `autofs_entry` are CRIU's own, so `crit decode` reads that file. `docs/image-format.md` has it all.
 //!
 //! An image is untrusted input. What comes out of [`read`] has passed, in this order: who may have
-//! written the files, sizes, checksums, version, counts, form ([`convert`]), and meaning ([`check`]).
+//! written the files, sizes, checksums, version, counts, form (`convert`), and meaning (`check`).
 
 mod check;
 pub mod checkpoint;
