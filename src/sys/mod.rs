@@ -7,6 +7,7 @@
 //! | [`packet`] | what the kernel writes into a mount's pipe |
 //! | [`mount`] | the mount API (fsopen family, bind, propagation, umount) |
 //! | [`mountns`] | entering mount namespaces |
+//! | [`statmount`] | listmount and statmount, where the kernel has them |
 //! | [`fork`] | child processes that run this program's own code |
 //! | [`process`] | pidfds, descriptors of other processes, process groups |
 //! | [`tracee`] | ptrace: hold a task, read and change its registers, call in its place |
@@ -20,6 +21,7 @@ pub mod mount;
 pub mod mountns;
 pub mod packet;
 pub mod process;
+pub mod statmount;
 pub mod tracee;
 
 pub use devnum::DevNum;

@@ -3,7 +3,8 @@
 //! Everything is made detached first, as a descriptor, and attached when it is complete: what fails
 //! halfway leaves nothing behind.
 
-use super::{DevNum, Errno};
+use super::{DevNum, Errno, mountns};
+use rustix::fs::{CWD, Mode};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use std::{
     ffi::{CString, OsStr},
@@ -122,9 +123,12 @@ pub fn new_superblock<V: AsRef<OsStr>>(
         Err(Errno::NODEV) => return Err(MountError::UnknownType(fstype.into())),
         Err(errno) => return Err(refused(errno, Vec::new())),
     };
-    let source = ("source", Some(source.as_os_str()));
     let options = options.iter().map(|(k, v)| (*k, v.as_ref().map(AsRef::as_ref)));
-    for (key, value) in std::iter::once(source).chain(options) {
+    let all = || std::iter::once(("source", Some(source.as_os_str()))).chain(options.clone());
+    if all().any(|(_, value)| value.is_some_and(|value| value.len() > LONGEST_VALUE)) {
+        return by_mount2(fstype, source, options, flags).map_err(|errno| refused(errno, Vec::new()));
+    }
+    for (key, value) in all() {
         match value {
             Some(value) => fsconfig_set_string(&context, key, value),
             None => fsconfig_set_flag(&context, key),
@@ -143,6 +147,45 @@ pub fn new_superblock<V: AsRef<OsStr>>(
         .and_then(|()| fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags))
         .map(DetachedMount)
         .map_err(|errno| refused(errno, read_log(&context)))
+}
+
+/// The mount API refuses longer values (EINVAL), though file systems such as overlay have them.
+const LONGEST_VALUE: usize = 255;
+
+/// The same by mount(2), which takes one page of options. It only mounts somewhere: that is in a mount
+/// namespace which lives as long as this call.
+fn by_mount2<'a>(
+    fstype: &str,
+    source: &Path,
+    options: impl Iterator<Item = (&'a str, Option<&'a OsStr>)>,
+    flags: MountFlags,
+) -> Result<DetachedMount, Errno> {
+    use rustix::mount::{MountFlags, fsconfig_create, fsmount, fsopen, mount, open_tree};
+    let mut data = Vec::new();
+    for (key, value) in options {
+        data.extend(key.as_bytes());
+        data.extend(value.iter().flat_map(|value| [b"=", value.as_bytes()].concat()));
+        data.push(b',');
+    }
+    data.pop();
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    let made = mountns::run_in_copy(|| {
+        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(&context)?;
+        let place = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        rustix::mount::move_mount(&place, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        rustix::process::fchdir(&place)?;
+        rustix::fs::mkdir("m", Mode::RWXU)?;
+        mount(source, "m", fstype, MountFlags::empty(), &*data)?;
+        open_tree(CWD, "m", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+    });
+    let detached = DetachedMount(made??);
+    let change = Change { set: flags, clear: MountAttrFlags::empty(), propagation: None, recursive: false };
+    match change.apply(&detached, Path::new("")) {
+        Err(MountError::At { errno, .. }) => Err(errno),
+        Err(_) => Err(Errno::INVAL),
+        Ok(()) => Ok(detached),
+    }
 }
 
 /// The messages that the kernel left in a file-system context: one by each read, `e text`, until

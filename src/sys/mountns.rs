@@ -50,20 +50,33 @@ impl Space {
 
     /// Run `act` there, in a thread of its own. Descriptors that it opens are this process's.
     pub fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T, Errno> {
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().spawn_scoped(scope, || {
-                unshare(CloneFlags::CLONE_FS).map_err(errno)?;
-                self.enter()?;
-                Ok(act())
-            });
-            let thread = thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        run_apart(|| {
+            unshare(CloneFlags::CLONE_FS).map_err(errno)?;
+            self.enter()?;
+            Ok(act())
         })
     }
 }
 
-/// Give the calling thread, the only one of its process, a copy of its mount namespace; nothing that happens in
-/// one shows in the other.
+/// Run `act` in a copy of this thread's mount namespace that ends with it, in a thread of its own.
+pub(super) fn run_in_copy<T: Send>(act: impl FnOnce() -> T + Send) -> Result<T, Errno> {
+    run_apart(|| {
+        unshare_private()?;
+        Ok(act())
+    })
+}
+
+/// A thread can leave the file-system context that it shares with the others; it never returns to it.
+fn run_apart<T: Send>(act: impl FnOnce() -> Result<T, Errno> + Send) -> Result<T, Errno> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, act);
+        let thread = thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Give the calling thread a copy of its mount namespace; nothing that happens in one shows in the other. (CLONE_NEWNS
+/// unshares root and working directory, too.)
 pub fn unshare_private() -> Result<(), Errno> {
     use super::mount::{Change, MountError, Propagation};
     unshare(CloneFlags::CLONE_NEWNS).map_err(errno)?;

@@ -164,8 +164,8 @@ pub fn wait_until<T>(mut done: impl FnMut() -> Option<T>) -> T {
 /// The line of this thread's mountinfo for superblock `dev`.
 pub fn mountinfo_line(dev: DevNum) -> String {
     let dev = dev.to_string();
-    fs::read_to_string("/proc/thread-self/mountinfo")
-        .unwrap()
+    let table = fs::read("/proc/thread-self/mountinfo").unwrap();
+    String::from_utf8_lossy(&table)
         .lines()
         .find(|line| line.split(' ').nth(2) == Some(&dev))
         .unwrap()

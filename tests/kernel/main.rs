@@ -9,6 +9,8 @@ mod common;
 mod control;
 mod discover;
 mod mount;
+mod mountns;
 mod packet;
+mod statmount;
 mod tracee;
 mod tree;

@@ -96,3 +96,26 @@ fn no_step_triggers_an_automount() {
     let covered = autofs.control.is_mount_point(&autofs.path).unwrap();
     assert_eq!(covered.unwrap().dev, autofs.dev);
 }
+
+/// The mount API takes values up to 255 bytes only.
+#[test]
+fn long_options_work_too() {
+    let home = private_mount_namespace();
+    let layers: Vec<_> = (0..30).map(|number| home.join(format!("layer-{number}"))).collect();
+    for layer in &layers {
+        fs::create_dir(layer).unwrap();
+        fs::write(layer.join(layer.file_name().unwrap()), "").unwrap();
+    }
+    let lower = layers.iter().map(|layer| layer.to_str().unwrap()).collect::<Vec<_>>().join(":");
+    let source = "s".repeat(1000);
+    let flags = MountFlags::MOUNT_ATTR_NODEV;
+    let overlay =
+        mount::new_superblock("overlay", Path::new(&source), &[("lowerdir", Some(&lower))], flags).unwrap();
+    fs::create_dir(home.join("merged")).unwrap();
+    overlay.attach(CWD, &home.join("merged")).unwrap();
+    assert_eq!(fs::read_dir(home.join("merged")).unwrap().count(), layers.len());
+    let line = mountinfo_line(overlay.dev().unwrap());
+    assert!(line.contains(&source) && line.contains("nodev"), "{line}");
+    let refused = mount::new_superblock("overlay", Path::new(&source), &[("bogus", Some("1"))], flags);
+    assert!(matches!(refused, Err(MountError::Create { .. })), "{refused:?}");
+}
