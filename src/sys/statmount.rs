@@ -116,7 +116,7 @@ impl Record<'_> {
 
     fn read(&self) -> MountStat {
         let mask = self.u64(8);
-        let text = |bit, at| (mask & bit != 0).then(|| self.text(at)).unwrap_or_default();
+        let text = |bit, at| if mask & bit == 0 { &[] } else { self.text(at) };
         let path = |bit, at| PathBuf::from(OsStr::from_bytes(text(bit, at)));
         MountStat {
             id: MountId(self.u64(40)),
