@@ -27,11 +27,11 @@ Examples:
 Columns:
   PIPE     inode of the kernel's pipe; `catatonic`: there is none, and lookups fail
   ENDS     who holds the pipe: process:descriptor, r for the read end, w for a write end
-           (where the terminal is wide enough)
   GROUP    the process group that owns the mount
   MASTER   the program that answers, its process (and for systemd its unit)
   IDLE     the idle timeout
   MOUNTED  what is mounted on the trigger, or how many keys of an indirect mount are mounted
+A narrow terminal does not show ENDS and GROUP.
 
 The shape of --json is described in docs/list-json.md.";
 
@@ -81,8 +81,9 @@ impl List {
             let waiters = waiters(&survey.unplaced_waiters);
             output::warn(format_args!("waiting, but not known on which mount: {waiters}"));
         }
-        let listed = |facts| Listed { facts, requester: requester(facts, &target) };
-        let mounts: Vec<_> = survey.mounts.iter().map(listed).collect();
+        let requesters = requesters(&survey.mounts, &target);
+        let listed = |(facts, requester)| Listed { facts, requester };
+        let mounts: Vec<_> = survey.mounts.iter().zip(requesters).map(listed).collect();
         if self.json {
             output.json(&Listing {
                 format: 1,
@@ -118,14 +119,22 @@ pub fn gaps(survey: &Survey) -> impl Iterator<Item = String> {
     gaps.into_iter().filter(|&(count, _)| count > 0).map(|(count, text)| format!("{count} {text}"))
 }
 
-/// Asked only of a catatonic mount of our own namespace: any other one refuses, and could wait.
-fn requester(mount: &AutofsMount, target: &Target) -> Option<Requester> {
-    if !mount.catatonic || mount.options.mount_type == MountType::Indirect || *target != Target::Own {
-        return None;
-    }
-    let control = Control::open().ok()?;
-    let root = control.open_mount(&mount.path, mount.dev).ok()?;
-    control.requester(root.as_fd(), &mount.path).ok()
+/// Who triggered each mount last. Only asked where nothing can wait: of catatonic mounts of our own namespace that
+/// are reached through no mount with a pipe. (Of any other mount only its owner may ask.)
+fn requesters(mounts: &[AutofsMount], target: &Target) -> Vec<Option<Requester>> {
+    let live: HashSet<_> = mounts.iter().filter(|mount| !mount.catatonic).map(|mount| &*mount.path).collect();
+    let may_ask = |mount: &AutofsMount| {
+        mount.catatonic
+            && mount.options.mount_type != MountType::Indirect
+            && !mount.path.ancestors().any(|ancestor| live.contains(ancestor))
+    };
+    let device = (*target == Target::Own).then(Control::open).and_then(Result::ok);
+    let ask = |mount: &AutofsMount| {
+        let device = device.as_ref().filter(|_| may_ask(mount))?;
+        let root = device.open_mount(&mount.path, mount.dev).ok()?;
+        device.requester(root.as_fd(), &mount.path).ok()
+    };
+    mounts.iter().map(ask).collect()
 }
 
 const COLUMNS: [Column; 9] = [
@@ -134,7 +143,7 @@ const COLUMNS: [Column; 9] = [
     Column::right("DEV"),
     Column::right("PIPE"),
     Column::optional("ENDS"),
-    Column::right("GROUP"),
+    Column { right: true, ..Column::optional("GROUP") },
     Column::long("MASTER", 14),
     Column::right("IDLE"),
     Column::long("MOUNTED", 7),
@@ -171,7 +180,7 @@ fn cells(mount: &AutofsMount) -> Vec<Cell> {
         pipe(&mount.options),
         ends(&mount.pipe_ends).into(),
         mount.options.pgrp.to_string().into(),
-        master(&mount.master),
+        master(mount),
         human::duration(mount.options.timeout).into(),
         mounted(mount).into(),
     ]
@@ -208,13 +217,17 @@ fn ends(ends: &[PipeEnd]) -> String {
 }
 
 /// Program and process.
-pub fn master(master: &Master) -> Cell {
-    let (text, style) = match master {
+pub fn master(mount: &AutofsMount) -> Cell {
+    let holder = mount.pipe_ends.iter().find(|end| end.end == End::Read);
+    let (text, style) = match &mount.master {
         Master::Automount { process } => (format!("automount {}", process.pid), Style::Good),
         Master::AutofsCr { process } => (format!("autofs-cr {}", process.pid), Style::Good),
         Master::Systemd { process, unit } => (format!("systemd {} {unit}", process.pid), Style::Good),
         Master::Unknown { process, comm } => (format!("unknown {} {comm}", process.pid), Style::Warning),
-        Master::Dead => ("dead".into(), Style::Bad),
+        Master::Dead => match holder {
+            Some(holder) => (format!("dead, held by {}", holder.process.pid), Style::Warning),
+            None => ("dead".into(), Style::Bad),
+        },
         Master::NotVisible => ("not visible".into(), Style::Warning),
     };
     Cell::styled(text, style)
@@ -273,4 +286,46 @@ fn propagation(propagation: &Propagation) -> String {
 
 fn or_dash(text: String) -> String {
     if text.is_empty() { "-".into() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A listing as docs/list-json.md describes it: what is read here must stay readable.
+    fn sample() -> Survey {
+        serde_json::from_str(include_str!("../../tests/data/list.json")).unwrap()
+    }
+
+    fn rendered(wide: bool, width: Option<usize>) -> String {
+        let survey = sample();
+        let requester = |facts: &AutofsMount| facts.catatonic.then_some(Requester { uid: 1000, gid: 100 });
+        let listed = |facts| Listed { facts, requester: requester(facts) };
+        let mounts: Vec<_> = survey.mounts.iter().map(listed).collect();
+        table(&mounts, wide).render(&Output { width, colours: false })
+    }
+
+    #[test]
+    fn every_kind_of_mount() {
+        insta::assert_snapshot!(rendered(false, None));
+    }
+
+    #[test]
+    fn eighty_columns_are_enough() {
+        insta::assert_snapshot!(rendered(false, Some(80)));
+    }
+
+    #[test]
+    fn wide_tells_all() {
+        insta::assert_snapshot!(rendered(true, None));
+    }
+
+    #[test]
+    fn gaps_are_told() {
+        let mut survey = sample();
+        assert_eq!(gaps(&survey).count(), 0);
+        survey.blind = Blind { descriptors: 2, sleepers: 1 };
+        survey.mounts[0].options.pipe_ino = None;
+        assert_eq!(gaps(&survey).count(), 3);
+    }
 }

@@ -124,7 +124,7 @@ fn mounts(mounts: &[DumpedMount], wide: bool) -> Table {
             facts.options.pgrp.to_string().into(),
             match facts.catatonic {
                 true => Cell::styled("catatonic", Style::Warning),
-                false => list::master(&facts.master),
+                false => list::master(facts),
             },
             human::duration(facts.options.timeout).into(),
             list::mounted(facts).into(),

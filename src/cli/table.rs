@@ -152,8 +152,8 @@ impl Table {
         line + "\n"
     }
 
-    /// As wide as the widest cell. Where that is too much for the terminal, the optional columns go first (width 0),
-    /// then the long ones give way, the widest before the others.
+    /// As wide as the widest cell. Where that is too much for the terminal, the optional columns go (width 0), from the
+    /// left; then the long ones are cut, from the right.
     fn widths(&self, limit: usize) -> Vec<usize> {
         let mut widths: Vec<_> = self.columns.iter().map(|column| column.name.width()).collect();
         for line in &self.lines {

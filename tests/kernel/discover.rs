@@ -13,7 +13,7 @@ use rustix::fs::CWD;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::{ffi::OsStrExt, fs::MetadataExt};
+use std::os::unix::{ffi::OsStrExt, fs::MetadataExt, process::CommandExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -409,6 +409,27 @@ fn list_and_check_on_the_command_line() {
     mount.control.make_catatonic(mount.fd.as_fd()).unwrap();
     let (ok, report, _) = autofs_cr(&["check"]);
     assert!(!ok && report.contains("problem  /mnt/my keys is catatonic"), "{report}");
+}
+
+#[test]
+fn a_catatonic_mount_tells_who_triggered_it() {
+    let home = private_mount_namespace();
+    let mount = Autofs::mount(MountType::Direct, home.join("direct"));
+    let requester = || {
+        let (_, json, _) = autofs_cr(&["list", "--json"]);
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()["mounts"][0]["requester"].clone()
+    };
+    let visitor = Visitor::run_as("ls", &[&mount.path], |command| {
+        command.uid(1234).gid(567);
+    });
+    let request = mount.request();
+    cover(&mount.path);
+    mount.control.ready(mount.fd.as_fd(), request.token).unwrap();
+    assert!(visitor.outcome().0.success());
+    assert_eq!(requester(), serde_json::Value::Null);
+    mount.control.make_catatonic(mount.fd.as_fd()).unwrap();
+    assert_eq!(requester(), serde_json::json!({ "uid": 1234, "gid": 567 }));
+    mount::unmount(&mount.path, mount::Unmount::Lazy).unwrap();
 }
 
 #[test]
