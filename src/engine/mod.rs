@@ -1,3 +1,4 @@
 //! The automounter.
 
 pub mod maps;
+pub mod mount;
