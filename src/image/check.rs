@@ -132,7 +132,7 @@ fn covering(mount: &CoveringMount, root: &Path) -> Checked {
     fstype(&mount.fstype).at("fstype")?;
     text(mount.source.as_os_str().as_bytes()).at("source")?;
     each("mount_flags", &mount.mount_flags, |flag| option(flag).at(""))?;
-    each("super_options", &mount.super_options, |text| filled(text.as_bytes()).at(""))
+    each("super_options", &mount.super_options, |option| text(option.as_bytes()).at(""))
 }
 
 /// Every entry lies in a directory that comes before it: then no path leads through a symlink.

@@ -100,7 +100,7 @@ pub struct ActiveKey {
 pub enum Service {
     /// A master-map entry of automount or of our engine.
     MasterEntry {
-        /// `/-` or the indirect mount point.
+        /// `/-` or the indirect mount point, without a slash at its end.
         #[serde(with = "crate::discover::escaped")]
         mount_point: PathBuf,
         /// As written: `/etc/auto.data`, `program:/etc/auto.sh`, `-hosts` ...

@@ -126,6 +126,10 @@ impl Draft {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(io("open", target)(errno)),
         };
+        let device = |fd| fstat(fd).map(|stat| stat.st_dev).map_err(io("look at", target));
+        if device(&old)? != device(&self.parent)? {
+            return Err(ImageError::BadDirectory { dir: target.clone() });
+        }
         let names = names(&old).map_err(io("list", target))?;
         if names.is_empty() {
             return Ok(None);

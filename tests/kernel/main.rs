@@ -8,6 +8,7 @@
 mod common;
 mod control;
 mod discover;
+mod image;
 mod mount;
 mod mountns;
 mod packet;
