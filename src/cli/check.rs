@@ -7,7 +7,7 @@ use super::table::Style;
 use anyhow::Result;
 use autofs_cr::discover::facts::{AutofsMount, End, Master, Pipe, Survey, Waiter};
 use autofs_cr::discover::{Target, survey};
-use autofs_cr::sys::control::Control;
+use autofs_cr::sys::features::{self, Features};
 use autofs_cr::sys::mount::{MountFlags, new_superblock};
 use autofs_cr::sys::process::copy_fd;
 use caps::{CapSet, Capability};
@@ -66,7 +66,15 @@ impl Finding {
 
 impl Check {
     pub fn run(self, output: &mut Output) -> Result<ExitCode> {
-        let mut findings = vec![kernel(), device(), pipes(), mount_api(), descriptors()];
+        let features = features::get();
+        let pipes = "the kernel shows the pipes of mounts";
+        let mut findings = vec![
+            kernel(),
+            device(features),
+            Finding::of(features.shows_pipes, pipes, "a kernel with CONFIG_CHECKPOINT_RESTORE"),
+            mount_api(),
+            descriptors(),
+        ];
         findings.extend(privilege());
         findings.extend(mounts(&self.target.target()));
         output.print(&findings.iter().map(|finding| finding.line(output)).collect::<String>())?;
@@ -81,17 +89,11 @@ fn kernel() -> Finding {
     Finding::of(known, "the kernel has autofs", "modprobe autofs4, or a kernel with CONFIG_AUTOFS_FS")
 }
 
-fn device() -> Finding {
-    match Control::open().and_then(|control| control.version()) {
+fn device(features: &Features) -> Finding {
+    match &features.control {
         Ok((major, minor)) => Finding::Ok(format!("/dev/autofs answers, version {major}.{minor}")),
         Err(error) => Finding::Missing(error.to_string()),
     }
-}
-
-/// The file is there exactly when the kernel has the option that shows `pipe_ino`, too.
-fn pipes() -> Finding {
-    let shown = Path::new("/proc/sys/kernel/ns_last_pid").exists();
-    Finding::of(shown, "the kernel shows the pipes of mounts", "a kernel with CONFIG_CHECKPOINT_RESTORE")
 }
 
 fn mount_api() -> Finding {
@@ -134,8 +136,8 @@ fn mounts(target: &Target) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::Ok(match survey.mounts.len() {
             0 => "no autofs mounts".into(),
-            1 => "the autofs mount has a master and nobody is stuck".into(),
-            n => format!("{n} autofs mounts have a master and nobody is stuck"),
+            1 => "one autofs mount, served, nobody is stuck".into(),
+            n => format!("{n} autofs mounts, all served, nobody is stuck"),
         }));
     }
     findings
@@ -186,13 +188,30 @@ fn problem(mount: &AutofsMount) -> Option<String> {
         (Master::Dead, _) => {
             "has a dead master, and lookups will fail: restart the daemon, or autofs-cr restore".into()
         }
-        // of which gaps() tells
-        (Master::NotVisible, _) if mount.options.pgrp != 0 => return None,
-        (Master::NotVisible, _) => "is served from another pid namespace: run check there".into(),
+        // foreign, or one of which gaps() tells
+        (Master::NotVisible, _) => return None,
         _ if !mount.waiters.is_empty() => {
-            format!("keeps waiting {}: see what its master does", waiters(&mount.waiters))
+            format!("keeps {} waiting: see what its master does", waiters(&mount.waiters))
         }
         _ => return None,
     };
     Some(format!("{path} {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_each_mount() {
+        let survey: Survey = serde_json::from_str(include_str!("../../tests/data/list.json")).unwrap();
+        insta::assert_snapshot!(problems(&survey).join("\n"));
+    }
+
+    #[test]
+    fn a_line_says_what_to_do() {
+        let output = Output { width: None, colours: false };
+        assert_eq!(Finding::of(true, "a thing", "get it").line(&output), "ok       a thing\n");
+        assert_eq!(Finding::of(false, "a thing", "get it").line(&output), "missing  a thing: get it\n");
+    }
 }

@@ -179,7 +179,7 @@ fn cells(mount: &AutofsMount) -> Vec<Cell> {
         mount.dev.to_string().into(),
         pipe(&mount.options),
         ends(&mount.pipe_ends).into(),
-        mount.options.pgrp.to_string().into(),
+        group(mount.options.pgrp).into(),
         master(mount),
         human::duration(mount.options.timeout).into(),
         mounted(mount).into(),
@@ -202,6 +202,11 @@ fn pipe(options: &AutofsOptions) -> Cell {
         Pipe::Catatonic => Cell::styled("catatonic", Style::Warning),
         Pipe::NotShown => Cell::styled("not shown", Style::Warning),
     }
+}
+
+/// 0: in a pid namespace that is not visible here.
+fn group(pgrp: i32) -> String {
+    if pgrp == 0 { "-".into() } else { pgrp.to_string() }
 }
 
 /// In the manner of lsof: `812:5r`.
