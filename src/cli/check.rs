@@ -136,8 +136,8 @@ fn mounts(target: &Target) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::Ok(match survey.mounts.len() {
             0 => "no autofs mounts".into(),
-            1 => "one autofs mount, served, nobody is stuck".into(),
-            n => format!("{n} autofs mounts, all served, nobody is stuck"),
+            1 => "one autofs mount: its master is not dead, nobody is stuck".into(),
+            n => format!("{n} autofs mounts: no master is dead, nobody is stuck"),
         }));
     }
     findings
