@@ -1,4 +1,5 @@
 //! Writing down what there is: from a running system to an image directory.
 
+pub mod plan;
 pub mod requests;
 pub mod tree;
