@@ -29,6 +29,8 @@ pub struct Entry {
     pub hidden: HashSet<PathBuf>,
     /// Where the entry stands in its file.
     pub at: Position,
+    /// Map and options as they are written: from these [`entry`] makes the same entry again.
+    pub written: (Vec<u8>, Vec<u8>),
 }
 
 /// What a line of a master map says.
@@ -128,6 +130,9 @@ fn fields(mount_point: Option<PathBuf>, text: &Text, warnings: &mut Vec<Warning>
     let mut words = Words::new(text);
     let at = text.position(0);
     let map = words.next().and_then(Result::ok).ok_or((at, LineError::UnmatchedQuote))?;
-    let (map, options) = name::with_options(&map.bytes(), &words.remaining(), warnings)?;
-    Ok(Entry { mount_point, map, options, hidden: HashSet::new(), at })
+    let rest = words.remaining();
+    let (name, _) = text.bytes().split_at(text.bytes().len() - rest.bytes().len());
+    let written = (name.trim_ascii().to_vec(), rest.bytes().to_vec());
+    let (map, options) = name::with_options(&map.bytes(), &rest, warnings)?;
+    Ok(Entry { mount_point, map, options, hidden: HashSet::new(), at, written })
 }
