@@ -2,12 +2,16 @@
 
 const ENOENT: i64 = libc::ENOENT as i64;
 const EINTR: i64 = libc::EINTR as i64;
+/// close and ioctl of 32-bit programs, on x86 as on ARM.
+const COMPAT_EXCEPTIONS: [i64; 2] = [6, 54];
 
 /// A task that stopped, as far as it matters here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Stopped {
     /// Number and result of the call that it was in.
     pub call: Option<(u64, i64)>,
+    /// It is a 64-bit program.
+    pub native: bool,
     /// It was still asleep when every visitor had been seized, so that its call may have met a catatonic mount.
     pub slept_on: bool,
 }
@@ -29,7 +33,8 @@ pub(super) enum Cause {
 /// exceptions: close(2) has closed in spite of EINTR, and what an ioctl did only its driver knows (EXPIRE is a master's).
 pub(super) fn cause(stopped: Stopped, signal_waits: impl FnOnce() -> bool) -> Option<Cause> {
     let (number, result) = stopped.call?;
-    if [libc::SYS_close, libc::SYS_ioctl].contains(&i64::try_from(number).ok()?) {
+    let exceptions = if stopped.native { [libc::SYS_close, libc::SYS_ioctl] } else { COMPAT_EXCEPTIONS };
+    if exceptions.contains(&i64::try_from(number).ok()?) {
         return None;
     }
     match -result {
@@ -45,7 +50,7 @@ mod tests {
 
     fn decide(number: i64, result: i32, slept_on: bool, signal: bool) -> Option<Cause> {
         let call = Some((number as u64, i64::from(result)));
-        cause(Stopped { call, slept_on }, || signal)
+        cause(Stopped { call, native: true, slept_on }, || signal)
     }
 
     #[test]
@@ -68,6 +73,12 @@ mod tests {
         assert_eq!(decide(libc::SYS_close, -libc::EINTR, true, false), None);
         assert_eq!(decide(libc::SYS_ioctl, -libc::EINTR, true, false), None);
         assert_eq!(decide(libc::SYS_ioctl, -libc::ENOENT, true, false), None);
-        assert_eq!(cause(Stopped { call: None, slept_on: true }, || false), None);
+        let idle = Stopped { call: None, native: true, slept_on: true };
+        assert_eq!(cause(idle, || false), None);
+        let compat = |number| {
+            let call = Some((number, i64::from(-libc::EINTR)));
+            cause(Stopped { call, native: false, slept_on: false }, || false)
+        };
+        assert_eq!((compat(6), compat(3)), (None, Some(Cause::Stop)));
     }
 }

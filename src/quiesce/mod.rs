@@ -5,6 +5,7 @@
 //! | `visitors` | who must be held: the process table, judged task by task |
 //! | `tracer` | the thread that holds them |
 //! | `task` | what `/proc` tells of one that is seized |
+//! | `turn` | only one holds at a time |
 //! | `again` | which interrupted calls must be made again so that no program notices |
 //!
 //! Between [`Quiesced::hold`] and its release half of the system may be stopped: whoever reads our output, serves a FUSE
@@ -14,16 +15,12 @@
 mod again;
 mod task;
 mod tracer;
+mod turn;
 mod visitors;
 
 use crate::discover::facts::Waiter;
 use crate::sys::{DevNum, Errno, tracee::TraceeError};
-use std::ffi::CStr;
 use tracer::{Command, Tracer};
-
-/// Name of the thread that holds. It tells another autofs-cr that somebody does: two that hold each other would never go
-/// on.
-const HOLDING: &CStr = c"autofs-cr-quiet";
 
 /// What to hold.
 #[derive(Clone, Debug, Default)]

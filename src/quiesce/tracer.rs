@@ -6,20 +6,16 @@
 
 use super::again::{self, Cause, Stopped};
 use super::task::{self, Status};
+use super::turn;
 use super::visitors::{Scanner, Visitor};
-use super::{HOLDING, NotHeld, QuiesceError, Scope, Waiting};
+use super::{NotHeld, QuiesceError, Scope, Waiting};
 use crate::sys::Errno;
 use crate::sys::tracee::{Held, Seized, TraceeError};
 use std::collections::HashSet;
-use std::ffi::CStr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The thread's name while it waits for another holder.
-const WAITING: &CStr = c"autofs-cr-queue";
-/// How long the others may take.
-const OTHERS: Duration = Duration::from_secs(5);
 /// How long a running task may take to its stop: the longest call that does not sleep.
 const RUNNING: Duration = Duration::from_millis(500);
 /// How long a waiter may take to wake after CATATONIC. (One that waits for the end of an expiry wakes after the task that
@@ -95,7 +91,7 @@ fn run(
     answers: &Sender<Answer>,
 ) {
     let mut holding = Holding::default();
-    let held = hold_alone(&mut holding, scope);
+    let held = holding.hold(scope);
     let failed = held.is_err();
     // nobody receives: nobody wants it any more
     if report.send(held).is_err() || failed {
@@ -115,27 +111,6 @@ fn run(
     let _ = holding.release(false);
 }
 
-/// Of two that start at the same time each may find the other; both try again, each after a time of its own.
-fn hold_alone(holding: &mut Holding, scope: &Scope) -> Result<Report, QuiesceError> {
-    let deadline = Instant::now() + OTHERS;
-    let mut pause = Duration::from_millis(2 + u64::from(std::process::id() % 7));
-    loop {
-        set_name(HOLDING);
-        match holding.hold(scope) {
-            Err(QuiesceError::Busy(_)) if Instant::now() < deadline => {}
-            other => return other,
-        }
-        set_name(WAITING);
-        std::thread::sleep(pause);
-        pause += pause / 2;
-    }
-}
-
-/// For other autofs-cr to see; for us it cannot fail.
-fn set_name(name: &CStr) {
-    let _ = rustix::thread::set_name(name);
-}
-
 /// Everyone who was seized.
 #[derive(Default)]
 struct Holding {
@@ -149,21 +124,24 @@ struct Holding {
 }
 
 struct Pending {
-    pid: i32,
+    visitor: Visitor,
     seized: Seized,
 }
 
 impl Holding {
     fn hold(&mut self, scope: &Scope) -> Result<Report, QuiesceError> {
-        let mut scanner = Scanner::new(scope);
         let mut known = HashSet::new();
+        let (mut scanner, mut visitors) = turn::take(|| {
+            let mut scanner = Scanner::new(scope);
+            let visitors = scanner.scan(&known)?;
+            Ok((scanner.rivals.clone(), (scanner, visitors)))
+        })?;
         let deadline = Instant::now() + RESTLESS;
-        let mut visitors = scanner.scan(&known)?;
         while !visitors.is_empty() {
             if Instant::now() > deadline {
                 return Err(QuiesceError::Restless);
             }
-            for visitor in &visitors {
+            for visitor in visitors {
                 known.insert(visitor.tid);
                 self.seize(visitor)?;
             }
@@ -175,11 +153,11 @@ impl Holding {
         Ok(Report { waiting: waiting.collect(), not_held: std::mem::take(&mut self.not_held) })
     }
 
-    fn seize(&mut self, visitor: &Visitor) -> Result<(), QuiesceError> {
+    fn seize(&mut self, visitor: Visitor) -> Result<(), QuiesceError> {
         match Seized::new(visitor.tid) {
-            Ok(seized) => self.pending.push(Pending { pid: visitor.pid, seized }),
+            Ok(seized) => self.pending.push(Pending { visitor, seized }),
             Err(TraceeError::Gone(_)) => {}
-            Err(TraceeError::Refused { errno, .. }) => self.not_held.extend(refused(visitor, errno)?),
+            Err(TraceeError::Refused { errno, .. }) => self.not_held.extend(refused(&visitor, errno)?),
             Err(other) => return Err(other.into()),
         }
         Ok(())
@@ -202,11 +180,11 @@ impl Holding {
     /// Take in who has stopped. An error with one task keeps no other from being taken in.
     fn collect(&mut self) -> Result<(), QuiesceError> {
         let mut result = Ok(());
-        for Pending { pid, seized } in std::mem::take(&mut self.pending) {
+        for Pending { visitor, seized } in std::mem::take(&mut self.pending) {
             let outcome = match seized.stop(Duration::ZERO) {
-                Ok(held) => self.take_in(pid, held),
+                Ok(held) => self.take_in(&visitor, held),
                 Err((Some(seized), TraceeError::Timeout(_))) => {
-                    self.pending.push(Pending { pid, seized });
+                    self.pending.push(Pending { visitor, seized });
                     Ok(())
                 }
                 Err((_, error)) => Err(error.into()),
@@ -216,14 +194,16 @@ impl Holding {
         result
     }
 
-    fn take_in(&mut self, pid: i32, mut held: Held) -> Result<(), QuiesceError> {
+    fn take_in(&mut self, visitor: &Visitor, mut held: Held) -> Result<(), QuiesceError> {
         let tid = held.tid();
-        let stopped = Stopped { call: held.syscall()?, slept_on: self.complete };
+        let stopped = Stopped { call: held.syscall()?, native: held.is_native()?, slept_on: self.complete };
         let cause = again::cause(stopped, || Status::of(tid).is_some_and(|status| status.signal_waits()));
         if cause.is_some() {
             held.restart_syscall()?;
         }
-        let waiting = if cause == Some(Cause::Catatonic) { task::describe(pid, tid) } else { None };
+        // a waiter of another namespace is likely one of another mount: it must not be left stopped
+        let ours = visitor.sees && cause == Some(Cause::Catatonic);
+        let waiting = if ours { task::describe(visitor.pid, tid) } else { None };
         self.held.push((held, waiting));
         Ok(())
     }
@@ -275,7 +255,7 @@ impl Pending {
     }
 
     fn describe(&self) -> Option<Waiting> {
-        task::describe(self.pid, self.seized.tid())
+        task::describe(self.visitor.pid, self.seized.tid())
     }
 }
 
@@ -285,6 +265,8 @@ fn refused(visitor: &Visitor, errno: Errno) -> Result<Option<NotHeld>, QuiesceEr
     let comm = visitor.comm.clone();
     match Status::of(tid).map(|status| status.tracer) {
         None => Ok(None),
+        // it most likely waits on another mount
+        Some(_) if !visitor.sees => Ok(None),
         Some(0) => Err(QuiesceError::Refused { tid, comm, errno }),
         Some(tracer) if task::waits(tid) => Err(QuiesceError::Traced { tid, comm, tracer }),
         Some(tracer) => Ok(Some(NotHeld { tid, comm, tracer })),

@@ -1,13 +1,13 @@
 //! Who must be held: the process table, judged task by task.
 
-use super::{HOLDING, QuiesceError, Scope};
+use super::turn::Rival;
+use super::{QuiesceError, Scope};
 use crate::discover::escaped::escape;
 use crate::discover::mountinfo;
 use crate::discover::proc::{self, Stat, TaskDir};
 use crate::discover::waiters::waits_in_autofs;
 use crate::sys::DevNum;
 use std::collections::{HashMap, HashSet};
-use std::os::unix::fs::MetadataExt;
 
 /// Flags of `/proc/PID/stat` (`include/linux/sched.h`).
 const PF_EXITING: u32 = 0x4;
@@ -54,6 +54,8 @@ pub(super) struct Visitor {
     pub pid: i32,
     pub tid: i32,
     pub comm: String,
+    /// One of the mounts is in its namespace.
+    pub sees: bool,
 }
 
 /// Reads the process table, again and again.
@@ -63,6 +65,8 @@ pub(super) struct Scanner {
     spare: HashSet<i32>,
     /// Mount namespaces seen so far: do they contain one of the mounts?
     namespaces: HashMap<u64, bool>,
+    /// Others that hold visitors or want to, seen by the first scan.
+    pub(super) rivals: Vec<Rival>,
 }
 
 impl Scanner {
@@ -72,30 +76,30 @@ impl Scanner {
             mounts: scope.mounts.iter().copied().collect(),
             spare: scope.spare.iter().copied().collect(),
             namespaces: HashMap::new(),
+            rivals: Vec::new(),
         }
     }
 
-    /// Every visitor whose task is not in `known`. The first scan also looks for another holder.
+    /// Every visitor whose task is not in `known`. The first scan looks for rivals, too.
     pub(super) fn scan(&mut self, known: &HashSet<i32>) -> Result<Vec<Visitor>, QuiesceError> {
         let mut visitors = Vec::new();
         for pid in proc::pids().map_err(QuiesceError::Proc)? {
-            if pid == self.us {
-                continue;
-            }
             // what has ended since is no visitor
             let Ok(process) = TaskDir::process(pid) else { continue };
+            let spared = pid == self.us || self.spare.contains(&pid);
+            if spared && !known.is_empty() {
+                continue;
+            }
             for task in process.tasks().into_iter().flatten().filter(|task| !known.contains(&task.id)) {
                 let Some(facts) = self.facts(&task) else { continue };
                 let tid = task.id;
                 let comm = escape(&facts.stat.name);
-                if known.is_empty() && is_holder(tid, &comm) {
-                    return Err(QuiesceError::Busy(pid));
-                }
-                if self.spare.contains(&pid) {
-                    continue;
+                if known.is_empty() {
+                    self.rivals.extend(Rival::of(pid, tid, &comm));
                 }
                 match judge(&facts) {
-                    Verdict::Hold => visitors.push(Visitor { pid, tid, comm }),
+                    _ if spared => {}
+                    Verdict::Hold => visitors.push(Visitor { pid, tid, comm, sees: facts.sees }),
                     Verdict::Leave => {}
                     Verdict::RefuseIoUring => return Err(QuiesceError::IoUring { tid, comm }),
                     Verdict::RefuseKernel => return Err(QuiesceError::Kernel { tid, comm }),
@@ -123,12 +127,6 @@ impl Scanner {
                 .map_or(true, |entries| entries.iter().any(|entry| mounts.contains(&entry.dev)))
         })
     }
-}
-
-/// Any user may give a thread this name; one of root's is another autofs-cr that holds.
-fn is_holder(tid: i32, comm: &str) -> bool {
-    comm.as_bytes() == HOLDING.to_bytes()
-        && std::fs::metadata(format!("/proc/{tid}")).is_ok_and(|metadata| metadata.uid() == 0)
 }
 
 #[cfg(test)]

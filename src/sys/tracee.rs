@@ -145,6 +145,11 @@ impl Held {
         Ok(arch::current_call(&self.registers()?, &self.before))
     }
 
+    /// Is it a 64-bit program? Those of 32 bits have system call numbers of their own.
+    pub fn is_native(&self) -> Result<bool, TraceeError> {
+        Ok(arch::is_native(&self.registers()?))
+    }
+
     /// Make the interrupted system call run again from its start when the task is let go
     /// (ERESTARTNOINTR). Only for a call that failed without effect.
     pub fn restart_syscall(&mut self) -> Result<(), TraceeError> {

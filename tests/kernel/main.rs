@@ -12,6 +12,7 @@ mod image;
 mod mount;
 mod mountns;
 mod packet;
+mod quiesce;
 mod statmount;
 mod tracee;
 mod tree;

@@ -41,7 +41,9 @@ pub(super) fn result(registers: &user_regs_struct) -> i64 {
 
 /// Number and result of the call that was interrupted.
 pub(super) fn current_call(registers: &user_regs_struct, _: &Before) -> Option<(u64, i64)> {
-    (registers.orig_rax as i64 >= 0).then_some((registers.orig_rax, registers.rax as i64))
+    // a 32-bit program has 32-bit results
+    let result = if is_native(registers) { registers.rax as i64 } else { i64::from(registers.rax as i32) };
+    (registers.orig_rax as i64 >= 0).then_some((registers.orig_rax, result))
 }
 
 /// The kernel looks at the result once more when the task goes on, and steps back to the instruction.
