@@ -6,6 +6,7 @@
 //! [`restore`], `cli`. `docs/architecture.md` tells the whole story.
 
 pub mod attach;
+pub mod container;
 pub mod discover;
 pub mod dump;
 pub mod engine;

@@ -1,11 +1,16 @@
 //! The CRIU plugin: containers carry their autofs mounts.
 //!
 //! CRIU loads it (`/usr/lib/criu/`, or `--libdir`), finds [`CR_PLUGIN_DESC`] and calls its hooks. This
-//! file is the C ABI and nothing else. Facts: `criu/include/criu-plugin.h` of CRIU 4.1 and 4.2.
+//! file is the C ABI and the guard around it; `criu.rs` is what CRIU exports; the work is done by
+//! `autofs_cr::container`. Facts: `criu/include/criu-plugin.h` of CRIU 4.1 and 4.2.
 #![allow(unsafe_code, reason = "the C ABI that CRIU calls")]
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
-use std::panic::catch_unwind;
+mod criu;
+mod hooks;
+
+use hooks::Stage;
+use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Plugin interface 0.2.0. CRIU treats 0.1.0 as its old interface and would free the descriptor.
 const VERSION: c_uint = 2 << 8;
@@ -13,6 +18,10 @@ const VERSION: c_uint = 2 << 8;
 /// Hooks that we declare. CRIU refuses a plugin (and fails every dump) that declares more than it
 /// knows itself, so this is the number of the oldest CRIU that is served, 4.1.
 const HOOKS: usize = 12;
+
+/// Hook numbers.
+const RESUME_DEVICES_LATE: usize = 9;
+const CHECKPOINT_DEVICES: usize = 11;
 
 /// `cr_plugin_desc_t`.
 #[repr(C)]
@@ -31,20 +40,62 @@ unsafe impl Sync for PluginDesc {}
 /// What CRIU looks up in the library.
 #[unsafe(no_mangle)]
 pub static CR_PLUGIN_DESC: PluginDesc = PluginDesc {
-    name: c"autofs-cr".as_ptr(),
+    name: hooks::NAME.as_ptr(),
     init,
     exit,
     version: VERSION,
     max_hooks: HOOKS as c_uint,
-    hooks: [std::ptr::null(); HOOKS],
+    hooks: {
+        let mut hooks = [std::ptr::null(); HOOKS];
+        hooks[RESUME_DEVICES_LATE] = resume_devices_late as *const c_void;
+        hooks[CHECKPOINT_DEVICES] = checkpoint_devices as *const c_void;
+        hooks
+    },
 };
+
+/// Any other answer ends CRIU's chain, and the plugins after us would not run: so always this one.
+const NOT_MINE: c_int = -libc::ENOTSUP;
 
 /// A failing `init` would break every run of CRIU on the machine: whatever happens, it succeeds.
 extern "C" fn init(stage: c_int) -> c_int {
-    let _ = catch_unwind(|| stage);
+    guard((), || Stage::of(stage).map_or((), hooks::init));
     0
 }
 
 extern "C" fn exit(stage: c_int, result: c_int) {
-    let _ = catch_unwind(|| (stage, result));
+    guard((), || Stage::of(stage).map_or((), |stage| hooks::exit(stage, result == 0)));
+}
+
+extern "C" fn checkpoint_devices(pid: c_int) -> c_int {
+    guard((), || hooks::stopped(pid));
+    NOT_MINE
+}
+
+extern "C" fn resume_devices_late(pid: c_int) -> c_int {
+    guard((), || hooks::whole(pid));
+    NOT_MINE
+}
+
+/// In the place of CRIU's `autofs_dump`.
+pub(crate) extern "C" fn dump(mount: criu::MountInfo) -> c_int {
+    guard(-1, || hooks::dump(mount))
+}
+
+/// In the place of CRIU's `autofs_mount`.
+pub(crate) extern "C" fn mount(
+    mount: criu::MountInfo,
+    source: *const c_char,
+    fstype: *const c_char,
+    flags: c_ulong,
+) -> c_int {
+    let stock = || criu::stock().map_or(-1, |stock| (stock.mount)(mount, source, fstype, flags));
+    guard(-1, || hooks::mount(mount, flags).unwrap_or_else(stock))
+}
+
+/// No panic leaves the library.
+fn guard<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        let _ = catch_unwind(|| criu::log(criu::Level::Error, "a panic in the plugin; see standard error"));
+        otherwise
+    })
 }

@@ -20,7 +20,12 @@ pub fn is_ours(name: &str) -> bool {
 
 /// May the inventory name this file? Then it has no slash, and no second way to be written.
 pub fn may_be_listed(name: &str) -> bool {
+    name == SERVICES || is_mount(name)
+}
+
+/// Is this what [`mount`] gives?
+pub fn is_mount(name: &str) -> bool {
     let number = name.strip_prefix("autofs-").and_then(|rest| rest.strip_suffix(".img"));
     let canonical = |digits: &str| digits.parse().is_ok_and(|n: u32| n.to_string() == digits);
-    name == SERVICES || number.is_some_and(canonical)
+    number.is_some_and(canonical)
 }

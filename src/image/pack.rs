@@ -172,7 +172,8 @@ fn open_services(bytes: &[u8], budget: &mut usize) -> Result<Vec<Service>, Image
         .collect()
 }
 
-fn open_mounts(
+/// The mounts of one file, with their positions.
+pub fn open_mounts(
     file: &str,
     bytes: &[u8],
     budget: &mut usize,

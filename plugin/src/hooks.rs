@@ -1,0 +1,190 @@
+//! What happens at each hook: the library is asked, its answers go to CRIU's log.
+
+use crate::criu::{self, Level, MountInfo};
+use autofs_cr::container::{Dump, Restore};
+use autofs_cr::sys::DevNum;
+use autofs_cr::sys::mount::MountFlags;
+use std::ffi::{CStr, c_int, c_ulong};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The plugin's name, also in CRIU's inventory.
+pub const NAME: &CStr = c"autofs-cr";
+
+/// What CRIU is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// `criu dump`.
+    Dump,
+    /// `criu pre-dump`: memory only, nothing for us.
+    PreDump,
+    /// `criu restore`.
+    Restore,
+}
+
+impl Stage {
+    /// CRIU's number.
+    pub fn of(number: c_int) -> Option<Self> {
+        [Self::Dump, Self::PreDump, Self::Restore].into_iter().nth(usize::try_from(number).ok()?)
+    }
+}
+
+/// Between hooks. The root task of a restore has a copy of its own, made by fork.
+#[derive(Default)]
+struct State {
+    stage: Option<Stage>,
+    dump: Option<Dump>,
+    /// The facts could not be gathered.
+    failed: bool,
+    restore: Option<Restore>,
+    /// The mounts have their masters.
+    attached: bool,
+}
+
+static STATE: Mutex<State> =
+    Mutex::new(State { stage: None, dump: None, failed: false, restore: None, attached: false });
+
+fn state() -> MutexGuard<'static, State> {
+    // CRIU has one thread; after a panic the state is as good as it was.
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// CRIU begins.
+pub fn init(stage: Stage) {
+    let mut state = state();
+    *state = State { stage: Some(stage), ..State::default() };
+    if stage == Stage::PreDump {
+        return;
+    }
+    if let Err(why) = criu::take_over(crate::dump, crate::mount) {
+        criu::log(Level::Warning, &format!("CRIU's own support of autofs stays: {why}"));
+        return;
+    }
+    if stage == Stage::Restore {
+        criu::is_required(NAME);
+        state.restore = open_images();
+    }
+}
+
+fn open_images() -> Option<Restore> {
+    let opened = criu::image_dir().map(Restore::open)?;
+    match opened {
+        Ok(None) => None,
+        Ok(Some((restore, unclaimed))) => {
+            unclaimed.iter().for_each(|line| criu::log(Level::Warning, line));
+            criu::log(Level::Info, &format!("{} autofs mounts in the images", restore.len()));
+            Some(restore)
+        }
+        Err(error) => {
+            criu::log(Level::Error, &error.to_string());
+            None
+        }
+    }
+}
+
+/// Dump: every task of the tree is stopped. Called once for each; `pid` is the root first.
+pub fn stopped(pid: c_int) {
+    let mut state = state();
+    if state.stage != Some(Stage::Dump) || state.dump.is_some() || state.failed || criu::stock().is_none() {
+        return;
+    }
+    match Dump::begin(pid) {
+        // Another task of a tree without autofs mounts asks again; that is one look at a mount table.
+        Ok(None) => {}
+        Ok(Some(dump)) => {
+            criu::log(Level::Info, &format!("{} autofs mounts in the container", dump.places()));
+            criu::require_at_restore(NAME);
+            state.dump = Some(dump);
+        }
+        Err(error) => {
+            criu::log(Level::Error, &error.to_string());
+            state.failed = true;
+        }
+    }
+}
+
+/// Dump: the image of one superblock.
+pub fn dump(mount: MountInfo) -> c_int {
+    let state = state();
+    let (Some(dump), Some(read)) = (&state.dump, mount.read()) else {
+        criu::log(Level::Error, "an autofs mount is to be dumped, but nothing is known of the container");
+        return -1;
+    };
+    let written = dump.image(dev(read.s_dev)).map_err(|error| error.to_string()).and_then(|file| {
+        let dir = criu::image_dir().ok_or("CRIU's image directory is not open")?;
+        write(dir, &file.name, &file.bytes).map_err(|error| format!("{}: {error}", file.name))
+    });
+    match written {
+        Ok(()) => 0,
+        Err(error) => {
+            criu::log(Level::Error, &error);
+            -1
+        }
+    }
+}
+
+fn write(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    use nix::fcntl::{OFlag, openat};
+    use nix::sys::stat::Mode;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    File::from(file).write_all(bytes)
+}
+
+/// Restore, in the root task: one superblock. `None`: the image is CRIU's own.
+pub fn mount(mount: MountInfo, flags: c_ulong) -> Option<c_int> {
+    let state = state();
+    let restore = state.restore.as_ref()?;
+    let dev = dev(mount.read()?.s_dev);
+    if !restore.has(dev) {
+        return None;
+    }
+    let path = criu::mountpoint(mount)?;
+    Some(match restore.mount(dev, &path, mount_flags(flags)) {
+        Ok(()) => 0,
+        Err(error) => {
+            criu::log(Level::Error, &error.to_string());
+            -1
+        }
+    })
+}
+
+/// Restore: every task is whole and stopped. Called once for each; `pid` is the root first.
+pub fn whole(pid: c_int) {
+    let mut state = state();
+    if std::mem::replace(&mut state.attached, true) {
+        return;
+    }
+    let Some(restore) = &state.restore else { return };
+    let errors = restore.attach(pid);
+    for error in &errors {
+        criu::log(Level::Error, &error.to_string());
+    }
+    criu::log(Level::Info, &format!("{} autofs mounts, {} without a master", restore.len(), errors.len()));
+}
+
+/// CRIU ends. What is held goes back with the state.
+pub fn exit(_stage: Stage, _ok: bool) {
+    *state() = State::default();
+}
+
+/// From the kernel's internal encoding, as CRIU keeps it.
+fn dev(s_dev: u32) -> DevNum {
+    DevNum { major: s_dev >> 20, minor: s_dev & 0xf_ffff }
+}
+
+/// Flags of mount(2) that are flags of the one mount.
+fn mount_flags(flags: c_ulong) -> MountFlags {
+    let pairs = [
+        (libc::MS_RDONLY, MountFlags::MOUNT_ATTR_RDONLY),
+        (libc::MS_NOSUID, MountFlags::MOUNT_ATTR_NOSUID),
+        (libc::MS_NODEV, MountFlags::MOUNT_ATTR_NODEV),
+        (libc::MS_NOEXEC, MountFlags::MOUNT_ATTR_NOEXEC),
+        (libc::MS_NOATIME, MountFlags::MOUNT_ATTR_NOATIME),
+        (libc::MS_NODIRATIME, MountFlags::MOUNT_ATTR_NODIRATIME),
+    ];
+    let set = pairs.into_iter().filter(|(flag, _)| flags & flag != 0).map(|(_, attribute)| attribute);
+    set.fold(MountFlags::empty(), |all, one| all | one)
+}

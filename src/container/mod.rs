@@ -1,0 +1,21 @@
+//! Containers under CRIU: what the plugin's hooks do, without the C.
+//!
+//! CRIU dumps and restores processes, files and the mount table. Ours are the autofs superblocks:
+//!
+//! | step of CRIU's | what happens here |
+//! |---|---|
+//! | all tasks are stopped | [`Dump::begin`]: the facts of every mount namespace of the tree |
+//! | a mount is dumped | [`Dump::image`]: the bytes of `autofs-<s_dev>.img` |
+//! | a restore begins | [`Restore::open`]: images are read, a [`maker`] process claims the device numbers |
+//! | the root task mounts | [`Restore::mount`]: the superblock, made catatonic, with all that was in it |
+//! | all tasks are stopped, whole | [`Restore::attach`]: SETPIPEFD in the context of each mount's master |
+//!
+//! The same image module as `autofs-cr dump` makes the files; pids in them are those of the container.
+
+mod dump;
+mod maker;
+mod restore;
+mod tree;
+
+pub use dump::{Dump, DumpError};
+pub use restore::{Restore, RestoreError};

@@ -1,0 +1,111 @@
+//! Our mount files among CRIU's images: the same files, but no inventory of ours. CRIU keeps versions and
+//! says which plugin wrote what; the directory is its own, and so is the decision to trust it.
+
+use super::checkpoint::{Checkpoint, DumpedMount, Left, Origin};
+use super::error::{ImageError, io};
+use super::framing::{Frames, MOUNT_MAGIC, Writer};
+use super::pack::{File, open_mounts};
+use super::{LIMITS, check, convert, files, wire};
+use rustix::fs::{Dir, Mode, OFlags, openat};
+use std::io::Read;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+/// The file of one superblock. `places`: every place where it is attached, with its position among all
+/// places of the dump (parents before children).
+pub fn encode<'a>(places: impl IntoIterator<Item = (usize, &'a DumpedMount)>) -> Option<File> {
+    let mut name = None;
+    let mut file = Writer::new(MOUNT_MAGIC);
+    for (position, mount) in places {
+        name.get_or_insert_with(|| files::mount(mount.facts.dev));
+        file.push(&convert::encode_mount(position, mount));
+    }
+    Some(File { name: name?, bytes: file.finish() })
+}
+
+/// All mounts of the files in `dir`, checked, parents first. Files that CRIU wrote itself are left out.
+pub fn read(dir: BorrowedFd<'_>) -> Result<Vec<DumpedMount>, ImageError> {
+    let path = Path::new("CRIU's image directory");
+    let mut budget = LIMITS.entries;
+    let mut mounts = Vec::new();
+    for entry in Dir::read_from(dir).map_err(io("list", path))? {
+        let entry = entry.map_err(io("list", path))?;
+        let Some(name) = entry.file_name().to_str().ok().filter(|name| files::is_mount(name)) else {
+            continue;
+        };
+        let bytes = read_file(dir, name)?;
+        if is_ours(name, &bytes)? {
+            open_mounts(name, &bytes, &mut budget, &mut mounts)?;
+        }
+    }
+    mounts.sort_by_key(|(position, _)| *position);
+    let mounts = mounts.into_iter().map(|(_, mount)| mount).collect();
+    let checkpoint = Checkpoint { origin: nowhere(), mounts, services: Vec::new() };
+    check::check(&checkpoint)?;
+    Ok(checkpoint.mounts)
+}
+
+/// Does the first message have fields of ours? CRIU's own has none.
+fn is_ours(name: &str, bytes: &[u8]) -> Result<bool, ImageError> {
+    let Some(first) = Frames::open(name, bytes, MOUNT_MAGIC)?.next() else { return Ok(false) };
+    let message: wire::AutofsEntry = first?.decode(&[], &mut LIMITS.entries.clone())?;
+    Ok(message.position.is_some())
+}
+
+fn read_file(dir: BorrowedFd<'_>, name: &str) -> Result<Vec<u8>, ImageError> {
+    let path = Path::new(name);
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = openat(dir, name, flags, Mode::empty()).map_err(io("open", path))?;
+    let mut bytes = Vec::new();
+    let limit = LIMITS.bytes;
+    std::fs::File::from(file).take(limit + 1).read_to_end(&mut bytes).map_err(io("read", path))?;
+    match bytes.len() as u64 {
+        size if size > limit => Err(ImageError::TooLarge { file: name.to_owned(), size, limit }),
+        _ => Ok(bytes),
+    }
+}
+
+/// What CRIU keeps itself.
+fn nowhere() -> Origin {
+    Origin {
+        created: 0,
+        tool: String::new(),
+        kernel: String::new(),
+        boot_id: String::new(),
+        mount_namespace: 0,
+        left: Left::Running,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn files_among_those_of_criu() {
+        let dir = tempfile::tempdir().unwrap();
+        let no_service = |mount| DumpedMount { served_by: None, ..mount };
+        let mounts: Vec<_> = samples::checkpoint().mounts.into_iter().map(no_service).collect();
+        let mut written = Vec::new();
+        for (position, mount) in mounts.iter().enumerate() {
+            let places = || mounts.iter().enumerate().filter(|(_, other)| other.facts.dev == mount.facts.dev);
+            if places().next().is_some_and(|(first, _)| first == position) {
+                let file = encode(places()).unwrap();
+                std::fs::write(dir.path().join(&file.name), &file.bytes).unwrap();
+                written.push(file.name);
+            }
+        }
+        // One as CRIU itself writes it, and one of another kind.
+        let stock = wire::AutofsEntry { fd: Some(3), pgrp: Some(1), ..wire::AutofsEntry::default() };
+        let mut file = Writer::new(MOUNT_MAGIC);
+        file.push(&stock);
+        std::fs::write(dir.path().join("autofs-99.img"), file.finish()).unwrap();
+        std::fs::write(dir.path().join("autofs-x.img"), b"no image").unwrap();
+
+        let fd = std::fs::File::open(dir.path()).unwrap();
+        assert_eq!(read(fd.as_fd()).unwrap(), mounts);
+        assert!(encode([]).is_none() && !written.is_empty());
+    }
+}
