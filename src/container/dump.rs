@@ -1,14 +1,14 @@
 //! A dump, seen from CRIU's main process: every task of the container is stopped.
 
 use super::tree::{Member, Tree};
-use crate::discover::facts::{AutofsMount, End, Master, PipeEnd, Survey};
+use crate::discover::facts::{AutofsMount, End, Master, PipeEnd, Survey, TreeEntry};
 use crate::discover::{DiscoverError, Target, survey};
 use crate::image::checkpoint::DumpedMount;
 use crate::image::{File, criu};
 use crate::sys::control::{Control, ControlError};
 use crate::sys::process::{ProcessId, copy_fd};
 use crate::sys::{DevNum, Errno};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 /// A mount cannot be dumped, and so neither can the container.
@@ -90,7 +90,7 @@ impl Dump {
         for (root, survey) in &self.surveys {
             let places = survey.mounts.iter().enumerate().filter(|(_, mount)| mount.dev == dev);
             let dumped = places
-                .map(|(index, mount)| Ok((position + index, self.dump(root, mount)?)))
+                .map(|(index, mount)| Ok((position + index, self.dump(root, survey, mount)?)))
                 .collect::<Result<Vec<_>, DumpError>>()?;
             if let Some(file) = criu::encode(dumped.iter().map(|(position, mount)| (*position, mount))) {
                 return Ok(file);
@@ -100,7 +100,7 @@ impl Dump {
         Err(DumpError::Unknown(dev))
     }
 
-    fn dump(&self, root: &Path, mount: &AutofsMount) -> Result<DumpedMount, DumpError> {
+    fn dump(&self, root: &Path, survey: &Survey, mount: &AutofsMount) -> Result<DumpedMount, DumpError> {
         let call = |what| move |errno| DumpError::Call { path: mount.path.clone(), what, errno };
         let facts = self.inner(mount);
         if !mount.catatonic {
@@ -117,7 +117,7 @@ impl Dump {
             root_uid: stat.st_uid,
             root_gid: stat.st_gid,
             root_requester: None,
-            tree: Vec::new(),
+            tree: mount_points(mount, &survey.mounts),
             in_flight: Vec::new(),
             served_by: None,
             active: Vec::new(),
@@ -175,6 +175,26 @@ impl Dump {
             _ => self.tree.members.iter().find(in_group).map_or(0, |member| member.inner_group),
         }
     }
+}
+
+/// The directories of an autofs mount that others are mounted on, and those above them.
+fn mount_points(mount: &AutofsMount, all: &[AutofsMount]) -> Vec<TreeEntry> {
+    let children = all.iter().filter(|child| child.parent_id == mount.mount_id).map(|child| &child.path);
+    let covering = mount.covering.iter().map(|covering| &covering.path);
+    let mut paths = BTreeSet::new();
+    for below in children.chain(covering).filter_map(|path| path.strip_prefix(&mount.path).ok()) {
+        paths.extend(below.ancestors().filter(|path| !path.as_os_str().is_empty()));
+    }
+    let entry = |path: &Path| TreeEntry {
+        path: path.into(),
+        mode: 0o555,
+        uid: 0,
+        gid: 0,
+        symlink: None,
+        timeout: None,
+        requester: None,
+    };
+    paths.into_iter().map(entry).collect()
 }
 
 /// A request in the pipe would be lost.

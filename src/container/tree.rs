@@ -89,9 +89,8 @@ fn numbers(dir: &TaskDir, line: &str) -> Option<Vec<i32>> {
 
 /// Children of every thread.
 fn children(dir: &TaskDir) -> Vec<i32> {
-    let tasks = dir.tasks().unwrap_or_default();
-    let lists = tasks.iter().filter_map(|task| task.read("children").ok());
-    let text: Vec<u8> = lists.flatten().collect();
+    let tasks = dir.tasks().into_iter().flatten();
+    let text: Vec<u8> = tasks.filter_map(|task| task.read("children").ok()).flatten().collect();
     String::from_utf8_lossy(&text).split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 

@@ -56,12 +56,18 @@ const SCENARIOS: &[Scenario] = &[
         run: host::in_flight::run,
     },
     Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
+    Scenario {
+        name: "plugin-carry",
+        about: "a container with autofs mounts is dumped and restored, and goes on",
+        run: plugin::carry::run,
+    },
 ];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let wanted: Vec<&Scenario> = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["walk", ref keys @ ..] => return programs::walk_main(keys),
+        ["master", ref mounts @ ..] => return plugin::master::main(mounts),
         ["sit", file] => return programs::sit_main(file),
         ["--list"] => {
             for scenario in SCENARIOS {

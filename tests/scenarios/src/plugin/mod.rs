@@ -1,5 +1,9 @@
 //! Scenarios of the CRIU plugin.
 
+pub mod carry;
+mod container;
+pub mod master;
+
 use crate::check::Checks;
 use crate::process::{Process, run, run_ok};
 use anyhow::{Context, Result};
@@ -39,6 +43,25 @@ pub fn load(checks: &mut Checks) -> Result<()> {
         fs::read_to_string(format!("{images}/restore.log"))?.contains("Plugin \"autofs-cr\""),
     );
     run(LIMIT, "kill", &["-9", &pid])?;
+    Ok(())
+}
+
+/// This program where a container sees it.
+fn program() -> Result<String> {
+    let place = "/usr/local/bin/scenarios";
+    if !std::path::Path::new(place).exists() {
+        fs::copy(std::env::current_exe()?, place)?;
+    }
+    Ok(place.to_owned())
+}
+
+/// Directories to be mounted; each holds a file of its own name.
+fn exports(names: &[&str]) -> Result<()> {
+    for name in names {
+        let dir = std::path::Path::new(master::EXPORTS).join(name);
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join(name), format!("{name}\n"))?;
+    }
     Ok(())
 }
 

@@ -1,0 +1,44 @@
+//! The plugin's main job: a container with autofs mounts is dumped, ends, and is restored.
+
+use super::container::{Container, Criu};
+use super::{exports, program};
+use crate::check::{Checks, wait_until};
+use anyhow::Result;
+
+/// A small master with an indirect and a direct mount.
+pub fn run(checks: &mut Checks) -> Result<()> {
+    exports(&["a", "b", "d", "e"])?;
+    let container = Container::start(&[
+        "catatonit",
+        "--",
+        &program()?,
+        "master",
+        "indirect:/mnt/i",
+        "direct:/mnt/d:timeout=77",
+        "direct:/mnt/e",
+    ])?;
+    anyhow::ensure!(wait_until(|| container.enter(&["test", "-e", "/run/ready"]).is_ok()), "no master");
+    checks.equal("the indirect mount is served", container.enter(&["cat", "/mnt/i/a/a"])?.trim(), "a");
+    checks.equal("a direct mount is served", container.enter(&["cat", "/mnt/e/e"])?.trim(), "e");
+    let before: Vec<_> = ["/mnt/i", "/mnt/d", "/mnt/e"].iter().map(|path| container.autofs(path)).collect();
+
+    let criu = Criu::with_plugin("carry")?;
+    criu.dump(&container)?;
+    checks.that("the dump ends the container", wait_until(|| container.ended()));
+    drop(container);
+    let container = criu.restore()?;
+    for (before, path) in before.iter().zip(["/mnt/i", "/mnt/d", "/mnt/e"]) {
+        let now = container.autofs(path);
+        checks.equal(&format!("{path}: same st_dev"), now.as_ref().map(|m| &m.dev), before.as_ref().map(|m| &m.dev));
+        let owner = |mount: &super::container::Mounted| {
+            mount.options.split(',').filter(|o| o.starts_with("pgrp=") || o.starts_with("timeout=")).collect::<Vec<_>>().join(",")
+        };
+        checks.equal(&format!("{path}: same owner and timeout"), now.as_ref().map(owner), before.as_ref().map(owner));
+    }
+    checks.that("what was mounted is mounted", container.covering("/mnt/i/a").is_some());
+    checks.equal("and readable", container.enter(&["cat", "/mnt/i/a/a"])?.trim(), "a");
+    checks.equal("a new key is mounted", container.enter(&["cat", "/mnt/i/b/b"])?.trim(), "b");
+    checks.equal("a waiting direct mount is served", container.enter(&["cat", "/mnt/d/d"])?.trim(), "d");
+    checks.that("an unknown key fails at once", container.enter(&["ls", "/mnt/i/none"]).is_err());
+    Ok(())
+}

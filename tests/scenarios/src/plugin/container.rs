@@ -1,0 +1,250 @@
+//! A container that a real CRIU dumps and restores.
+
+use crate::check::{HANG_LIMIT, wait_until};
+use crate::process::{Process, run, run_ok};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// The directory that is the container's root, for CRIU's `--root`.
+const ROOT: &str = "/c";
+
+/// How long a CRIU run may take.
+pub const CRIU_LIMIT: Duration = Duration::from_secs(60);
+
+/// Makes the container's file systems and enters them; then the command is its PID 1. `/dev` has only what
+/// programs need; nothing of the machine's is left open or mounted, or CRIU would refuse.
+const ENTER: &str = "
+set -e
+mkdir -p /c && mount --bind / /c && mount --make-private /c && cd /c
+mount -t proc proc proc
+mount -t tmpfs dev dev
+mknod -m 666 dev/null c 1 3
+mknod -m 666 dev/zero c 1 5
+mknod -m 666 dev/urandom c 1 9
+mknod -m 600 dev/autofs c 10 235
+mount -t tmpfs tmp tmp
+mount -t tmpfs run run
+mkdir -p tmp/old
+pivot_root . tmp/old
+cd /
+umount -l /tmp/old
+for fd in /proc/self/fd/*; do fd=${fd##*/}; if [ $fd -gt 2 ]; then eval \"exec $fd>&-\"; fi; done
+exec setsid \"$@\" </dev/null >/dev/null 2>&1
+";
+
+/// A process tree in pid and mount namespaces of its own.
+pub struct Container {
+    /// Its parent, which reaps it; a restored container is init's child.
+    _launcher: Option<Process>,
+    pid: i32,
+}
+
+impl Container {
+    /// Start `command` as PID 1.
+    pub fn start(command: &[&str]) -> Result<Self> {
+        let errors = fs::File::create("/tmp/container.log")?;
+        // No --kill-child: CRIU would restore the death signal, and its own end would end the container.
+        let launcher = Process::start(
+            Command::new("unshare")
+                .args(["--mount", "--pid", "--ipc", "--uts", "--fork", "--propagation"])
+                .args(["private", "bash", "-c", ENTER, "enter"])
+                .args(command)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(errors),
+        )?;
+        let mut pid = 0;
+        let entered = wait_until(|| {
+            pid = child_of(launcher.pid()).unwrap_or(0);
+            let program = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.first().is_some_and(|first| program.starts_with(first.as_bytes()))
+        });
+        if !entered {
+            bail!("the container did not start: {}", fs::read_to_string("/tmp/container.log")?);
+        }
+        Ok(Self { _launcher: Some(launcher), pid })
+    }
+
+    /// Its PID 1 as seen from here.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Run a command inside it, in bounded time; its stdout.
+    pub fn enter(&self, command: &[&str]) -> Result<String> {
+        self.enter_within(HANG_LIMIT, command)
+    }
+
+    /// As [`Self::enter`], with a limit.
+    pub fn enter_within(&self, limit: Duration, command: &[&str]) -> Result<String> {
+        let pid = self.pid.to_string();
+        run_ok(limit, "nsenter", &[&["-t", &pid, "-m", "-p", "--"], command].concat())
+    }
+
+    /// `(mount point, type, st_dev, options)` of every mount in it.
+    pub fn mounts(&self) -> Vec<Mounted> {
+        let text = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid)).unwrap_or_default();
+        text.lines().filter_map(Mounted::parse).collect()
+    }
+
+    /// The autofs mount at `path`.
+    pub fn autofs(&self, path: &str) -> Option<Mounted> {
+        self.mounts().into_iter().find(|mount| mount.path == path && mount.fstype == "autofs")
+    }
+
+    /// What is mounted at `path` but autofs.
+    pub fn covering(&self, path: &str) -> Option<Mounted> {
+        self.mounts().into_iter().find(|mount| mount.path == path && mount.fstype != "autofs")
+    }
+
+    /// Has it ended (all that CRIU dumps, it kills)?
+    pub fn ended(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
+    }
+
+    /// End it.
+    pub fn kill(&self) -> Result<()> {
+        run(HANG_LIMIT, "kill", &["-9", &self.pid.to_string()])?;
+        anyhow::ensure!(wait_until(|| self.ended()), "the container did not end");
+        Ok(())
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = run(Duration::from_secs(5), "kill", &["-9", &self.pid.to_string()]);
+    }
+}
+
+/// A line of mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    pub path: String,
+    pub fstype: String,
+    pub dev: String,
+    pub options: String,
+}
+
+impl Mounted {
+    fn parse(line: &str) -> Option<Self> {
+        let (left, right) = line.split_once(" - ")?;
+        let left: Vec<&str> = left.split(' ').collect();
+        let mut right = right.split(' ');
+        Some(Self {
+            path: left.get(4)?.to_string(),
+            dev: left.get(2)?.to_string(),
+            fstype: right.next()?.to_owned(),
+            options: right.nth(1)?.to_owned(),
+        })
+    }
+
+    /// Is there an option (or flag) like this?
+    pub fn has(&self, option: &str) -> bool {
+        self.options.split(',').any(|its| its == option)
+    }
+}
+
+/// A real CRIU, with our plugin or without.
+pub struct Criu {
+    libdir: PathBuf,
+    images: PathBuf,
+}
+
+impl Criu {
+    /// With the plugin. `images`: a name for the directory.
+    pub fn with_plugin(images: &str) -> Result<Self> {
+        Self::new(super::install()?.into(), images)
+    }
+
+    /// As it comes: a directory without plugins.
+    pub fn stock(images: &str) -> Result<Self> {
+        fs::create_dir_all("/tmp/no-plugins")?;
+        Self::new("/tmp/no-plugins".into(), images)
+    }
+
+    fn new(libdir: PathBuf, images: &str) -> Result<Self> {
+        let images = Path::new("/tmp/images").join(images);
+        fs::create_dir_all(&images)?;
+        Ok(Self { libdir, images })
+    }
+
+    /// The same images, with the plugin.
+    pub fn and_plugin(&self) -> Result<Self> {
+        Ok(Self { libdir: super::install()?.into(), images: self.images.clone() })
+    }
+
+    /// The same images, without the plugin.
+    pub fn and_stock(&self) -> Result<Self> {
+        fs::create_dir_all("/tmp/no-plugins")?;
+        Ok(Self { libdir: "/tmp/no-plugins".into(), images: self.images.clone() })
+    }
+
+    /// Where the images are.
+    pub fn images(&self) -> &Path {
+        &self.images
+    }
+
+    /// Dump; the container ends.
+    pub fn dump(&self, container: &Container) -> Result<()> {
+        self.dump_with(container, &[])
+    }
+
+    /// Dump with more options.
+    pub fn dump_with(&self, container: &Container, options: &[&str]) -> Result<()> {
+        self.run("dump", &[&["-t", &container.pid().to_string()], options].concat())
+    }
+
+    /// Restore, detached.
+    pub fn restore(&self) -> Result<Container> {
+        self.restore_with(&[])
+    }
+
+    /// Restore with more options.
+    pub fn restore_with(&self, options: &[&str]) -> Result<Container> {
+        let pidfile = self.images.join("pid");
+        let _ = fs::remove_file(&pidfile);
+        let pidfile = pidfile.to_string_lossy().into_owned();
+        self.run("restore", &[&["-d", "--pidfile", &pidfile], options].concat())?;
+        let pid = fs::read_to_string(&pidfile).context("CRIU wrote no pid file")?.trim().parse()?;
+        Ok(Container { _launcher: None, pid })
+    }
+
+    /// The log of `dump` or `restore`.
+    pub fn log(&self, action: &str) -> String {
+        fs::read_to_string(self.images.join(format!("{action}.log"))).unwrap_or_default()
+    }
+
+    fn run(&self, action: &str, options: &[&str]) -> Result<()> {
+        let (images, libdir) = (self.images.to_string_lossy(), self.libdir.to_string_lossy());
+        let log = format!("{action}.log");
+        let common = [action, "-D", &images, "-v4", "-o", &log, "--libdir", &libdir, "--root", ROOT];
+        fs::create_dir_all(ROOT)?;
+        // CRIU wants the root of a restore to be a mount.
+        let _ = run(HANG_LIMIT, "sh", &["-c", "mountpoint -q /c || { mount --bind / /c && mount --make-private /c; }"])?;
+        let output = run(CRIU_LIMIT, "criu", &[&common, options].concat())
+            .with_context(|| format!("the end of its log: {}", tail(&self.log(action))))?;
+        if !output.status.success() {
+            bail!("criu {action} failed: {}", errors(&self.log(action)));
+        }
+        Ok(())
+    }
+}
+
+fn errors(log: &str) -> String {
+    let errors: Vec<&str> = log.lines().filter(|line| line.contains("Error")).collect();
+    errors.join("; ")
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(5)..].join("; ")
+}
+
+fn child_of(pid: i32) -> Option<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
