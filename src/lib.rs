@@ -3,7 +3,7 @@
 //! The layers, bottom first; each knows only those above it in this list:
 //! [`sys`] (the kernel, and the only unsafe code), [`discover`] (facts, read-only), [`image`] (the
 //! image directory), [`quiesce`] (holding visitors), [`attach`] (giving mounts a master), [`dump`], [`engine`] (the automounter),
-//! [`restore`], `cli`. `docs/architecture.md` tells the whole story.
+//! [`restore`], [`container`] (under CRIU), `cli`. `docs/architecture.md` tells the whole story.
 
 pub mod attach;
 pub mod container;

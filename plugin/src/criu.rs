@@ -119,16 +119,6 @@ pub fn is_required(name: &CStr) -> bool {
     unsafe { check(name.as_ptr(), name.count_bytes()) }
 }
 
-/// Leave a mount to the outside: CRIU neither dumps it nor mounts it anew.
-pub fn add_external(key: &CStr) -> bool {
-    type Add = unsafe extern "C" fn(*const c_char) -> c_int;
-    let Some(add) = symbol(c"add_external") else { return false };
-    // SAFETY: the signature of `add_external`.
-    let add = unsafe { std::mem::transmute::<*mut c_void, Add>(add) };
-    // SAFETY: NUL-ended; CRIU makes a copy.
-    unsafe { add(key.as_ptr()) == 0 }
-}
-
 /// CRIU's own functions, which ours stand in for.
 #[derive(Clone, Copy)]
 pub struct Stock {

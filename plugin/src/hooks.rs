@@ -109,7 +109,10 @@ pub fn stopped(pid: c_int) {
 pub fn dump(mount: MountInfo) -> c_int {
     let state = state();
     let (Some(dump), Some(read)) = (&state.dump, mount.read()) else {
-        criu::log(Level::Warning, "nothing is known of the container's autofs mounts: CRIU dumps this one itself");
+        criu::log(
+            Level::Warning,
+            "nothing is known of the container's autofs mounts: CRIU dumps this one itself",
+        );
         return criu::stock().map_or(-1, |stock| (stock.dump)(mount));
     };
     let written = dump.image(dev(read.s_dev)).map_err(|error| error.to_string()).and_then(|file| {

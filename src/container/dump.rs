@@ -1,15 +1,16 @@
 //! A dump, seen from CRIU's main process: every task of the container is stopped.
 
+use super::inside::{self, Inside};
 use super::tree::{Member, Tree};
-use crate::discover::facts::{AutofsMount, End, Master, PipeEnd, Survey, TreeEntry};
+use crate::attach;
+use crate::discover::facts::{AutofsMount, End, Master, PipeEnd, Survey};
 use crate::discover::{DiscoverError, Target, survey};
 use crate::image::checkpoint::DumpedMount;
 use crate::image::{File, criu};
-use crate::sys::control::{Control, ControlError};
 use crate::sys::process::{ProcessId, copy_fd};
 use crate::sys::{DevNum, Errno};
-use std::collections::{BTreeSet, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 
 /// A mount cannot be dumped, and so neither can the container.
 #[derive(Debug, thiserror::Error)]
@@ -18,13 +19,13 @@ pub enum DumpError {
     /// The mount tables could not be read.
     #[error(transparent)]
     Discover(#[from] DiscoverError),
-    /// The control device.
-    #[error("{}: {error}", path.display())]
-    Control {
+    /// What is inside could not be read.
+    #[error("{}: {why}", path.display())]
+    Inside {
         /// The mount.
         path: PathBuf,
-        /// What failed.
-        error: ControlError,
+        /// Why.
+        why: String,
     },
     /// Another call.
     #[error("{}: cannot {what}: {errno}", path.display())]
@@ -61,63 +62,85 @@ pub enum DumpError {
 #[derive(Debug)]
 pub struct Dump {
     tree: Tree,
-    /// One for each mount namespace, with the root directory of a member of it.
-    surveys: Vec<(PathBuf, Survey)>,
+    spaces: Vec<Space>,
+}
+
+/// A mount namespace of the container.
+#[derive(Debug)]
+struct Space {
+    survey: Survey,
+    /// Of each superblock.
+    inside: HashMap<DevNum, Result<Inside, String>>,
+}
+
+impl Space {
+    fn look(member: &Member) -> Result<Self, DumpError> {
+        let survey = survey(&Target::Process(member.pid))?;
+        let mut targets: Vec<attach::Target> = Vec::new();
+        let mut seen = HashSet::new();
+        for mount in survey.mounts.iter().filter(|mount| seen.insert(mount.dev)) {
+            targets.push(attach::Target { path: mount.path.clone(), dev: mount.dev });
+        }
+        if targets.is_empty() {
+            return Ok(Self { survey, inside: HashMap::new() });
+        }
+        let failed =
+            |errno| DumpError::Call { path: targets[0].path.clone(), what: "look into mounts", errno };
+        let inside = inside::read(member.pid, &targets).map_err(failed)?;
+        let inside = targets.iter().map(|target| target.dev).zip(inside).collect();
+        Ok(Self { survey, inside })
+    }
 }
 
 impl Dump {
     /// The facts of the container whose root process is `root`; `None` when it has no autofs mounts.
     pub fn begin(root: i32) -> Result<Option<Self>, DumpError> {
         let tree = Tree::of(root);
-        let look = |member: &Member| -> Result<_, DumpError> {
-            let survey = survey(&Target::Process(member.pid))?;
-            Ok((PathBuf::from(format!("/proc/{}/root", member.pid)), survey))
-        };
-        let surveys = tree.mount_namespaces().into_iter().map(look).collect::<Result<Vec<_>, _>>()?;
-        let empty = surveys.iter().all(|(_, survey)| survey.mounts.is_empty());
-        Ok((!empty).then_some(Self { tree, surveys }))
+        let spaces = tree.mount_namespaces().into_iter().map(Space::look).collect::<Result<Vec<_>, _>>()?;
+        let empty = spaces.iter().all(|space| space.survey.mounts.is_empty());
+        Ok((!empty).then_some(Self { tree, spaces }))
     }
 
     /// How many places have an autofs mount.
     pub fn places(&self) -> usize {
-        self.surveys.iter().map(|(_, survey)| survey.mounts.len()).sum()
+        self.spaces.iter().map(|space| space.survey.mounts.len()).sum()
     }
 
     /// The image of the superblock `dev`.
     pub fn image(&self, dev: DevNum) -> Result<File, DumpError> {
         // A copy of the namespace has copies of its mounts: the first is enough.
         let mut position = 0;
-        for (root, survey) in &self.surveys {
-            let places = survey.mounts.iter().enumerate().filter(|(_, mount)| mount.dev == dev);
+        for space in &self.spaces {
+            let places = space.survey.mounts.iter().enumerate().filter(|(_, mount)| mount.dev == dev);
             let dumped = places
-                .map(|(index, mount)| Ok((position + index, self.dump(root, survey, mount)?)))
+                .map(|(index, mount)| Ok((position + index, self.dump(space, mount)?)))
                 .collect::<Result<Vec<_>, DumpError>>()?;
             if let Some(file) = criu::encode(dumped.iter().map(|(position, mount)| (*position, mount))) {
                 return Ok(file);
             }
-            position += survey.mounts.len();
+            position += space.survey.mounts.len();
         }
         Err(DumpError::Unknown(dev))
     }
 
-    fn dump(&self, root: &Path, survey: &Survey, mount: &AutofsMount) -> Result<DumpedMount, DumpError> {
-        let call = |what| move |errno| DumpError::Call { path: mount.path.clone(), what, errno };
+    fn dump(&self, space: &Space, mount: &AutofsMount) -> Result<DumpedMount, DumpError> {
         let facts = self.inner(mount);
         if !mount.catatonic {
             self.master_is_inside(mount)?;
             unread(mount)?;
         }
-        let at = root.join(mount.path.strip_prefix("/").unwrap_or(&mount.path));
-        let failed = |error| DumpError::Control { path: mount.path.clone(), error };
-        let fd = Control::open().and_then(|control| control.open_mount(&at, mount.dev)).map_err(failed)?;
-        let stat = rustix::fs::fstat(&fd).map_err(call("look at its root"))?;
+        let inside = match space.inside.get(&mount.dev) {
+            Some(Ok(inside)) => inside.clone(),
+            Some(Err(why)) => return Err(DumpError::Inside { path: mount.path.clone(), why: why.clone() }),
+            None => return Err(DumpError::Unknown(mount.dev)),
+        };
         Ok(DumpedMount {
             facts,
-            root_mode: stat.st_mode & 0o7777,
-            root_uid: stat.st_uid,
-            root_gid: stat.st_gid,
+            root_mode: inside.mode,
+            root_uid: inside.uid,
+            root_gid: inside.gid,
             root_requester: None,
-            tree: mount_points(mount, &survey.mounts),
+            tree: inside.entries,
             in_flight: Vec::new(),
             served_by: None,
             active: Vec::new(),
@@ -175,26 +198,6 @@ impl Dump {
             _ => self.tree.members.iter().find(in_group).map_or(0, |member| member.inner_group),
         }
     }
-}
-
-/// The directories of an autofs mount that others are mounted on, and those above them.
-fn mount_points(mount: &AutofsMount, all: &[AutofsMount]) -> Vec<TreeEntry> {
-    let children = all.iter().filter(|child| child.parent_id == mount.mount_id).map(|child| &child.path);
-    let covering = mount.covering.iter().map(|covering| &covering.path);
-    let mut paths = BTreeSet::new();
-    for below in children.chain(covering).filter_map(|path| path.strip_prefix(&mount.path).ok()) {
-        paths.extend(below.ancestors().filter(|path| !path.as_os_str().is_empty()));
-    }
-    let entry = |path: &Path| TreeEntry {
-        path: path.into(),
-        mode: 0o555,
-        uid: 0,
-        gid: 0,
-        symlink: None,
-        timeout: None,
-        requester: None,
-    };
-    paths.into_iter().map(entry).collect()
 }
 
 /// A request in the pipe would be lost.

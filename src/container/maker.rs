@@ -1,117 +1,38 @@
-//! The process that claims device numbers and makes the superblocks.
+//! The process that holds the device numbers and makes the superblocks.
 //!
 //! It is forked off CRIU before CRIU mounts anything itself, and holds every device number of the images by a
-//! placeholder. The container's root task then asks for its superblocks one by one: they are made here, where
-//! the privilege and the claims are, but owned by the root task's process group, because the pid namespace of
-//! the owner is the mount's for ever. The root task gets a detached mount, fills it and attaches it.
+//! placeholder. When the container's root task comes to its first autofs mount, all of them are made by
+//! [`create::prepare`], in a child that enters the root task's pid namespace, because the pid namespace of
+//! a mount's owner is the mount's for ever. The child is gone before CRIU wants its number for somebody else;
+//! the root task gets the complete mounts one by one and attaches them. Everything is made outside the
+//! container's user namespace, where autofs cannot be mounted.
 //!
 //! One socket joins them, which the root task inherits from CRIU. When nobody has its other end any more,
-//! everything is given back by ending.
+//! the maker ends, and with it whatever was not fetched.
 
+use crate::discover::facts::Master;
+use crate::image::Checkpoint;
 use crate::image::checkpoint::DumpedMount;
 use crate::restore::claim::Claims;
-use crate::sys::control::{Control, ControlError};
-use crate::sys::mount::{self, AutofsParams, Change, DetachedMount, MountError, MountFlags, Propagation};
-use crate::sys::{DevNum, Errno};
-use rustix::fs::{Mode, OFlags};
+use crate::restore::create;
+use crate::restore::plan::{Action, Attach, Number, RestorePlan, Step};
+use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
+use crate::sys::{DevNum, Errno, fork, mountns};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// What the root task asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Request {
-    /// Make superblock number `index` of the images.
-    Make {
-        /// Which.
-        index: u32,
-        /// Flags of the mount (`MOUNT_ATTR_*`).
-        flags: u32,
-    },
-    /// Its directories are made: timeouts, and CATATONIC.
-    Finish {
-        /// Which.
-        index: u32,
-    },
-}
-
-impl Request {
-    fn encode(self) -> [u8; 12] {
-        let words = match self {
-            Self::Make { index, flags } => [0, index, flags],
-            Self::Finish { index } => [1, index, 0],
-        };
-        let mut bytes = [0; 12];
-        for (bytes, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words) {
-            *bytes = word.to_ne_bytes();
-        }
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (words, []) = bytes.as_chunks::<4>() else { return None };
-        match words.iter().map(|word| u32::from_ne_bytes(*word)).collect::<Vec<_>>()[..] {
-            [0, index, flags] => Some(Self::Make { index, flags }),
-            [1, index, _] => Some(Self::Finish { index }),
-            _ => None,
-        }
-    }
-}
+/// How many descriptors a message can carry (SCM_MAX_FD is 253).
+const BATCH: usize = 250;
 
 /// The maker as CRIU and the root task see it. Dropping lets it end.
 #[derive(Debug)]
 pub struct Maker(OwnedFd);
-
-impl Maker {
-    /// Start it for these superblocks. Returns when every number is claimed, with a line for each that is not.
-    pub fn start(images: &[DumpedMount]) -> Result<(Self, Vec<String>), Errno> {
-        let kind = SocketType::SEQPACKET;
-        let (ours, its) =
-            rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
-        rustix::net::sockopt::set_socket_passcred(&its, true)?;
-        crate::sys::detached::spawn(its, |socket| {
-            let _ = serve(&socket, images);
-        })?;
-        let maker = Self(ours);
-        let (text, _) = maker.receive()?;
-        let lines = text.lines().map(str::to_owned).collect();
-        Ok((maker, lines))
-    }
-
-    /// Ask, and wait for the answer: the mount that was made.
-    pub fn ask(&self, request: Request) -> Result<Option<OwnedFd>, AskError> {
-        rustix::net::send(&self.0, &request.encode(), SendFlags::NOSIGNAL)?;
-        match self.receive()? {
-            (text, fd) if text.is_empty() => Ok(fd),
-            (text, _) => Err(AskError::Refused(text)),
-        }
-    }
-
-    fn receive(&self) -> Result<(String, Option<OwnedFd>), Errno> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut bytes = vec![0; 64 << 10];
-        let got = rustix::net::recvmsg(
-            &self.0,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )?;
-        // Every answer has a first byte, so that an end is an end.
-        let Some((_, text)) = bytes[..got.bytes].split_first() else { return Err(Errno::PIPE) };
-        let fd = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        Ok((String::from_utf8_lossy(text).into_owned(), fd))
-    }
-}
 
 /// No answer, or a bad one.
 #[derive(Debug, thiserror::Error)]
@@ -124,181 +45,226 @@ pub enum AskError {
     Refused(String),
 }
 
-fn answer(socket: &OwnedFd, text: &str, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+impl Maker {
+    /// Start it for the mounts of `image`, each superblock once. Returns when every number is held, with a line for
+    /// each that cannot be.
+    pub fn start(image: &Checkpoint) -> Result<(Self, Vec<String>), AskError> {
+        let (ours, its) = socket_pair()?;
+        rustix::net::sockopt::set_socket_passcred(&its, true)?;
+        // Forked twice, so that CRIU, which watches its children, never hears of it.
+        let between = fork::fork(|| {
+            let maker = fork::fork(|| {
+                alone(&its);
+                let _ = serve(&its, image);
+                0
+            });
+            maker.map(fork::Child::leave).map_or(1, |()| 0)
+        })?;
+        // ECHILD: CRIU's own handler has reaped it.
+        let _ = between.wait();
+        drop(its);
+        let maker = Self(ours);
+        let (text, _) = receive(&maker.0)?;
+        Ok((maker, text.lines().map(str::to_owned).collect()))
+    }
+
+    /// The complete mount number `index`, detached. To be called by the root task.
+    pub fn fetch(&self, index: u32) -> Result<OwnedFd, AskError> {
+        rustix::net::send(&self.0, &index.to_ne_bytes(), SendFlags::NOSIGNAL)?;
+        match receive(&self.0)? {
+            (_, mut fds) if fds.len() == 1 => Ok(fds.remove(0)),
+            (text, _) => Err(AskError::Refused(text)),
+        }
+    }
+}
+
+/// What was inherited from CRIU is given up: descriptors, signal handlers, session.
+fn alone(socket: &OwnedFd) {
+    let _ = nix::unistd::setsid();
+    fork::close_all_but(socket.as_fd());
+    fork::reset_signals();
+}
+
+/// The maker's life.
+fn serve(socket: &OwnedFd, image: &Checkpoint) -> Result<(), Errno> {
+    let (held, lines) = match Held::claim(&image.mounts) {
+        Ok(held) => held,
+        Err(error) => return send(socket, &format!("no device number can be kept: {error}"), &[]),
+    };
+    send(socket, &lines.join("\n"), &[])?;
+    let (mut index, asker) = receive_request(socket)?;
+    let made = held.make_all(image, asker);
+    loop {
+        match &made {
+            Ok(mounts) => match mounts.get(index as usize) {
+                Some(mount) => send(socket, "", &[mount.as_fd()])?,
+                None => send(socket, "no such mount", &[])?,
+            },
+            Err(error) => send(socket, error, &[])?,
+        }
+        (index, _) = receive_request(socket)?;
+    }
+}
+
+/// The device numbers.
+struct Held {
+    /// Holds the free ones below.
+    claims: Claims,
+    placeholders: Vec<DetachedMount>,
+}
+
+impl Held {
+    fn claim(mounts: &[DumpedMount]) -> Result<(Self, Vec<String>), MountError> {
+        let call = |what| move |errno| MountError::At { what, path: "/".into(), errno };
+        // What fills numbers up stays out of every other namespace.
+        mountns::unshare_private().map_err(call("unshare"))?;
+        raise_limit(mounts.len());
+        let mut held = Self { claims: Claims::new().map_err(call("open"))?, placeholders: Vec::new() };
+        let mut lines = Vec::new();
+        let mut numbers: Vec<DevNum> = mounts.iter().map(|mount| mount.facts.dev).collect();
+        numbers.sort();
+        for dev in numbers {
+            match held.claims.superblock(dev, placeholder)? {
+                Ok(placeholder) => held.placeholders.push(placeholder),
+                Err(why) => lines.push(format!("device number {dev} cannot be kept: {why}")),
+            }
+        }
+        Ok((held, lines))
+    }
+
+    /// All mounts, owned by a process group in the pid namespace of `asker`.
+    fn make_all(self, image: &Checkpoint, asker: i32) -> Result<Vec<OwnedFd>, String> {
+        let call = |what: &'static str| move |errno: Errno| format!("cannot {what}: {errno}");
+        let namespace = rustix::fs::open(
+            format!("/proc/{asker}/ns/pid"),
+            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(call("open the root task's pid namespace"))?;
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWPID)
+            .map_err(|errno| format!("cannot enter the root task's pid namespace: {errno}"))?;
+        let (ours, its) = socket_pair().map_err(call("make a socket pair"))?;
+        let Self { claims, placeholders } = self;
+        let child = fork::fork(|| {
+            drop(placeholders);
+            let sent =
+                prepare(image).and_then(|mounts| hand_over(&its, &mounts).map_err(call("hand mounts over")));
+            sent.err().map_or(0, |error| send(&its, &error, &[]).map_or(1, |()| 1))
+        })
+        .map_err(call("start a process in the container"))?;
+        drop(its);
+        let mut made = Vec::with_capacity(image.mounts.len());
+        let answer = loop {
+            match receive(&ours) {
+                Ok((text, fds)) if text.is_empty() => made.extend(fds),
+                Ok((text, _)) => break Err(text),
+                Err(_) => break Ok(()),
+            }
+        };
+        let _ = child.wait();
+        drop(claims);
+        answer?;
+        match made.len() == image.mounts.len() {
+            true => Ok(made),
+            false => Err("the process that makes autofs mounts died".to_owned()),
+        }
+    }
+}
+
+/// In the child: every mount of the image.
+fn prepare(image: &Checkpoint) -> Result<Vec<OwnedFd>, String> {
+    // The owner: a process group of the container's pid namespace.
+    nix::unistd::setsid().map_err(|errno| format!("cannot begin a session: {errno}"))?;
+    let plan = plan(image);
+    let prepared = create::prepare(image, &plan).map_err(|error| error.to_string())?;
+    Ok(prepared.into_mounts().map(OwnedFd::from).collect())
+}
+
+/// Everything is made, at its number: nothing of a new container is there yet.
+fn plan(image: &Checkpoint) -> RestorePlan {
+    let step = |(index, mount): (usize, &DumpedMount)| {
+        let dev = mount.facts.dev;
+        // systemd ignores requests that come with another number.
+        let number = match mount.facts.master {
+            Master::Systemd { .. } => Number::Must(dev),
+            _ => Number::May(dev),
+        };
+        Step {
+            mount: index,
+            path: mount.facts.path.clone(),
+            action: Action::Create { number, in_tree: false },
+            attach: Attach::Nobody,
+        }
+    };
+    RestorePlan { steps: image.mounts.iter().enumerate().map(step).collect(), ..RestorePlan::default() }
+}
+
+fn placeholder() -> Result<DetachedMount, MountError> {
+    mount::new_superblock::<&str>("tmpfs", Path::new("autofs-cr"), &[], MountFlags::empty())
+}
+
+/// Placeholders and mounts are descriptors, here and in the child.
+fn raise_limit(mounts: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = 2 * mounts as u64 + 64;
+    if limit.current.is_some_and(|current| current < wanted) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    }
+}
+
+fn socket_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+}
+
+fn hand_over(socket: &OwnedFd, mounts: &[OwnedFd]) -> Result<(), Errno> {
+    mounts
+        .chunks(BATCH)
+        .try_for_each(|some| send(socket, "", &some.iter().map(AsFd::as_fd).collect::<Vec<_>>()))
+}
+
+/// A text (an error, or empty) with descriptors. Its first byte is ours, so that an end is an end.
+fn send(socket: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<_> = fd.into_iter().collect();
     if !fds.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
     }
     let parts = [IoSlice::new(b"\0"), IoSlice::new(text.as_bytes())];
     rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// The maker's life.
-fn serve(socket: &OwnedFd, images: &[DumpedMount]) -> Result<(), Errno> {
-    let mut works = match Works::new(images) {
-        Ok((works, lines)) => {
-            answer(socket, &lines.join("\n"), None)?;
-            works
-        }
-        Err(error) => return answer(socket, &error.to_string(), None),
-    };
-    loop {
-        let (request, asker) = receive(socket)?;
-        match works.run(request, asker) {
-            Ok(fd) => answer(socket, "", fd.as_ref().map(AsFd::as_fd))?,
-            Err(error) => answer(socket, &error.to_string(), None)?,
+fn receive(socket: &OwnedFd) -> Result<(String, Vec<OwnedFd>), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = vec![0; 64 << 10];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let got = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
         }
     }
+    let Some((_, text)) = bytes[..got.bytes].split_first() else { return Err(Errno::PIPE) };
+    Ok((String::from_utf8_lossy(text).into_owned(), fds))
 }
 
-/// A request, and who sends it (its number here).
-fn receive(socket: &OwnedFd) -> Result<(Request, i32), Errno> {
+/// Which mount is wanted, and who asks (its number here).
+fn receive_request(socket: &OwnedFd) -> Result<(u32, i32), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [0; 12];
-    let got = rustix::net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let mut bytes = [0; 4];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let got = rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     let asker = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials.pid.as_raw_pid()),
+        RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials.pid.as_raw_nonzero().get()),
         _ => None,
     });
-    let request = Request::decode(&bytes[..got.bytes]);
-    request.zip(asker).ok_or(Errno::PIPE)
-}
-
-/// A superblock could not be made or finished.
-#[derive(Debug, thiserror::Error)]
-enum WorkError {
-    #[error("{0}")]
-    Mount(#[from] MountError),
-    #[error("{0}")]
-    Control(#[from] ControlError),
-    #[error("{what}: {errno}")]
-    Call { what: &'static str, errno: Errno },
-    #[error("device number {0} is taken: another file system got it meanwhile")]
-    Lost(DevNum),
-    #[error("no such image")]
-    NoImage,
-}
-
-struct Works<'a> {
-    images: &'a [DumpedMount],
-    control: Control,
-    /// The write end that the mounts get until they are catatonic.
-    pipe: OwnedFd,
-    /// Nobody writes before the mounts are catatonic, but a pipe without a reader is dead at once.
-    _read: OwnedFd,
-    /// Holds the numbers below the wanted ones.
-    claims: Claims,
-    placeholders: BTreeMap<DevNum, DetachedMount>,
-    /// Roots of the mounts that are not finished.
-    open: BTreeMap<u32, OwnedFd>,
-}
-
-impl<'a> Works<'a> {
-    fn new(images: &'a [DumpedMount]) -> Result<(Self, Vec<String>), WorkError> {
-        let call = |what| move |errno| WorkError::Call { what, errno };
-        // What fills numbers up stays out of every other namespace.
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
-            .map_err(|errno| WorkError::Call { what: "unshare", errno: Errno::from_raw_os_error(errno as i32) })?;
-        let slave = Change::propagation(Propagation::Slave, true);
-        let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        slave.apply(root.map_err(call("open /"))?, Path::new(""))?;
-        let (read, pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(call("pipe"))?;
-        let mut claims = Claims::new().map_err(call("open /"))?;
-        let mut placeholders = BTreeMap::new();
-        let mut lines = Vec::new();
-        let mut numbers: Vec<DevNum> = images.iter().map(|image| image.facts.dev).collect();
-        numbers.sort();
-        numbers.dedup();
-        for dev in numbers {
-            match claims.superblock(dev, placeholder)? {
-                Ok(held) => drop(placeholders.insert(dev, held)),
-                Err(why) => lines.push(format!("device number {dev} cannot be kept: {why}")),
-            }
-        }
-        let control = Control::open()?;
-        Ok((Self { images, control, pipe, _read: read, claims, placeholders, open: BTreeMap::new() }, lines))
-    }
-
-    fn run(&mut self, request: Request, asker: i32) -> Result<Option<DetachedMount>, WorkError> {
-        match request {
-            Request::Make { index, flags } => self.make(index, MountFlags::from_bits_retain(flags), asker).map(Some),
-            Request::Finish { index } => self.finish(index).map(|()| None),
-        }
-    }
-
-    fn make(&mut self, index: u32, flags: MountFlags, asker: i32) -> Result<DetachedMount, WorkError> {
-        let image = self.images.get(index as usize).ok_or(WorkError::NoImage)?;
-        let options = &image.facts.options;
-        let params = AutofsParams {
-            pipe: self.pipe.as_fd(),
-            pgrp: Some(asker),
-            mount_type: options.mount_type,
-            protocol: (options.min_proto, options.max_proto),
-            uid: options.uid,
-            gid: options.gid,
-            strict_expire: options.strict_expire,
-            ignore: options.ignore,
-        };
-        let make = || mount::autofs(&params, &image.facts.source, flags);
-        let dev = image.facts.dev;
-        let made = match self.placeholders.remove(&dev) {
-            // No claim: the number is a new one, which was told at the start.
-            None => make()?,
-            Some(placeholder) => {
-                drop(placeholder);
-                let made = self.claims.superblock(dev, || make().map_err(WorkError::from))?;
-                made.map_err(|_| WorkError::Lost(dev))?
-            }
-        };
-        // A descriptor for commands; `.` triggers nothing.
-        let root = rustix::fs::openat(
-            &made,
-            ".",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|errno| WorkError::Call { what: "open the new root", errno })?;
-        self.open.insert(index, root);
-        Ok(made)
-    }
-
-    /// CATATONIC first: what follows is for the owner only, unless there is none.
-    fn finish(&mut self, index: u32) -> Result<(), WorkError> {
-        let image = self.images.get(index as usize).ok_or(WorkError::NoImage)?;
-        let root = self.open.remove(&index).ok_or(WorkError::NoImage)?;
-        let root = root.as_fd();
-        self.control.make_catatonic(root)?;
-        self.control.set_timeout(root, image.facts.options.timeout)?;
-        for entry in image.tree.iter().filter(|entry| entry.timeout.is_some()) {
-            let name = entry.path.as_os_str().as_encoded_bytes();
-            self.control.set_dentry_timeout(root, name, entry.timeout)?;
-        }
-        Ok(())
-    }
-}
-
-fn placeholder() -> Result<DetachedMount, WorkError> {
-    Ok(mount::new_superblock::<&str>("tmpfs", Path::new("autofs-cr"), &[], MountFlags::empty())?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_go_both_ways() {
-        for request in [Request::Make { index: 7, flags: 0x20_0001 }, Request::Finish { index: u32::MAX }] {
-            assert_eq!(Request::decode(&request.encode()), Some(request));
-        }
-        assert_eq!(Request::decode(&[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None);
-        assert_eq!(Request::decode(&[0, 0, 0]), None);
+    match asker {
+        Some(asker) if got.bytes == bytes.len() => Ok((u32::from_ne_bytes(bytes), asker)),
+        _ => Err(Errno::PIPE),
     }
 }

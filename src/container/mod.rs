@@ -13,6 +13,7 @@
 //! The same image module as `autofs-cr dump` makes the files; pids in them are those of the container.
 
 mod dump;
+mod inside;
 mod maker;
 mod restore;
 mod tree;

@@ -1,18 +1,16 @@
 //! A restore: superblocks in the root task, masters when every task is whole again.
 
-use super::maker::{AskError, Maker, Request};
+use super::maker::{AskError, Maker};
 use super::tree::{Member, Tree};
-use crate::discover::facts::{AutofsMount, End, PipeEnd, TreeEntry};
-use crate::image::checkpoint::DumpedMount;
-use crate::image::{ImageError, criu};
+use crate::discover::facts::{AutofsMount, End, PipeEnd};
+use crate::image::{Checkpoint, ImageError, criu};
 use crate::sys::control::{Control, ControlError};
-use crate::sys::mount::{MountError, MountFlags};
+use crate::sys::mount::{Change, MountError, MountFlags};
 use crate::sys::process::reopen_write_end;
 use crate::sys::tracee::{Held, Injected, TraceeError};
 use crate::sys::{DevNum, Errno};
-use rustix::fs::{AtFlags, Gid, Mode, Uid, chmodat, chownat, mkdirat, symlinkat};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A mount cannot be restored.
@@ -45,7 +43,7 @@ pub enum RestoreError {
     },
     /// No maker at all.
     #[error("the process that makes autofs mounts could not be started: {0}")]
-    NoMaker(Errno),
+    NoMaker(AskError),
     /// The master.
     #[error("{}: {error}", path.display())]
     Master {
@@ -76,7 +74,7 @@ pub enum RestoreError {
 #[derive(Debug)]
 pub struct Restore {
     /// The first place of each superblock, in the order of the images.
-    images: Vec<DumpedMount>,
+    images: Checkpoint,
     by_dev: BTreeMap<DevNum, u32>,
     maker: Maker,
 }
@@ -87,11 +85,13 @@ impl Restore {
     pub fn open(dir: BorrowedFd<'_>) -> Result<Option<(Self, Vec<String>)>, RestoreError> {
         let mut images = criu::read(dir)?;
         let mut by_dev = BTreeMap::new();
-        images.retain(|image| !by_dev.contains_key(&image.facts.dev) && {
-            by_dev.insert(image.facts.dev, by_dev.len() as u32);
-            true
+        images.mounts.retain(|image| {
+            !by_dev.contains_key(&image.facts.dev) && {
+                by_dev.insert(image.facts.dev, by_dev.len() as u32);
+                true
+            }
         });
-        if images.is_empty() {
+        if images.mounts.is_empty() {
             return Ok(None);
         }
         let (maker, unclaimed) = Maker::start(&images).map_err(RestoreError::NoMaker)?;
@@ -100,12 +100,12 @@ impl Restore {
 
     /// How many superblocks.
     pub fn len(&self) -> usize {
-        self.images.len()
+        self.images.mounts.len()
     }
 
     /// Never: there is a restore only where there are images.
     pub fn is_empty(&self) -> bool {
-        self.images.is_empty()
+        self.images.mounts.is_empty()
     }
 
     /// Is there an image of ours of this superblock?
@@ -116,12 +116,11 @@ impl Restore {
     /// In the root task: mount superblock `dev` at `path`, catatonic, with its directories.
     pub fn mount(&self, dev: DevNum, path: &Path, flags: MountFlags) -> Result<(), RestoreError> {
         let Some(&index) = self.by_dev.get(&dev) else { return Ok(()) };
-        let image = &self.images[index as usize];
+        let image = &self.images.mounts[index as usize];
         let failed = |error| RestoreError::Make { path: image.facts.path.clone(), error };
-        let made = self.maker.ask(Request::Make { index, flags: flags.bits() }).map_err(failed)?;
-        let made = made.ok_or_else(|| failed(AskError::Gone(Errno::BADF)))?;
-        fill(made.as_fd(), image)?;
-        self.maker.ask(Request::Finish { index }).map_err(failed)?;
+        let made = self.maker.fetch(index).map_err(failed)?;
+        let change = Change { set: flags, clear: MountFlags::empty(), propagation: None, recursive: false };
+        change.apply(&made, Path::new(""))?;
         rustix::mount::move_mount(
             &made,
             "",
@@ -139,7 +138,7 @@ impl Restore {
         let mut errors = Vec::new();
         // One stop for each owner, however many mounts it has.
         let mut by_owner: BTreeMap<i32, Vec<&AutofsMount>> = BTreeMap::new();
-        for image in self.images.iter().map(|image| &image.facts) {
+        for image in self.images.mounts.iter().map(|image| &image.facts) {
             if image.catatonic {
                 continue;
             }
@@ -177,22 +176,21 @@ fn attach_all(
     errors: &mut Vec<RestoreError>,
 ) -> Result<(), RestoreError> {
     let Some(first) = mounts.first() else { return Ok(()) };
-    let failed = |error| RestoreError::Master { path: first.path.clone(), error };
-    let control = Control::open().map_err(|error| RestoreError::Control { path: first.path.clone(), error })?;
+    let control =
+        Control::open().map_err(|error| RestoreError::Control { path: first.path.clone(), error })?;
     let device: OwnedFd = control.as_fd().try_clone_to_owned().map_err(|error| RestoreError::Call {
         path: first.path.clone(),
         what: "copy a descriptor",
         errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
     })?;
-    // SAFETY-like promise of `adopt`: CRIU's main process, in which this runs, traces it and it is stopped.
     let mut held = Held::adopt(owner);
     for mount in mounts {
         if let Err(error) = attach_one(tree, &mut held, &control, &device, mount) {
             errors.push(error);
         }
     }
-    held.keep();
-    let _ = failed;
+    let first = first.path.clone();
+    held.release().map_err(|error| RestoreError::Master { path: first, error })?;
     Ok(())
 }
 
@@ -225,50 +223,10 @@ fn attach_one(
 /// A write end of the mount's pipe, by way of whoever holds an end of it.
 fn write_end(tree: &Tree, mount: &AutofsMount) -> Result<OwnedFd, RestoreError> {
     let reopen = |end: &PipeEnd| reopen_write_end(tree.by_inner(end.process.pid)?.pid, end.fd).ok();
-    mount.pipe_ends.iter().filter(|end| end.end == End::Read).find_map(reopen).ok_or_else(|| {
-        RestoreError::NoMaster { path: mount.path.clone(), what: "reads its pipe".to_owned() }
-    })
-}
-
-/// Directories, symlinks, modes and owners: what only the owner may make, before the mount is catatonic.
-fn fill(mount: BorrowedFd<'_>, image: &DumpedMount) -> Result<(), RestoreError> {
-    for entry in &image.tree {
-        make_entry(mount, entry).map_err(|(what, errno)| RestoreError::Call {
-            path: image.facts.path.join(&entry.path),
-            what,
-            errno,
-        })?;
-    }
-    own(mount, Path::new(""), image.root_mode, image.root_uid, image.root_gid)
-        .map_err(|(what, errno)| RestoreError::Call { path: image.facts.path.clone(), what, errno })
-}
-
-type Step = Result<(), (&'static str, Errno)>;
-
-fn make_entry(mount: BorrowedFd<'_>, entry: &TreeEntry) -> Step {
-    match &entry.symlink {
-        Some(target) => symlinkat(target, mount, &entry.path).map_err(|errno| ("make the symlink", errno))?,
-        None => {
-            mkdirat(mount, &entry.path, Mode::from_raw_mode(entry.mode))
-                .map_err(|errno| ("make the directory", errno))?;
-        }
-    }
-    own(mount, &entry.path, entry.mode, entry.uid, entry.gid)
-}
-
-fn own(mount: BorrowedFd<'_>, path: &Path, mode: u32, uid: u32, gid: u32) -> Step {
-    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
-    chownat(mount, path, uid, gid, flags).map_err(|errno| ("give its owner", errno))?;
-    let stat = rustix::fs::statat(mount, path, flags).map_err(|errno| ("look at it", errno))?;
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink() || stat.st_mode & 0o7777 == mode {
-        return Ok(());
-    }
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    chmodat(mount, path, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(|errno| ("give its mode", errno))
-}
-
-#[allow(dead_code)]
-fn _raw(fd: BorrowedFd<'_>) -> i32 {
-    fd.as_raw_fd()
+    mount
+        .pipe_ends
+        .iter()
+        .filter(|end| end.end == End::Read)
+        .find_map(reopen)
+        .ok_or_else(|| RestoreError::NoMaster { path: mount.path.clone(), what: "reads its pipe".to_owned() })
 }

@@ -29,7 +29,8 @@ impl Tree {
     pub fn of(root: i32) -> Self {
         let mut tree = Self::default();
         // The container's pid namespace is that of its root, so many namespaces down from ours.
-        let Some(level) = TaskDir::process(root).ok().and_then(|dir| Some(numbers(&dir, "NSpid:")?.len() - 1))
+        let Some(level) =
+            TaskDir::process(root).ok().and_then(|dir| Some(numbers(&dir, "NSpid:")?.len() - 1))
         else {
             return tree;
         };

@@ -31,8 +31,8 @@ mod write;
 pub use checkpoint::Checkpoint;
 pub use commands::{Command, When};
 pub use error::{Distrust, Fault, ImageError};
-pub use pack::File;
 pub use framing::{FRAME_MAGIC, INVENTORY_MAGIC, MOUNT_MAGIC, SERVICES_MAGIC};
+pub use pack::File;
 pub use read::read;
 pub use write::{Draft, Existing, write};
 

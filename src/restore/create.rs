@@ -161,6 +161,11 @@ fn open_root(mount: &DetachedMount) -> Result<MountFd, StepError> {
 }
 
 impl Prepared<'_> {
+    /// The mounts themselves, in the order of the plan, for somebody else to attach.
+    pub fn into_mounts(self) -> impl Iterator<Item = DetachedMount> {
+        self.items.into_iter().map(|item| item.mount)
+    }
+
     /// Attach everything, beneath `root`, in the namespace in which the caller lives now.
     ///
     /// A mount whose directory inside another autofs mount is missing is left out.

@@ -38,6 +38,27 @@ pub fn fork(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
     }
 }
 
+/// Close every descriptor but one. Only for a process that has just been forked and gives up what it inherited.
+pub fn close_all_but(keep: BorrowedFd<'_>) {
+    let keep = std::os::fd::AsRawFd::as_raw_fd(&keep) as libc::c_uint;
+    let below = keep.checked_sub(1).map(|last| (0, last));
+    for (first, last) in below.into_iter().chain([(keep + 1, libc::c_uint::MAX)]) {
+        // SAFETY: touches no memory. Owners of these descriptors in this copy of the program are abandoned.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
+}
+
+/// Every signal gets its default action and none is blocked: handlers were those of the program that was forked.
+pub fn reset_signals() {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator() {
+        // SAFETY: the default action runs no code of ours.
+        let _ = unsafe { sigaction(signal, &default) };
+    }
+    let _ = SigSet::empty().thread_set_mask();
+}
+
 impl Child {
     /// Its number in our pid namespace.
     pub fn pid(&self) -> i32 {

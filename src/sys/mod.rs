@@ -3,7 +3,6 @@
 //! | module | kernel interface |
 //! |---|---|
 //! | [`devnum`] | device numbers in the three encodings the kernel uses |
-//! | [`detached`] | a process that is nobody's child |
 //! | [`control`] | the fourteen `/dev/autofs` commands |
 //! | [`packet`] | what the kernel writes into a mount's pipe |
 //! | [`mount`] | the mount API (fsopen family, bind, propagation, umount) |
@@ -15,7 +14,6 @@
 //! | [`features`] | what this kernel can do, probed once |
 
 pub mod control;
-pub mod detached;
 pub mod devnum;
 pub mod features;
 pub mod fork;

@@ -79,6 +79,8 @@ pub struct Held {
     before: arch::Before,
     /// While system calls are made in its place.
     session: Option<inject::Session>,
+    /// It stays stopped and traced when this is dropped.
+    adopted: bool,
     not_send: PhantomData<*const ()>,
 }
 
@@ -115,7 +117,7 @@ impl Seized {
                 let tid = self.tid;
                 let before = self.before.clone();
                 std::mem::forget(self);
-                Ok(Held { tid, before, session: None, not_send: PhantomData })
+                Ok(Held { tid, before, session: None, adopted: false, not_send: PhantomData })
             }
             Err(error @ TraceeError::Timeout(_)) => Err((Some(self), error)),
             Err(error) => Err((None, error)),
@@ -135,6 +137,12 @@ impl Drop for Seized {
 }
 
 impl Held {
+    /// A task that this thread traces already, by other means, and that has stopped: CRIU's main process
+    /// traces every task of a container. Letting it go puts its state back, and leaves it stopped and traced.
+    pub fn adopt(tid: i32) -> Self {
+        Self { tid, before: arch::Before::of(tid), session: None, adopted: true, not_send: PhantomData }
+    }
+
     /// The task.
     pub fn tid(&self) -> i32 {
         self.tid
@@ -191,6 +199,9 @@ impl Held {
 
     fn detach(&mut self) -> Result<(), TraceeError> {
         let restored = self.end_session();
+        if self.adopted {
+            return restored;
+        }
         let detached = ptrace(libc::PTRACE_DETACH, self.tid, 0, 0);
         restored.and(call("letting go", self.tid, detached))
     }

@@ -1,5 +1,6 @@
 //! Whole images: written and read, cut, flipped, forged.
 
+mod criu;
 mod damage;
 mod directory;
 mod forge;

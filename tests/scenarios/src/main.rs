@@ -61,6 +61,11 @@ const SCENARIOS: &[Scenario] = &[
         about: "a container with autofs mounts is dumped and restored, and goes on",
         run: plugin::carry::run,
     },
+    Scenario {
+        name: "stock-gaps",
+        about: "where CRIU's own support of autofs stops: without the plugin and with it",
+        run: plugin::gaps::run,
+    },
 ];
 
 fn main() -> ExitCode {

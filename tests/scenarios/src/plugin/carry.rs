@@ -1,6 +1,6 @@
 //! The plugin's main job: a container with autofs mounts is dumped, ends, and is restored.
 
-use super::container::{Container, Criu};
+use super::container::{Container, Criu, Mounted};
 use super::{exports, program};
 use crate::check::{Checks, wait_until};
 use anyhow::Result;
@@ -29,11 +29,17 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     let container = criu.restore()?;
     for (before, path) in before.iter().zip(["/mnt/i", "/mnt/d", "/mnt/e"]) {
         let now = container.autofs(path);
-        checks.equal(&format!("{path}: same st_dev"), now.as_ref().map(|m| &m.dev), before.as_ref().map(|m| &m.dev));
-        let owner = |mount: &super::container::Mounted| {
-            mount.options.split(',').filter(|o| o.starts_with("pgrp=") || o.starts_with("timeout=")).collect::<Vec<_>>().join(",")
-        };
-        checks.equal(&format!("{path}: same owner and timeout"), now.as_ref().map(owner), before.as_ref().map(owner));
+        checks.equal(
+            &format!("{path}: same st_dev"),
+            now.as_ref().map(|m| &m.dev),
+            before.as_ref().map(|m| &m.dev),
+        );
+        let owner = |mount: &Mounted| (mount.option("pgrp"), mount.option("timeout"));
+        checks.equal(
+            &format!("{path}: same owner and timeout"),
+            now.as_ref().map(owner),
+            before.as_ref().map(owner),
+        );
     }
     checks.that("what was mounted is mounted", container.covering("/mnt/i/a").is_some());
     checks.equal("and readable", container.enter(&["cat", "/mnt/i/a/a"])?.trim(), "a");

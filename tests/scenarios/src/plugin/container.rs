@@ -84,9 +84,10 @@ impl Container {
         run_ok(limit, "nsenter", &[&["-t", &pid, "-m", "-p", "--"], command].concat())
     }
 
-    /// `(mount point, type, st_dev, options)` of every mount in it.
+    /// Every mount in it.
     pub fn mounts(&self) -> Vec<Mounted> {
-        let text = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid)).unwrap_or_default();
+        // From inside, so that process groups have the numbers of its own pid namespace.
+        let text = self.enter(&["cat", "/proc/1/mountinfo"]).unwrap_or_default();
         text.lines().filter_map(Mounted::parse).collect()
     }
 
@@ -104,13 +105,6 @@ impl Container {
     pub fn ended(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
-    }
-
-    /// End it.
-    pub fn kill(&self) -> Result<()> {
-        run(HANG_LIMIT, "kill", &["-9", &self.pid.to_string()])?;
-        anyhow::ensure!(wait_until(|| self.ended()), "the container did not end");
-        Ok(())
     }
 }
 
@@ -142,9 +136,11 @@ impl Mounted {
         })
     }
 
-    /// Is there an option (or flag) like this?
-    pub fn has(&self, option: &str) -> bool {
-        self.options.split(',').any(|its| its == option)
+    /// An option's value; empty for a flag.
+    pub fn option(&self, name: &str) -> Option<String> {
+        let split = |option: &str| option.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned()));
+        let mut options = self.options.split(',').map(|o| split(o).unwrap_or((o.to_owned(), String::new())));
+        options.find(|(its, _)| its == name).map(|(_, value)| value)
     }
 }
 
@@ -170,22 +166,6 @@ impl Criu {
         let images = Path::new("/tmp/images").join(images);
         fs::create_dir_all(&images)?;
         Ok(Self { libdir, images })
-    }
-
-    /// The same images, with the plugin.
-    pub fn and_plugin(&self) -> Result<Self> {
-        Ok(Self { libdir: super::install()?.into(), images: self.images.clone() })
-    }
-
-    /// The same images, without the plugin.
-    pub fn and_stock(&self) -> Result<Self> {
-        fs::create_dir_all("/tmp/no-plugins")?;
-        Ok(Self { libdir: "/tmp/no-plugins".into(), images: self.images.clone() })
-    }
-
-    /// Where the images are.
-    pub fn images(&self) -> &Path {
-        &self.images
     }
 
     /// Dump; the container ends.
@@ -224,7 +204,11 @@ impl Criu {
         let common = [action, "-D", &images, "-v4", "-o", &log, "--libdir", &libdir, "--root", ROOT];
         fs::create_dir_all(ROOT)?;
         // CRIU wants the root of a restore to be a mount.
-        let _ = run(HANG_LIMIT, "sh", &["-c", "mountpoint -q /c || { mount --bind / /c && mount --make-private /c; }"])?;
+        let _ = run(
+            HANG_LIMIT,
+            "sh",
+            &["-c", "mountpoint -q /c || { mount --bind / /c && mount --make-private /c; }"],
+        )?;
         let output = run(CRIU_LIMIT, "criu", &[&common, options].concat())
             .with_context(|| format!("the end of its log: {}", tail(&self.log(action))))?;
         if !output.status.success() {

@@ -73,11 +73,7 @@ fn serve(specs: &[&str]) -> Result<()> {
     }
 }
 
-fn mount_one(
-    control: &Control,
-    spec: &str,
-    pipe: std::os::fd::BorrowedFd<'_>,
-) -> Result<(DevNum, Served)> {
+fn mount_one(control: &Control, spec: &str, pipe: std::os::fd::BorrowedFd<'_>) -> Result<(DevNum, Served)> {
     let mut words = spec.split(':');
     let kind = match words.next() {
         Some("indirect") => MountType::Indirect,
@@ -131,7 +127,8 @@ fn has_keep_fd(spec: &str) -> bool {
 fn answer(path: &Path, packet: &Packet) -> Result<()> {
     let indirect = matches!(packet.kind, Kind::MissingIndirect | Kind::ExpireIndirect);
     let name = String::from_utf8(packet.name.clone())?;
-    let key = if indirect { name } else { path.file_name().context("no key")?.to_string_lossy().into_owned() };
+    let key =
+        if indirect { name } else { path.file_name().context("no key")?.to_string_lossy().into_owned() };
     let place = if indirect { path.join(&key) } else { path.to_owned() };
     match packet.kind {
         Kind::MissingIndirect | Kind::MissingDirect => {

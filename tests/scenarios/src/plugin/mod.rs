@@ -2,6 +2,7 @@
 
 pub mod carry;
 mod container;
+pub mod gaps;
 pub mod master;
 
 use crate::check::Checks;

@@ -1,0 +1,56 @@
+//! What is inside the mounts of a container: read in its mount namespace, by a child, because the walk has threads
+//! of its own, and CRIU's process must have one only.
+
+use crate::attach::Target;
+use crate::discover::facts::TreeEntry;
+use crate::dump::tree::{self, Avoid};
+use crate::sys::control::Control;
+use crate::sys::mountns::Space;
+use crate::sys::{Errno, fork};
+use serde::{Deserialize, Serialize};
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+/// Root directory and content of a mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inside {
+    /// Mode of the root directory.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Everything inside, parents first.
+    pub entries: Vec<TreeEntry>,
+}
+
+/// Look at `mounts`, which process `pid` sees at their paths. The results are in their order.
+pub fn read(pid: i32, mounts: &[Target]) -> Result<Vec<Result<Inside, String>>, Errno> {
+    let (mut receive, send) = std::io::pipe().map_err(errno)?;
+    let child = fork::fork(|| {
+        let looked = look(pid, mounts);
+        let bytes = postcard::to_allocvec(&looked).unwrap_or_default();
+        (&send).write_all(&bytes).map_or(1, |()| 0)
+    })?;
+    drop(send);
+    let mut bytes = Vec::new();
+    receive.read_to_end(&mut bytes).map_err(errno)?;
+    let _ = child.wait();
+    let looked: Result<_, i32> = postcard::from_bytes(&bytes).map_err(|_| Errno::IO)?;
+    looked.map_err(Errno::from_raw_os_error)
+}
+
+/// In the child.
+fn look(pid: i32, mounts: &[Target]) -> Result<Vec<Result<Inside, String>>, i32> {
+    // The container may have no /dev/autofs.
+    let control = Control::open().map_err(|_| Errno::NODEV.raw_os_error())?;
+    Space::of_process(pid).and_then(|space| space.enter()).map_err(Errno::raw_os_error)?;
+    let trees = tree::read_all(&Arc::new(control), mounts, Avoid::default());
+    let inside =
+        |tree: tree::Tree| Inside { mode: tree.mode, uid: tree.uid, gid: tree.gid, entries: tree.entries };
+    Ok(trees.into_iter().map(|tree| tree.map(inside).map_err(|error| error.to_string())).collect())
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}
