@@ -118,6 +118,7 @@ impl Map {
                     },
                     hidden: HashSet::new(),
                     at: Position::START,
+                    written: Default::default(),
                 };
                 let resolved = super::unit::resolve(what, fstype, options);
                 Ok(Self::new(entry, site, Content::Fixed(key, resolved)))
