@@ -9,6 +9,7 @@
 //! | [`mountns`] | entering mount namespaces |
 //! | [`statmount`] | listmount and statmount, where the kernel has them |
 //! | [`fork`] | child processes that run this program's own code |
+//! | [`netgroup`] | netgroups of the name service |
 //! | [`process`] | pidfds, descriptors of other processes, process groups |
 //! | [`tracee`] | ptrace: hold a task, read and change its registers, call in its place |
 //! | [`features`] | what this kernel can do, probed once |
@@ -19,6 +20,7 @@ pub mod features;
 pub mod fork;
 pub mod mount;
 pub mod mountns;
+pub mod netgroup;
 pub mod packet;
 pub mod process;
 pub mod statmount;

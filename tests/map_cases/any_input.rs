@@ -28,6 +28,12 @@ proptest! {
         Conf::default().apply(&bytes, &mut Vec::new());
     }
 
+    #[test]
+    fn of_amd_maps(entry in r##"([-;:=!()$\{}/|" a]|type:=(link|nfs|auto|ext4)|fs:=|rfs:=|host==|true|\$\{(fs|key|/path)\}){0,30}"##) {
+        let setup = Setup { kind: "file,amd:", ..Setup::default() };
+        setup.open(&format!("/defaults type:=link;rhost:=server\nk {entry}\n")).lookup("k");
+    }
+
     /// A lookup cuts its line out of the file anew: it must find what listing finds.
     #[test]
     fn lookups_find_what_is_listed(text in r##"([a-c]{1,2} s:/[x-z]|[ \\\n#\r]|"a b" s:/q|-ro| ){0,40}"##) {

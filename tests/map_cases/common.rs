@@ -1,11 +1,13 @@
 //! Maps in temporary files, and what their keys stand for, as text.
 
 use autofs_cr::engine::maps::conf::Conf;
+use autofs_cr::engine::maps::local::Machine;
 use autofs_cr::engine::maps::master::{Item, parse};
 use autofs_cr::engine::maps::source::RawEntry;
 use autofs_cr::engine::maps::vars::{Environment, Requester, User, Variables};
 use autofs_cr::engine::maps::{Credentials, Map, Replica, Resolved, Site, Warning, What};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// The machine and the requester of all cases.
@@ -30,6 +32,31 @@ pub fn site() -> Site {
     Site { conf: Conf::default(), environment: environment(), ..Site::default() }
 }
 
+/// The network of all cases: `client` is this machine, on 10.1.0.0/24 with all but `far1`.
+pub struct Fake;
+
+impl Machine for Fake {
+    fn is_local(&self, host: &str) -> bool {
+        matches!(host, "client" | "client.example.org")
+    }
+
+    fn is_on_network(&self, network: &str) -> bool {
+        matches!(network, "10.1.0.0" | "10.1.0.0/24")
+    }
+
+    fn is_near(&self, host: &str) -> bool {
+        host != "far1"
+    }
+
+    fn is_in_netgroup(&self, netgroup: &str, host: &str) -> bool {
+        netgroup == "clients" && matches!(host, "client" | "client.example.org")
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
+    }
+}
+
 /// A map on disk, opened through a line of a master map.
 pub struct Opened {
     pub map: Map,
@@ -44,11 +71,13 @@ pub struct Setup<'a> {
     /// Other files beside the map; `@` in all texts stands for their directory.
     pub files: &'a [(&'a str, &'a str)],
     pub program: bool,
+    /// Before the map's path, with a colon.
+    pub kind: &'a str,
 }
 
 impl Default for Setup<'_> {
     fn default() -> Self {
-        Self { mount_point: "/m", options: "", site: site(), files: &[], program: false }
+        Self { mount_point: "/m", options: "", site: site(), files: &[], program: false, kind: "" }
     }
 }
 
@@ -63,9 +92,9 @@ impl Setup<'_> {
             use std::os::unix::fs::PermissionsExt;
             let mode = std::fs::Permissions::from_mode(0o755);
             std::fs::set_permissions(directory.path().join("map"), mode).unwrap();
-            "program:"
+            if self.kind.is_empty() { "program:" } else { self.kind }
         } else {
-            ""
+            self.kind
         };
         let line = format!("{} {kind}{here}/map {}", self.mount_point, self.options.replace('@', &here));
         let mut warnings = Vec::new();
@@ -84,7 +113,7 @@ impl Opened {
     /// With the warnings of its entry.
     pub fn lookup_warned(&self, key: &str) -> (String, Vec<Warning>) {
         let mut warnings = Vec::new();
-        let found = self.map.lookup_as(key.as_bytes(), &root(), &|host| host == "client", &mut warnings);
+        let found = self.map.lookup_as(key.as_bytes(), &root(), &Fake, &mut warnings);
         let here = self.directory.path().to_str().unwrap();
         let text = match found {
             Ok(None) => "ENOENT".into(),
@@ -114,7 +143,7 @@ impl Opened {
 
     /// The map of the submount that a key is.
     pub fn submount(&self, key: &str, site: Site) -> Opened {
-        let resolved = self.map.lookup_as(key.as_bytes(), &root(), &|_| false, &mut Vec::new());
+        let resolved = self.map.lookup_as(key.as_bytes(), &root(), &Fake, &mut Vec::new());
         let resolved = resolved.unwrap().unwrap();
         let What::Submount { map, options } = &resolved.mounts[0].what else { panic!("{resolved:?}") };
         let entry = self.map.submount("/m/sub".into(), map, options).unwrap();
@@ -134,7 +163,8 @@ pub fn show(resolved: &Resolved) -> String {
             format!("{offset}{}", show_what(&mount.what))
         })
         .collect();
-    lines.join("; ")
+    let otherwise = resolved.otherwise.as_ref().map_or(String::new(), |next| format!(" || {}", show(next)));
+    lines.join("; ") + &otherwise
 }
 
 fn show_what(what: &What) -> String {
@@ -147,6 +177,9 @@ fn show_what(what: &What) -> String {
             let sources: Vec<String> = sources.iter().map(show_replica).collect();
             let by_weight = if *use_weight_only { " by weight" } else { "" };
             format!("-t {fstype}{} {}{by_weight}", with(options), sources.join(" | "))
+        }
+        What::External { place, mount, then } => {
+            format!("{} {}, then {}", show_what(mount), place.display(), show_what(then))
         }
         What::Symlink(target) => format!("symlink {}", target.display()),
         What::Submount { map, options } => format!("automount {}{}", map.to_string_lossy(), with(options)),

@@ -1,6 +1,9 @@
 //! Lines of maps and what they mean. The numbers are those of `docs/map-decisions.md`, which tells what automount 5.1.9
 //! does with each line and where autofs-cr differs.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod amd;
 mod any_input;
 mod common;
 mod locations;

@@ -1,12 +1,12 @@
 //! Maps of what a checkpoint kept.
 
-use crate::common::{root, show, site};
+use crate::common::{Fake, root, show, site};
 use autofs_cr::engine::maps::Map;
 use autofs_cr::image::checkpoint::Service;
 use std::sync::Arc;
 
 fn lookup(map: &Map, key: &str) -> Option<String> {
-    let found = map.lookup_as(key.as_bytes(), &root(), &|_| false, &mut Vec::new()).unwrap();
+    let found = map.lookup_as(key.as_bytes(), &root(), &Fake, &mut Vec::new()).unwrap();
     found.map(|resolved| show(&resolved))
 }
 

@@ -182,6 +182,11 @@ impl Conf {
         &mut self.amd[place].1
     }
 
+    /// Is there a section for an amd mount point?
+    pub fn has_amd_section(&self, mount_point: &str) -> bool {
+        self.amd.iter().any(|(known, _)| known == mount_point)
+    }
+
     /// A value of an amd mount point, else of the section `amd`; the last of several counts.
     pub fn amd_value(&self, mount_point: &str, name: &str) -> Option<&str> {
         [mount_point, "amd"].iter().find_map(|section| {

@@ -1,33 +1,148 @@
-//! Which hosts are this machine.
+//! What maps ask about this machine and its networks.
 
+use std::ffi::CString;
 use std::net::{IpAddr, ToSocketAddrs};
+use std::path::Path;
 
-/// Does a host's name or address stand for this machine? Asks the name service for names.
-pub fn is_local(host: &str) -> bool {
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    // `%eth0` says over which interface an address is reached, not whose it is.
-    let bare = bare.split_once('%').map_or(bare, |(address, _)| address);
-    let addresses: Vec<IpAddr> = match bare.parse() {
-        Ok(address) => vec![address],
-        Err(_) => match (bare, 0).to_socket_addrs() {
-            Ok(found) => found.map(|socket| socket.ip()).collect(),
-            Err(_) => return false,
-        },
-    };
-    addresses.iter().any(IpAddr::is_loopback) || {
-        let own = own_addresses();
-        addresses.iter().any(|address| own.contains(address))
+/// Questions of maps. Answers may take the time of a name service; tests give their own.
+pub trait Machine {
+    /// Does a host's name or address stand for this machine?
+    fn is_local(&self, host: &str) -> bool;
+    /// Is an interface on this network? `10.1.0.0`, `10.1.0.0/24`, `10.1.0.0/255.255.255.0`, or a name.
+    fn is_on_network(&self, network: &str) -> bool;
+    /// Is a host on a network that an interface is on?
+    fn is_near(&self, host: &str) -> bool;
+    /// Is a host in a netgroup?
+    fn is_in_netgroup(&self, netgroup: &str, host: &str) -> bool;
+    /// Is there a file?
+    fn exists(&self, path: &Path) -> bool;
+}
+
+/// This machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ThisMachine;
+
+impl Machine for ThisMachine {
+    fn is_local(&self, host: &str) -> bool {
+        let addresses = addresses(host);
+        addresses.iter().any(IpAddr::is_loopback)
+            || interfaces().iter().any(|interface| addresses.contains(&interface.address))
+    }
+
+    fn is_on_network(&self, network: &str) -> bool {
+        let (name, mask) = network.split_once('/').unwrap_or((network, ""));
+        let Some(network) = addresses(name).first().copied() else {
+            return false;
+        };
+        interfaces().iter().any(|interface| {
+            let length = mask_length(mask, network).unwrap_or(interface.prefix);
+            same_network(interface.address, network, length)
+        })
+    }
+
+    fn is_near(&self, host: &str) -> bool {
+        let near = |address: &IpAddr| {
+            let shares = |interface: &Interface| same_network(interface.address, *address, interface.prefix);
+            address.is_loopback() || interfaces().iter().any(shares)
+        };
+        addresses(host).iter().any(near)
+    }
+
+    fn is_in_netgroup(&self, netgroup: &str, host: &str) -> bool {
+        match (CString::new(netgroup), CString::new(host)) {
+            (Ok(netgroup), Ok(host)) => crate::sys::netgroup::has_host(&netgroup, &host),
+            _ => false,
+        }
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        std::fs::symlink_metadata(path).is_ok()
     }
 }
 
-fn own_addresses() -> Vec<IpAddr> {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
-        return Vec::new();
-    };
-    let address = |interface: nix::ifaddrs::InterfaceAddress| {
-        let address = interface.address?;
+/// Addresses of a host; none when it is unknown.
+fn addresses(host: &str) -> Vec<IpAddr> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    // `%eth0` says over which interface an address is reached, not whose it is.
+    let bare = bare.split_once('%').map_or(bare, |(address, _)| address);
+    match bare.parse() {
+        Ok(address) => vec![address],
+        Err(_) => {
+            (bare, 0).to_socket_addrs().map(|found| found.map(|s| s.ip()).collect()).unwrap_or_default()
+        }
+    }
+}
+
+struct Interface {
+    address: IpAddr,
+    /// Length of the network's prefix, bits.
+    prefix: u32,
+}
+
+fn interfaces() -> Vec<Interface> {
+    let ip = |address: Option<nix::sys::socket::SockaddrStorage>| {
+        let address = address?;
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
     };
-    interfaces.filter_map(address).collect()
+    let Ok(all) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    let interface = |found: nix::ifaddrs::InterfaceAddress| {
+        let address = ip(found.address)?;
+        let prefix = ip(found.netmask).map_or(0, |mask| bits(mask).0.count_ones());
+        Some(Interface { address, prefix })
+    };
+    all.filter_map(interface).collect()
+}
+
+/// An address as a number, and its length.
+fn bits(address: IpAddr) -> (u128, u32) {
+    match address {
+        IpAddr::V4(v4) => (v4.to_bits().into(), 32),
+        IpAddr::V6(v6) => (v6.to_bits(), 128),
+    }
+}
+
+fn same_network(a: IpAddr, b: IpAddr, prefix: u32) -> bool {
+    let ((a, length), (b, other)) = (bits(a), bits(b));
+    // A prefix of no bits would be every network there is.
+    length == other && prefix > 0 && (a ^ b).checked_shr(length.saturating_sub(prefix)).unwrap_or(0) == 0
+}
+
+/// `24` or `255.255.255.0`; `None` when it is neither.
+fn mask_length(mask: &str, network: IpAddr) -> Option<u32> {
+    let length = match mask.parse::<IpAddr>() {
+        Ok(mask) => bits(mask).0.count_ones(),
+        Err(_) => mask.parse().ok()?,
+    };
+    (length <= bits(network).1).then_some(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(same_network(ip("10.1.0.1"), ip("10.1.0.77"), 24));
+        assert!(!same_network(ip("10.1.0.1"), ip("10.1.1.77"), 24));
+        assert!(!same_network(ip("10.1.0.1"), ip("fd00::1"), 24));
+        assert!(same_network(ip("fd00::1"), ip("fd00::2"), 64));
+        assert!(same_network(ip("10.1.0.1"), ip("10.1.0.1"), 32));
+        assert!(!same_network(ip("10.1.0.1"), ip("10.1.0.1"), 0));
+        assert_eq!(mask_length("24", ip("10.0.0.0")), Some(24));
+        assert_eq!(mask_length("255.255.0.0", ip("10.0.0.0")), Some(16));
+        assert_eq!(mask_length("", ip("10.0.0.0")), None);
+        assert_eq!(mask_length("99", ip("10.0.0.0")), None);
+    }
+
+    #[test]
+    fn this_machine_is_local() {
+        assert!(ThisMachine.is_local("127.0.0.1"));
+        assert!(ThisMachine.is_local("[::1]"));
+        assert!(!ThisMachine.is_local("192.0.2.1"));
+        assert!(ThisMachine.exists(Path::new("/")));
+    }
 }

@@ -1,9 +1,13 @@
 //! A master-map entry made usable.
 
+use super::amd;
 use super::conf::Conf;
+use super::local::{Machine, ThisMachine};
 use super::master::{self, Entry, Format, LineError, MapKind, MapName, MapOptions};
 use super::options::merge;
-use super::source::{FileSource, ListSource, MultiSource, ProgramSource, Source, SourceError};
+use super::source::{
+    FileSource, Keys, ListSource, MultiSource, ProgramSource, RawEntry, Source, SourceError,
+};
 use super::sun::{self, Context, Defaults};
 use super::text::{Position, Warning, show};
 use super::vars::{Definition, Environment, Requester, Variables};
@@ -30,6 +34,74 @@ pub struct Site {
     pub options: Vec<Vec<u8>>,
 }
 
+impl Site {
+    /// Of this machine, with what `autofs.conf` says about it.
+    pub fn new(conf: Conf, definitions: Vec<Definition>, options: Vec<Vec<u8>>) -> Self {
+        let mut site = Self { conf, environment: Environment::probe(), definitions, options };
+        site.configure();
+        site
+    }
+
+    /// Put what the section `amd` says about the machine into the environment.
+    pub fn configure(&mut self) {
+        const NAMES: [(&str, &str); 8] = [
+            ("arch", "arch"),
+            ("karch", "karch"),
+            ("os", "os"),
+            ("osver", "osver"),
+            ("full_os", "full_os"),
+            ("vendor", "vendor"),
+            ("cluster", "cluster"),
+            ("auto_dir", "autodir"),
+        ];
+        let value = |name| self.conf.amd_value("", name).map(str::to_owned);
+        let known = NAMES.iter().filter_map(|(setting, name)| Some(((*name).to_owned(), value(setting)?)));
+        self.environment.configured = known.collect();
+        self.environment.local_domain = value("local_domain");
+    }
+
+    /// The format of a map: as its name says, amd where `autofs.conf` has a section for the mount point, else the usual.
+    fn format(&self, entry: &Entry) -> Format {
+        let first = match &entry.map.kind {
+            MapKind::Multi(maps) => maps.iter().find_map(|map| map.format),
+            _ => None,
+        };
+        let section = |point: &PathBuf| self.conf.has_amd_section(&point.to_string_lossy());
+        let configured = entry.mount_point.as_ref().is_some_and(section).then_some(Format::Amd);
+        entry.map.format.or(first).or(configured).unwrap_or(entry.map.format())
+    }
+
+    fn content(&self, entry: &Entry, format: Format, source: Box<dyn Source>) -> Result<Content, MapError> {
+        match format {
+            Format::Sun => Ok(Content::Sun(source)),
+            Format::Amd => Ok(Content::Amd(source, self.amd_settings(entry))),
+            Format::Hesiod => Err(MapError::Unsupported(entry.map.to_string())),
+        }
+    }
+
+    fn amd_settings(&self, entry: &Entry) -> amd::Settings {
+        let usual = amd::Settings::default();
+        let point = entry.mount_point.as_deref().unwrap_or(Path::new("/")).to_string_lossy();
+        let value = |name| self.conf.amd_value(&point, name);
+        let flag = |name, usual| value(name).map_or(usual, |value| value.eq_ignore_ascii_case("yes"));
+        let in_defaults = flag("selectors_on_default", usual.selectors_in_defaults);
+        amd::Settings {
+            bind: flag("autofs_use_lofs", usual.bind),
+            normalize_slashes: flag("normalize_slashes", usual.normalize_slashes),
+            selectors_in_defaults: flag("selectors_in_defaults", in_defaults),
+            map_defaults: value("map_defaults").filter(|text| !text.is_empty()).map(str::to_owned),
+            map_type: value("map_type").map(str::to_owned),
+            ufs: value("linux_ufs_mount_type").map_or(usual.ufs, str::to_owned),
+        }
+    }
+}
+
+impl MapError {
+    fn entry(origin: PathBuf, key: &[u8], error: EntryError) -> Self {
+        Self::Entry { origin, key: show(key).into(), error }
+    }
+}
+
 /// A map that answers.
 #[derive(Debug)]
 pub struct Map {
@@ -46,6 +118,8 @@ pub struct Map {
 enum Content {
     /// Entries in sun format.
     Sun(Box<dyn Source>),
+    /// Entries in amd format.
+    Amd(Box<dyn Source>, amd::Settings),
     /// One key, whose meaning is known.
     Fixed(Vec<u8>, Resolved),
 }
@@ -64,7 +138,7 @@ pub enum MapError {
         /// The key.
         key: String,
         /// Why.
-        error: sun::Error,
+        error: EntryError,
     },
     /// Name or options of a submount's map, or of one in a checkpoint.
     #[error("map {map}: {error}")]
@@ -81,12 +155,25 @@ pub enum MapError {
     Unsupported(String),
 }
 
+/// Why an entry makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    /// In sun format.
+    #[error(transparent)]
+    Sun(#[from] sun::Error),
+    /// In amd format.
+    #[error(transparent)]
+    Amd(#[from] amd::Error),
+}
+
 impl Map {
     /// Open the map of an entry.
     pub fn open(entry: Entry, site: Arc<Site>) -> Result<Self, MapError> {
-        let opener = Opener { site: &site, entry: &entry };
+        let format = site.format(&entry);
+        let opener = Opener { site: &site, entry: &entry, format };
         let source = opener.source(&entry.map)?;
-        Ok(Self::new(entry, site, Content::Sun(source)))
+        let content = site.content(&entry, format, source)?;
+        Ok(Self::new(entry, site, content))
     }
 
     /// The map of a checkpoint's service: of a unit, else the map itself. Where that cannot be opened (on another
@@ -102,7 +189,7 @@ impl Map {
                             "{error}; going on with the {} entries of the checkpoint",
                             entries.len()
                         );
-                        Ok(Self::listed(entry, entries, site))
+                        Self::listed(entry, entries, site)
                     }
                     opened => opened,
                 }
@@ -127,9 +214,10 @@ impl Map {
     }
 
     /// A map with the entries of a checkpoint in place of its own source.
-    pub fn listed(entry: Entry, entries: &[(Vec<u8>, Vec<u8>)], site: Arc<Site>) -> Self {
+    pub fn listed(entry: Entry, entries: &[(Vec<u8>, Vec<u8>)], site: Arc<Site>) -> Result<Self, MapError> {
         let source = ListSource::new(entries, &entry.map.to_string());
-        Self::new(entry, site, Content::Sun(Box::new(source)))
+        let content = site.content(&entry, site.format(&entry), Box::new(source))?;
+        Ok(Self::new(entry, site, content))
     }
 
     fn new(entry: Entry, site: Arc<Site>, content: Content) -> Self {
@@ -152,19 +240,19 @@ impl Map {
     /// What a key stands for; `None`: the map does not have it. May block: programs run, names are looked up.
     pub fn lookup(&self, key: &[u8], who: Credentials) -> Result<Option<Resolved>, MapError> {
         let mut warnings = Vec::new();
-        let resolved = self.lookup_as(key, &Requester::new(who), &super::local::is_local, &mut warnings);
+        let resolved = self.lookup_as(key, &Requester::new(who), &ThisMachine, &mut warnings);
         for warning in warnings {
             tracing::debug!("map {}, key {}: {}: {}", self.entry.map, show(key), warning.at, warning.message);
         }
         resolved
     }
 
-    /// As [`Map::lookup`], with the requester's names and the machine's hosts given, and warnings kept.
+    /// As [`Map::lookup`], with the requester's names and the machine given, and warnings kept.
     pub fn lookup_as(
         &self,
         key: &[u8],
         who: &Requester,
-        is_local: &dyn Fn(&str) -> bool,
+        machine: &dyn Machine,
         warnings: &mut Vec<Warning>,
     ) -> Result<Option<Resolved>, MapError> {
         if self.is_hidden(key) {
@@ -172,34 +260,78 @@ impl Map {
         }
         let environment = &self.site.environment;
         let variables = Variables { environment, definitions: &self.definitions, requester: who };
-        let source = match &self.content {
-            Content::Sun(source) => source,
-            Content::Fixed(known, resolved) => return Ok((key == known).then(|| resolved.clone())),
-        };
-        let Some(raw) = source.lookup(key, &variables)? else {
-            return Ok(None);
-        };
-        if raw.text.bytes() == b"-null" {
-            return Ok(None);
+        match &self.content {
+            Content::Fixed(known, resolved) => Ok((key == known).then(|| resolved.clone())),
+            Content::Sun(source) => {
+                let Some(raw) = source.lookup(key, &variables)? else {
+                    return Ok(None);
+                };
+                if raw.text.bytes() == b"-null" {
+                    return Ok(None);
+                }
+                let context = Context { key, variables, defaults: &self.defaults, machine };
+                let resolved = sun::resolve(&raw.text, &context, warnings).map_err(EntryError::from);
+                resolved.map(Some).map_err(|error| MapError::entry(raw.origin, key, error))
+            }
+            Content::Amd(source, settings) => {
+                let Some((raw, base)) = self.amd_entry(source.as_ref(), key, &variables)? else {
+                    return Ok(None);
+                };
+                let point = self.entry.mount_point.as_deref().unwrap_or(Path::new("/"));
+                let path = point.join(OsStr::from_bytes(key));
+                let context = amd::Context {
+                    key,
+                    path: path.as_os_str().as_bytes(),
+                    map: &self.entry.map,
+                    variables,
+                    defaults: &self.defaults,
+                    settings,
+                    machine,
+                };
+                let base = base.as_ref().map(|base| &base.text);
+                let resolved = amd::resolve(&raw.text, base, &context, warnings).map_err(EntryError::from);
+                resolved.map(Some).map_err(|error| MapError::entry(raw.origin, key, error))
+            }
         }
-        let context = Context { key, variables, defaults: &self.defaults, is_local };
-        let resolved = sun::resolve(&raw.text, &context, warnings);
-        resolved.map(Some).map_err(|error| MapError::Entry {
-            origin: raw.origin,
-            key: show(key).into(),
-            error,
-        })
+    }
+
+    /// The entry of a key in an amd map, and `/defaults`. A program is asked for the key only.
+    fn amd_entry(
+        &self,
+        source: &dyn Source,
+        key: &[u8],
+        variables: &Variables<'_>,
+    ) -> Result<Option<(RawEntry, Option<RawEntry>)>, MapError> {
+        let key = [self.entry.options.prefix.as_slice(), key].concat();
+        if source.is_program() {
+            // It writes the key before the entry.
+            let found = source.lookup(&key, variables)?;
+            return Ok(found.map(|raw| (raw.without_key(&key), None)));
+        }
+        for candidate in amd::candidates(&key) {
+            if let Some(raw) = source.lookup(&candidate, variables)? {
+                return Ok(Some((raw, source.lookup(b"/defaults", variables)?)));
+            }
+        }
+        Ok(None)
     }
 
     /// All keys in order, without the wildcard; `None` when the map cannot list them.
     pub fn keys(&self) -> Result<Option<Vec<Vec<u8>>>, MapError> {
-        let pairs = match &self.content {
-            Content::Sun(source) => source.entries()?,
+        let (source, prefix) = match &self.content {
+            Content::Sun(source) => (source, None),
+            Content::Amd(source, _) => (source, Some(self.entry.options.prefix.as_slice())),
             Content::Fixed(key, _) => return Ok(Some(vec![key.clone()])),
         };
-        let Some(pairs) = pairs else {
+        let Some(pairs) = source.entries()? else {
             return Ok(None);
         };
+        if let Some(prefix) = prefix {
+            // Of an amd map: names in this directory that are no patterns.
+            let name = |key: &Vec<u8>| key.strip_prefix(prefix).map(<[u8]>::to_vec);
+            let names = pairs.iter().filter_map(|(key, _)| name(key));
+            return Ok(Some(names.filter(|key| !key.iter().any(|b| matches!(b, b'/' | b'*'))).collect()));
+        }
         let wanted = |key: &Vec<u8>, text: &[u8]| key != b"*" && text != b"-null" && !self.is_hidden(key);
         let keys = pairs.into_iter().filter(|(key, raw)| wanted(key, raw.text.bytes())).map(|(key, _)| key);
         Ok(Some(keys.collect()))
@@ -222,7 +354,7 @@ impl Map {
     /// Where the entries come from; `None` for the map of a unit.
     pub fn source(&self) -> Option<&dyn Source> {
         match &self.content {
-            Content::Sun(source) => Some(source.as_ref()),
+            Content::Sun(source) | Content::Amd(source, _) => Some(source.as_ref()),
             Content::Fixed(..) => None,
         }
     }
@@ -244,21 +376,26 @@ impl Map {
 struct Opener<'a> {
     site: &'a Site,
     entry: &'a Entry,
+    format: Format,
 }
 
 impl Opener<'_> {
     fn source(&self, map: &MapName) -> Result<Box<dyn Source>, MapError> {
-        if map.format() != Format::Sun {
+        // The maps of a multi map are all in the format of the first that names one.
+        if map.format.is_some_and(|format| format != self.format) {
             return Err(MapError::Unsupported(map.to_string()));
         }
+        let keys = match (self.format, &self.entry.mount_point) {
+            (Format::Amd, _) => Keys::Any,
+            (_, None) => Keys::Paths,
+            (_, Some(_)) => Keys::Names,
+        };
         let path = Path::new("/etc").join(&map.name);
         match &map.kind {
             MapKind::Path if is_program(&path) => Ok(self.program(path)),
             MapKind::Program => Ok(self.program(path)),
             // A name without a type is a file in /etc, as `automount: files` in nsswitch.conf says.
-            MapKind::Path | MapKind::File | MapKind::Named => {
-                Ok(Box::new(FileSource::open(&path, self.entry.mount_point.is_none())?))
-            }
+            MapKind::Path | MapKind::File | MapKind::Named => Ok(Box::new(FileSource::open(&path, keys)?)),
             MapKind::Multi(maps) => {
                 let sources = maps.iter().map(|map| self.source(map)).collect::<Result<_, _>>()?;
                 Ok(Box::new(MultiSource(sources)))

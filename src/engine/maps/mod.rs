@@ -9,13 +9,15 @@
 //! | [`master`] | the master map |
 //! | [`conf`] | `autofs.conf` |
 //! | [`source`] | where entries come from: files, programs, lists |
-//! | [`local`] | which hosts are this machine |
+//! | [`amd`] | an entry in amd format → [`Resolved`] |
+//! | [`local`] | questions about this machine and its networks |
 //! | [`unit`] | systemd mount units → [`Resolved`] |
 //! | [`map`] | a master-map entry made usable: the engine's way in |
 //!
 //! The parsers are pure and give every warning a line and a column. Where automount 5.1.9 and its
 //! manual disagree, `docs/map-decisions.md` says what is done here.
 
+pub mod amd;
 pub mod conf;
 pub mod local;
 pub mod map;
@@ -50,6 +52,8 @@ pub struct Resolved {
     pub mounts: Vec<MountSpec>,
     /// One mount that fails makes the whole entry fail (`-strict`).
     pub strict: bool,
+    /// What to try when mounting this fails (amd maps have several locations).
+    pub otherwise: Option<Box<Resolved>>,
 }
 
 /// One mount of an entry.
@@ -75,6 +79,15 @@ pub enum What {
         sources: Vec<Replica>,
         /// Choose among replicas by weight alone, not by distance and response time.
         use_weight_only: bool,
+    },
+    /// Mount at a place elsewhere, which other keys may share, then make the key (amd maps).
+    External {
+        /// Absolute path, no `.` or `..`; made when it is missing. What is mounted there already is used.
+        place: PathBuf,
+        /// What to mount there: [`What::Mount`].
+        mount: Box<What>,
+        /// What the key is: a bind mount ([`What::Mount`]) of `place` or below, or a [`What::Symlink`] to it.
+        then: Box<What>,
     },
     /// Make a symbolic link (option `symlink`).
     Symlink(PathBuf),

@@ -14,12 +14,12 @@ mod list;
 mod multi;
 mod program;
 
-pub use file::FileSource;
+pub use file::{FileSource, Keys};
 pub use list::ListSource;
 pub use multi::MultiSource;
 pub use program::ProgramSource;
 
-use super::text::{Text, Warning};
+use super::text::{Text, Warning, Words};
 use super::vars::Variables;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,17 @@ pub struct RawEntry {
     pub text: Text,
     /// The file or program it comes from.
     pub origin: PathBuf,
+}
+
+impl RawEntry {
+    /// Without the key that stands before it, if it does.
+    pub fn without_key(self, key: &[u8]) -> Self {
+        let mut words = Words::new(&self.text);
+        match words.next() {
+            Some(Ok(first)) if first.bytes() == key => Self { text: words.remaining(), origin: self.origin },
+            _ => self,
+        }
+    }
 }
 
 /// A key and its entry.
@@ -96,6 +107,11 @@ pub trait Source: std::fmt::Debug + Send + Sync {
 
     /// Read again what changed.
     fn refresh(&self) -> Result<(), SourceError>;
+
+    /// Is it a program, to be asked for each key?
+    fn is_program(&self) -> bool {
+        false
+    }
 
     /// What was wrong with it when it was read last, with the file where that stands.
     fn warnings(&self) -> Vec<(PathBuf, Warning)> {

@@ -5,6 +5,7 @@
 
 mod location;
 
+use super::local::Machine;
 use super::options::merge;
 use super::text::{Char, Position, Text, Warning, Word, Words, is_blank, show};
 use super::vars::{Definition, Variables, definition};
@@ -22,8 +23,8 @@ pub struct Context<'a> {
     pub variables: Variables<'a>,
     /// What the map's master-map entry says for all its entries.
     pub defaults: &'a Defaults,
-    /// Is this host the machine itself? May ask the name service; asked about hosts of NFS mounts only.
-    pub is_local: &'a dyn Fn(&str) -> bool,
+    /// Asked whether hosts of NFS mounts are this machine.
+    pub machine: &'a dyn Machine,
 }
 
 /// What a master-map entry says for all the entries of its map.
@@ -214,7 +215,11 @@ pub fn resolve(entry: &Text, context: &Context<'_>, warnings: &mut Vec<Warning>)
         let own = Own::of(&common, context.defaults);
         let strict = own.strict;
         let what = own.what(part, context, true)?;
-        return Ok(Resolved { mounts: vec![MountSpec { offset: PathBuf::new(), what }], strict });
+        return Ok(Resolved {
+            mounts: vec![MountSpec { offset: PathBuf::new(), what }],
+            strict,
+            otherwise: None,
+        });
     }
 
     let mut parts: Vec<Part> = Vec::new();
@@ -236,7 +241,7 @@ pub fn resolve(entry: &Text, context: &Context<'_>, warnings: &mut Vec<Warning>)
         }
     }
 
-    let mut resolved = Resolved { mounts: Vec::new(), strict: context.defaults.strict };
+    let mut resolved = Resolved { strict: context.defaults.strict, ..Resolved::default() };
     for part in parts {
         let at = part.at.unwrap_or(end);
         let own = Own::of(&merge(&common, &part.options, context.defaults.append), context.defaults);
@@ -369,7 +374,7 @@ impl Own {
             use_weight_only: self.use_weight_only,
             slashify: context.defaults.slashify,
         };
-        locations.resolve(&part.locations, context.is_local)
+        locations.resolve(&part.locations, context.machine)
     }
 
     fn submount(self, part: Part, at: Position) -> Result<What, Error> {

@@ -19,6 +19,12 @@ pub struct Position {
     pub column: u32,
 }
 
+impl Default for Position {
+    fn default() -> Self {
+        Self::START
+    }
+}
+
 impl Position {
     /// The beginning of a file.
     pub const START: Self = Self { line: 1, column: 1 };

@@ -42,7 +42,7 @@ pub fn resolve(what: &[u8], fstype: &str, options: &[u8]) -> Resolved {
         sources: vec![replica(fstype, source)],
         use_weight_only: false,
     };
-    Resolved { mounts: vec![MountSpec { offset: PathBuf::new(), what }], strict: false }
+    Resolved { mounts: vec![MountSpec { offset: PathBuf::new(), what }], ..Resolved::default() }
 }
 
 fn replica(fstype: &str, source: OsString) -> Replica {

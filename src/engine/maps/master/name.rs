@@ -104,7 +104,8 @@ const KINDS: &[(&str, MapKind)] = &[
 ];
 
 impl MapKind {
-    fn word(&self) -> Option<&'static str> {
+    /// Its name in a master map; `None` for those that are not written as `TYPE:NAME`.
+    pub fn word(&self) -> Option<&'static str> {
         KINDS.iter().find(|(_, kind)| kind == self).map(|(word, _)| *word)
     }
 }

@@ -35,6 +35,8 @@ pub struct MapOptions {
     pub use_weight_only: bool,
     /// One mount of a multi-mount that fails makes all fail.
     pub strict: bool,
+    /// What stands before each key in an amd map (`--prefix`, not known to automount).
+    pub prefix: Vec<u8>,
     /// Leave colons in locations alone.
     pub keep_colons: bool,
     /// Log more about this map.
@@ -77,6 +79,7 @@ const WITH_VALUE: &[(Valued, &[&str])] = &[
     (Valued::Timeout, &["--timeout", "-timeout", "timeout", "-t"]),
     (Valued::NegativeTimeout, &["--negative-timeout", "-negative-timeout", "negative-timeout", "-n"]),
     (Valued::Mode, &["--mode"]),
+    (Valued::Prefix, &["--prefix"]),
     (Valued::Define, &["--define", "-D"]),
 ];
 
@@ -85,6 +88,7 @@ enum Valued {
     Timeout,
     NegativeTimeout,
     Mode,
+    Prefix,
     Define,
 }
 
@@ -189,6 +193,7 @@ impl MapOptions {
                 Ok(mode) if mode <= 0o7777 => self.mode = Some(mode),
                 _ => return Err(OptionError::Value(name.into(), "permissions as an octal number")),
             },
+            Valued::Prefix => self.prefix = unquoted(value),
             Valued::Define => match definition(&unquoted(value)) {
                 Some(defined) => self.definitions.push(defined),
                 None => return Err(OptionError::Value(name.into(), "VARIABLE=VALUE")),

@@ -1,12 +1,14 @@
 //! A whole master map: its text with everything that it includes.
 
-use super::{Entry, Item, MapKind, MapName, parse};
+use super::{Entry, Item, MapKind, MapName, entry, parse};
+use crate::engine::maps::conf::Conf;
 use crate::engine::maps::text::{Position, Warning};
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Includes deeper than this are left out.
 const DEPTH_MAX: usize = 16;
@@ -18,6 +20,32 @@ pub struct Master {
     pub entries: Vec<Entry>,
     /// What is wrong, with the file where it stands.
     pub warnings: Vec<(PathBuf, Warning)>,
+}
+
+impl Master {
+    /// Add the mount points that only `autofs.conf` names: its amd sections with a `map_name`. Says which cannot be.
+    pub fn add_amd_sections(&mut self, conf: &Conf) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (point, _) in conf.amd.iter().filter(|(name, _)| name.starts_with('/')) {
+            let there = |entry: &Entry| entry.mount_point.as_deref() == Some(Path::new(point));
+            let Some(name) = conf.amd_value(point, "map_name").filter(|_| !self.entries.iter().any(there))
+            else {
+                continue;
+            };
+            let kind = conf.amd_value(point, "map_type").unwrap_or("file");
+            match entry(Some(point.into()), format!("{kind},amd:{name}").as_bytes(), b"") {
+                Ok(mut entry) => {
+                    let interval =
+                        conf.amd_value(point, "dismount_interval").and_then(|value| value.parse().ok());
+                    entry.options.timeout = interval.map(Duration::from_secs);
+                    entry.options.browse = conf.amd_value(point, "browsable_dirs").map(|value| value != "no");
+                    self.entries.push(entry);
+                }
+                Err(error) => wrong.push(format!("section {point}: {error}")),
+            }
+        }
+        wrong
+    }
 }
 
 /// Where texts come from.

@@ -16,11 +16,22 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// Includes deeper than this are left out.
 const DEPTH_MAX: usize = 16;
 
+/// What keys look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// One component: of an indirect map in sun format.
+    Names,
+    /// Absolute paths: of a direct map.
+    Paths,
+    /// Paths of any kind, `*` at their ends included: in amd format. The wildcard is a key like any other.
+    Any,
+}
+
 /// A map in a file.
 #[derive(Debug)]
 pub struct FileSource {
     path: PathBuf,
-    direct: bool,
+    keys: Keys,
     read: RwLock<Arc<Contents>>,
 }
 
@@ -51,6 +62,7 @@ impl Stamp {
 #[derive(Debug)]
 struct Contents {
     path: PathBuf,
+    keys: Keys,
     stamp: Option<Stamp>,
     bytes: Vec<u8>,
     /// Sorted by hash, then by place in the file.
@@ -90,7 +102,7 @@ enum Meaning {
 }
 
 /// Key and entry of a line; a warning when it has none.
-fn meaning(line: &Line, direct: bool) -> Result<Meaning, Warning> {
+fn meaning(line: &Line, keys: Keys) -> Result<Meaning, Warning> {
     let at = line.text.position(0);
     let warn = |at, message: String| Err(Warning::new(at, message));
     let mut words = Words::new(&line.text);
@@ -123,26 +135,30 @@ fn meaning(line: &Line, direct: bool) -> Result<Meaning, Warning> {
     {
         return warn(quote.0, format!("{quote}: key {shown} is left out"));
     }
-    if key.starts(b'*') {
-        return match bytes.as_slice() {
-            b"*" => Ok(Meaning::Wildcard(entry)),
+    if key.starts(b'*') && keys != Keys::Any {
+        return match (bytes.as_slice(), keys) {
+            (b"*", Keys::Names) => Ok(Meaning::Wildcard(entry)),
+            (b"*", _) => warn(at, "a direct map has no wildcard".into()),
             _ => {
                 warn(at, format!("{shown} is neither a key nor the wildcard; write \\* for a star in a key"))
             }
         };
     }
-    match (direct, bytes.contains(&b'/')) {
-        (true, _) if bytes[0] != b'/' => {
+    match keys {
+        Keys::Paths if bytes.first() != Some(&b'/') => {
             warn(at, format!("key {shown} of a direct map is not an absolute path"))
         }
-        (false, true) => warn(at, format!("key {shown} of an indirect map has a slash")),
-        _ => Ok(Meaning::Entry(normal(bytes, direct), entry)),
+        Keys::Names if bytes.contains(&b'/') => {
+            warn(at, format!("key {shown} of an indirect map has a slash"))
+        }
+        Keys::Paths => Ok(Meaning::Entry(without_slash(bytes), entry)),
+        _ => Ok(Meaning::Entry(bytes, entry)),
     }
 }
 
 /// A slash at the end of a direct key means nothing.
-fn normal(mut key: Vec<u8>, direct: bool) -> Vec<u8> {
-    while direct && key.len() > 1 && key.ends_with(b"/") {
+fn without_slash(mut key: Vec<u8>) -> Vec<u8> {
+    while key.len() > 1 && key.ends_with(b"/") {
         key.pop();
     }
     key
@@ -150,12 +166,13 @@ fn normal(mut key: Vec<u8>, direct: bool) -> Vec<u8> {
 
 impl Contents {
     /// Read a file. `above` are the files that include it.
-    fn read(path: &Path, direct: bool, above: &mut Vec<PathBuf>) -> Result<Self, SourceError> {
+    fn read(path: &Path, keys: Keys, above: &mut Vec<PathBuf>) -> Result<Self, SourceError> {
         // The stamp comes first: a change in between is seen as one later.
         let stamp = Stamp::of(path);
         let bytes = std::fs::read(path).map_err(SourceError::read(path))?;
         let mut contents = Self {
             path: path.to_owned(),
+            keys,
             stamp,
             bytes: Vec::new(),
             index: Vec::new(),
@@ -165,22 +182,22 @@ impl Contents {
         };
         above.push(path.to_owned());
         for line in Lines::new(&bytes) {
-            contents.add(&line, direct, above);
+            contents.add(&line, above);
         }
         above.pop();
         contents.index.sort_unstable();
         contents.index.shrink_to_fit();
         contents.bytes = bytes;
-        contents.warn_of_duplicates(direct);
+        contents.warn_of_duplicates();
         Ok(contents)
     }
 
-    fn warn_of_duplicates(&mut self, direct: bool) {
+    fn warn_of_duplicates(&mut self) {
         let mut found = Vec::new();
         for same in self.index.chunk_by(|a, b| a.hash == b.hash).filter(|same| same.len() > 1) {
             let mut keys = HashSet::new();
             for line in same.iter().filter_map(|slot| self.line(*slot)) {
-                if let Ok(Meaning::Entry(key, _)) = meaning(&line, direct)
+                if let Ok(Meaning::Entry(key, _)) = meaning(&line, self.keys)
                     && !keys.insert(key.clone())
                 {
                     let text = format!("key {} is there already: the first entry counts", show(&key));
@@ -192,7 +209,7 @@ impl Contents {
         self.warnings.sort_by_key(|warning| warning.at);
     }
 
-    fn add(&mut self, line: &Line, direct: bool, above: &mut Vec<PathBuf>) {
+    fn add(&mut self, line: &Line, above: &mut Vec<PathBuf>) {
         let at = line.text.position(0);
         let Ok(offset) = u32::try_from(line.offset) else {
             return self.warnings.push(Warning::new(at, "lines after 4 GiB are left out"));
@@ -201,23 +218,20 @@ impl Contents {
             let text = "the line is indented: automount ignores it, and the entry before it as well";
             self.warnings.push(Warning::new(at, text));
         }
-        match meaning(line, direct) {
+        match meaning(line, self.keys) {
             Err(warning) => self.warnings.push(warning),
-            Ok(Meaning::Wildcard(_)) if direct => {
-                self.warnings.push(Warning::new(at, "a direct map has no wildcard"));
-            }
             Ok(Meaning::Wildcard(_)) => {
                 self.wildcard.get_or_insert(Slot { hash: 0, offset, line: line.line });
             }
             Ok(Meaning::Entry(key, _)) => self.index.push(Slot { hash: hash(&key), offset, line: line.line }),
-            Ok(Meaning::Include(name)) => match self.include(&name, direct, above) {
+            Ok(Meaning::Include(name)) => match self.include(&name, above) {
                 Ok(included) => self.includes.push((offset, included)),
                 Err(message) => self.warnings.push(Warning::new(at, message)),
             },
         }
     }
 
-    fn include(&self, name: &MapName, direct: bool, above: &mut Vec<PathBuf>) -> Result<Included, String> {
+    fn include(&self, name: &MapName, above: &mut Vec<PathBuf>) -> Result<Included, String> {
         let path = match name.kind {
             MapKind::Path | MapKind::File => PathBuf::from(&name.name),
             MapKind::Named => self.path.parent().unwrap_or(Path::new("/etc")).join(&name.name),
@@ -229,7 +243,7 @@ impl Contents {
         if above.contains(&path) {
             return Err(format!("+{name} is left out: the file includes itself"));
         }
-        Ok(match Self::read(&path, direct, above) {
+        Ok(match Self::read(&path, self.keys, above) {
             Ok(contents) => Included::Contents(Arc::new(contents)),
             Err(_) => Included::Missing(path),
         })
@@ -250,22 +264,22 @@ impl Contents {
 
     /// What a key stands for. A map that is included is asked at its place, and answers with its wildcard, too; the file's
     /// own wildcard comes last.
-    fn find(&self, key: &[u8], direct: bool) -> Option<RawEntry> {
-        let (limit, own) = match self.exact(key, direct) {
+    fn find(&self, key: &[u8]) -> Option<RawEntry> {
+        let (limit, own) = match self.exact(key) {
             Some((offset, text)) => (offset, Some(text)),
             None => (u32::MAX, None),
         };
         let before = self.contents().take_while(|(offset, _)| *offset < limit);
-        let included = before.map(|(_, contents)| contents).find_map(|contents| contents.find(key, direct));
+        let included = before.map(|(_, contents)| contents).find_map(|contents| contents.find(key));
         included.or_else(|| own.or_else(|| self.wildcard()).map(|text| self.entry(text)))
     }
 
     /// The first line with a key, and where it is.
-    fn exact(&self, key: &[u8], direct: bool) -> Option<(u32, Text)> {
+    fn exact(&self, key: &[u8]) -> Option<(u32, Text)> {
         let hash = hash(key);
         let start = self.index.partition_point(|slot| slot.hash < hash);
         let same = self.index[start..].iter().take_while(|slot| slot.hash == hash);
-        let mut found = same.filter_map(|slot| match meaning(&self.line(*slot)?, direct) {
+        let mut found = same.filter_map(|slot| match meaning(&self.line(*slot)?, self.keys) {
             Ok(Meaning::Entry(found, text)) if found == key => Some((slot.offset, text)),
             _ => None,
         });
@@ -273,7 +287,7 @@ impl Contents {
     }
 
     fn wildcard(&self) -> Option<Text> {
-        match meaning(&self.line(self.wildcard?)?, false) {
+        match meaning(&self.line(self.wildcard?)?, self.keys) {
             Ok(Meaning::Wildcard(text)) => Some(text),
             _ => None,
         }
@@ -291,22 +305,22 @@ impl Contents {
     }
 
     /// All entries in the order of the text.
-    fn list(&self, direct: bool, seen: &mut HashSet<Vec<u8>>, pairs: &mut Vec<Pair>) {
+    fn list(&self, seen: &mut HashSet<Vec<u8>>, pairs: &mut Vec<Pair>) {
         let mut includes = self.contents().peekable();
         for line in Lines::new(&self.bytes) {
             while let Some((_, contents)) = includes.next_if(|(offset, _)| (*offset as usize) < line.offset) {
-                contents.list(direct, seen, pairs);
+                contents.list(seen, pairs);
             }
-            let (key, text) = match meaning(&line, direct) {
+            let (key, text) = match meaning(&line, self.keys) {
                 Ok(Meaning::Entry(key, text)) => (key, text),
-                Ok(Meaning::Wildcard(text)) if !direct => (b"*".to_vec(), text),
+                Ok(Meaning::Wildcard(text)) => (b"*".to_vec(), text),
                 _ => continue,
             };
             if seen.insert(key.clone()) {
                 pairs.push((key, self.entry(text)));
             }
         }
-        includes.for_each(|(_, contents)| contents.list(direct, seen, pairs));
+        includes.for_each(|(_, contents)| contents.list(seen, pairs));
     }
 
     fn warnings(&self, all: &mut Vec<(PathBuf, Warning)>) {
@@ -326,10 +340,10 @@ impl Contents {
 }
 
 impl FileSource {
-    /// Read a file. Keys of a direct map are absolute paths, others have no slash.
-    pub fn open(path: &Path, direct: bool) -> Result<Self, SourceError> {
-        let contents = Contents::read(path, direct, &mut Vec::new())?;
-        Ok(Self { path: path.to_owned(), direct, read: RwLock::new(Arc::new(contents)) })
+    /// Read a file.
+    pub fn open(path: &Path, keys: Keys) -> Result<Self, SourceError> {
+        let contents = Contents::read(path, keys, &mut Vec::new())?;
+        Ok(Self { path: path.to_owned(), keys, read: RwLock::new(Arc::new(contents)) })
     }
 
     fn contents(&self) -> Arc<Contents> {
@@ -340,16 +354,16 @@ impl FileSource {
 impl Source for FileSource {
     fn lookup(&self, key: &[u8], _: &Variables<'_>) -> Result<Option<RawEntry>, SourceError> {
         // The keys of a direct map are triggers: they change when the map is read again as a whole.
-        if !self.direct {
+        if self.keys != Keys::Paths {
             self.refresh()?;
         }
-        Ok(self.contents().find(key, self.direct))
+        Ok(self.contents().find(key))
     }
 
     fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError> {
         self.refresh()?;
         let mut pairs = Vec::new();
-        self.contents().list(self.direct, &mut HashSet::new(), &mut pairs);
+        self.contents().list(&mut HashSet::new(), &mut pairs);
         Ok(Some(pairs))
     }
 
@@ -359,7 +373,7 @@ impl Source for FileSource {
 
     fn refresh(&self) -> Result<(), SourceError> {
         if !self.fresh() {
-            let contents = Contents::read(&self.path, self.direct, &mut Vec::new())?;
+            let contents = Contents::read(&self.path, self.keys, &mut Vec::new())?;
             *self.read.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(contents);
         }
         Ok(())

@@ -68,6 +68,10 @@ impl Source for ProgramSource {
     fn refresh(&self) -> Result<(), SourceError> {
         Ok(())
     }
+
+    fn is_program(&self) -> bool {
+        true
+    }
 }
 
 impl ProgramSource {

@@ -1,5 +1,6 @@
 //! Locations: `HOST:/PATH`, `HOST1,HOST2(WEIGHT):/PATH`, `:/LOCAL`, or a bare name.
 
+use super::super::local::Machine;
 use super::super::options::{for_bind, join};
 use super::super::text::{Char, Word, show};
 use super::super::{Replica, What};
@@ -20,7 +21,7 @@ pub(super) struct Locations {
 
 impl Locations {
     /// What the locations stand for; there is at least one.
-    pub(super) fn resolve(self, words: &[Word], is_local: &dyn Fn(&str) -> bool) -> Result<What, Error> {
+    pub(super) fn resolve(self, words: &[Word], machine: &dyn Machine) -> Result<What, Error> {
         let words: Vec<Word> = words.iter().map(|word| self.slashify(word)).collect();
         for word in &words {
             validate(word, words.len() > 1)?;
@@ -42,7 +43,7 @@ impl Locations {
                 options = for_bind(&options);
             }
             for source in &mut sources {
-                if source.host.as_deref().is_some_and(|host| !self.bind || !is_local(host)) {
+                if source.host.as_deref().is_some_and(|host| !self.bind || !machine.is_local(host)) {
                     source.local = None;
                 }
             }

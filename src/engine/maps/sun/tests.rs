@@ -1,5 +1,6 @@
 use super::*;
 use crate::engine::maps::Credentials;
+use crate::engine::maps::local::ThisMachine;
 use crate::engine::maps::vars::{Environment, Requester};
 use proptest::prelude::*;
 
@@ -7,7 +8,7 @@ fn with<T>(key: &[u8], defaults: &Defaults, read: impl FnOnce(&Context<'_>) -> T
     let environment = Environment { nodename: "client.example.org".into(), ..Environment::default() };
     let requester = Requester::known(Credentials { uid: 0, gid: 0 }, Default::default());
     let variables = Variables { environment: &environment, definitions: &[], requester: &requester };
-    read(&Context { key, variables, defaults, is_local: &|_| false })
+    read(&Context { key, variables, defaults, machine: &ThisMachine })
 }
 
 fn parse(key: &[u8], entry: &[u8]) -> Result<Resolved, Error> {

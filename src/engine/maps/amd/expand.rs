@@ -1,0 +1,121 @@
+//! Values of options, with variables put in.
+
+use super::super::text::{Char, show};
+use super::{Context, Error, ErrorKind};
+use crate::engine::maps::text::Position;
+use std::borrow::Cow;
+use std::os::unix::ffi::OsStrExt;
+
+/// How deep variables may stand in values of variables.
+const DEPTH_MAX: usize = 16;
+
+/// The options of a location and of what stands behind it.
+pub(super) struct Values<'a> {
+    /// The first layer that has an option counts.
+    layers: Vec<&'a [(String, Vec<Char>)]>,
+    context: &'a Context<'a>,
+}
+
+impl<'a> Values<'a> {
+    pub(super) fn new<const N: usize>(
+        layers: [&'a [(String, Vec<Char>)]; N],
+        context: &'a Context<'a>,
+    ) -> Self {
+        Self { layers: layers.to_vec(), context }
+    }
+
+    fn raw(&self, name: &str) -> Option<&'a [Char]> {
+        self.layers.iter().find_map(|layer| {
+            layer.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_slice())
+        })
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.raw(name).is_some_and(|value| !value.is_empty())
+    }
+
+    /// The value of an option; empty when it has none. Of `rhost` that is this host, of `rfs` the path of the key.
+    pub(super) fn option(&self, name: &str, at: Position) -> Result<Vec<u8>, Error> {
+        self.option_at(name, at, 0)
+    }
+
+    fn option_at(&self, name: &str, at: Position, depth: usize) -> Result<Vec<u8>, Error> {
+        match self.raw(name).filter(|raw| !raw.is_empty()) {
+            Some(raw) => Ok(self.expand_chars(raw, at, depth)?.iter().map(|c| c.byte).collect()),
+            None => Ok(match name {
+                "rhost" => self.context.variables.get(b"host").unwrap_or_default().into_owned(),
+                "rfs" => self.context.path.to_vec(),
+                _ => Vec::new(),
+            }),
+        }
+    }
+
+    /// Text with variables put in.
+    pub(super) fn expand(&self, value: &[Char], at: Position) -> Result<Vec<u8>, Error> {
+        Ok(self.expand_chars(value, at, 0)?.iter().map(|c| c.byte).collect())
+    }
+
+    fn expand_chars(&self, value: &[Char], at: Position, depth: usize) -> Result<Vec<Char>, Error> {
+        let mut out = Vec::new();
+        let mut rest = value;
+        while let Some((first, tail)) = rest.split_first() {
+            if !(first.is(b'$') && tail.first().is_some_and(|c| c.is(b'{'))) {
+                out.push(*first);
+                rest = tail;
+                continue;
+            }
+            let end = tail.iter().position(|c| c.byte == b'}');
+            let end = end.ok_or_else(|| ErrorKind::UnclosedVariable.at(at))?;
+            let name: Vec<u8> = tail[1..end].iter().map(|c| c.byte).collect();
+            match self.variable(&name, at, depth)? {
+                Some(value) => out.extend(value.iter().map(|byte| Char { byte: *byte, literal: false })),
+                // As it is written: that is what automount makes of variables it does not know.
+                None => out.extend_from_slice(&rest[..end + 2]),
+            }
+            rest = &tail[end + 1..];
+        }
+        Ok(out)
+    }
+
+    /// `${name}`, or a part of it: `${/name}`, `${name/}` of a path, `${.name}`, `${name.}` of a host.
+    fn variable(&self, name: &[u8], at: Position, depth: usize) -> Result<Option<Vec<u8>>, Error> {
+        let last_slash = |value: &[u8]| value.iter().rposition(|b| *b == b'/');
+        let first_dot = |value: &[u8]| value.iter().position(|b| *b == b'.');
+        let (bare, part): (&[u8], fn(&[u8], Option<usize>) -> &[u8]) = match name {
+            [b'/' | b'.', bare @ ..] => (bare, |value, cut| cut.map_or(value, |cut| &value[cut + 1..])),
+            [bare @ .., b'/' | b'.'] => (bare, |value, cut| cut.map_or(value, |cut| &value[..cut])),
+            bare => (bare, |value, _| value),
+        };
+        let Some(value) = self.value(bare, at, depth)? else {
+            return Ok(None);
+        };
+        let cut = if name.contains(&b'.') { first_dot(&value) } else { last_slash(&value) };
+        // A host without a domain has none, not itself.
+        let none = name.first() == Some(&b'.') && cut.is_none();
+        Ok(Some(if none { Vec::new() } else { part(&value, cut).to_vec() }))
+    }
+
+    fn value(&self, name: &[u8], at: Position, depth: usize) -> Result<Option<Vec<u8>>, Error> {
+        if depth > DEPTH_MAX {
+            return Err(ErrorKind::Circle(show(name).into()).at(at));
+        }
+        match name {
+            b"fs" | b"dev" | b"opts" | b"sublink" | b"pref" | b"type" => {
+                let name = show(name).into_owned();
+                if self.has(&name) { self.option_at(&name, at, depth + 1).map(Some) } else { Ok(None) }
+            }
+            b"rhost" | b"rfs" => self.option_at(&show(name), at, depth + 1).map(Some),
+            _ => Ok(self.builtin(name).map(Cow::into_owned)),
+        }
+    }
+
+    /// What does not depend on the location.
+    pub(super) fn builtin(&self, name: &[u8]) -> Option<Cow<'a, [u8]>> {
+        match name {
+            b"key" => Some(Cow::Borrowed(self.context.key)),
+            b"path" => Some(Cow::Borrowed(self.context.path)),
+            b"map" => Some(Cow::Borrowed(self.context.map.name.as_bytes())),
+            _ => self.context.variables.get(name),
+        }
+    }
+}
