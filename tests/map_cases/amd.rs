@@ -200,8 +200,8 @@ fn sections_of_the_configuration_are_entries() {
     let text = b"[ amd ]\nmap_type = file\n[ /one ]\nmap_name = /etc/amd.one\ndismount_interval = 60\n\
                  browsable_dirs = yes\n[ /two ]\nmap_name = amd.two\nmap_type = nis\n[ /three ]\n";
     conf.apply(text, &mut Vec::new());
-    let mut master = Master::default();
-    master.entries = Vec::from_iter(entry(Some("/one".into()), b"/etc/other", b"").ok());
+    let known = entry(Some("/one".into()), b"/etc/other", b"").unwrap();
+    let mut master = Master { entries: vec![known], ..Master::default() };
     assert_eq!(master.add_amd_sections(&conf), Vec::<String>::new());
     let names: Vec<String> = master.entries.iter().map(|entry| entry.map.to_string()).collect();
     assert_eq!(names, ["/etc/other", "yp,amd:amd.two"]);

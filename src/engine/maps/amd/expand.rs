@@ -9,6 +9,9 @@ use std::os::unix::ffi::OsStrExt;
 /// How deep variables may stand in values of variables.
 const DEPTH_MAX: usize = 16;
 
+/// Takes a part of a value; `None`: it has none.
+type Part = fn(&[u8]) -> Option<&[u8]>;
+
 /// The options of a location and of what stands behind it.
 pub(super) struct Values<'a> {
     /// The first layer that has an option counts.
@@ -79,20 +82,19 @@ impl<'a> Values<'a> {
 
     /// `${name}`, or a part of it: `${/name}`, `${name/}` of a path, `${.name}`, `${name.}` of a host.
     fn variable(&self, name: &[u8], at: Position, depth: usize) -> Result<Option<Vec<u8>>, Error> {
-        let last_slash = |value: &[u8]| value.iter().rposition(|b| *b == b'/');
-        let first_dot = |value: &[u8]| value.iter().position(|b| *b == b'.');
-        let (bare, part): (&[u8], fn(&[u8], Option<usize>) -> &[u8]) = match name {
-            [b'/' | b'.', bare @ ..] => (bare, |value, cut| cut.map_or(value, |cut| &value[cut + 1..])),
-            [bare @ .., b'/' | b'.'] => (bare, |value, cut| cut.map_or(value, |cut| &value[..cut])),
-            bare => (bare, |value, _| value),
+        let (name, part): (&[u8], Part) = match name {
+            [b'/', name @ ..] => (name, |path| path.rsplit(|b| *b == b'/').next()),
+            [name @ .., b'/'] => {
+                (name, |path| path.iter().rposition(|b| *b == b'/').map(|slash| &path[..slash]))
+            }
+            [b'.', name @ ..] => {
+                (name, |host| host.iter().position(|b| *b == b'.').map(|dot| &host[dot + 1..]))
+            }
+            [name @ .., b'.'] => (name, |host| host.split(|b| *b == b'.').next()),
+            name => (name, |value| Some(value)),
         };
-        let Some(value) = self.value(bare, at, depth)? else {
-            return Ok(None);
-        };
-        let cut = if name.contains(&b'.') { first_dot(&value) } else { last_slash(&value) };
-        // A host without a domain has none, not itself.
-        let none = name.first() == Some(&b'.') && cut.is_none();
-        Ok(Some(if none { Vec::new() } else { part(&value, cut).to_vec() }))
+        let value = self.value(name, at, depth)?;
+        Ok(value.map(|value| part(&value).unwrap_or_default().to_vec()))
     }
 
     fn value(&self, name: &[u8], at: Position, depth: usize) -> Result<Option<Vec<u8>>, Error> {
