@@ -193,6 +193,10 @@ pub trait Caller {
 
     /// `ioctl(/dev/autofs, command, buf)`; the kernel writes its answer into `buf`.
     fn ioctl(&self, command: Command, buf: &mut [u8]) -> Result<i32, Errno>;
+    /// Several, in order and whatever their results.
+    fn ioctl_all(&self, commands: &mut [(Command, Vec<u8>)]) -> Vec<Result<i32, Errno>> {
+        commands.iter_mut().map(|(command, buf)| self.ioctl(*command, buf)).collect()
+    }
     /// A descriptor's number.
     fn number(fd: Self::Fd<'_>) -> RawFd;
     /// Takes charge of a number that OPENMOUNT returned.
@@ -380,8 +384,13 @@ impl<C: Caller> Control<C> {
     /// SETPIPEFD: attach `pipe` (a write end) to a catatonic mount; the caller's process group owns
     /// it from now on. The kernel puts the pipe into packet mode and clears O_NONBLOCK.
     pub fn set_pipe(&self, fd: C::Fd<'_>, pipe: C::Fd<'_>) -> Result<(), ControlError> {
-        let call = Call::new(Command::SetPipeFd).fd::<C>(fd).words(C::number(pipe) as u32, 0);
-        self.run(call).map(drop)
+        self.run(Call::set_pipe::<C>(fd, pipe)).map(drop)
+    }
+
+    /// SETPIPEFD of many mounts to one pipe: by an injected caller much faster than one after the other.
+    pub fn set_pipe_all(&self, fds: &[C::Fd<'_>], pipe: C::Fd<'_>) -> Vec<Result<(), ControlError>> {
+        let calls: Vec<_> = fds.iter().map(|fd| Call::set_pipe::<C>(*fd, pipe)).collect();
+        self.run_all(&calls).into_iter().map(|answer| answer.map(drop)).collect()
     }
 
     /// CATATONIC: detach the pipe; every waiter wakes with ENOENT.
@@ -414,9 +423,15 @@ impl<C: Caller> Control<C> {
     /// REQUESTER: who triggered the mount last. `path` is a place where this superblock is mounted
     /// (directories inside an indirect mount are none). Waits while the mount is being expired.
     pub fn requester(&self, fd: C::Fd<'_>, path: &Path) -> Result<Requester, ControlError> {
-        let answer = self.run(Call::new(Command::Requester).fd::<C>(fd).path(path))?;
-        let (uid, gid) = answer.words();
-        Ok(Requester { uid, gid })
+        Ok(self.run(Call::new(Command::Requester).fd::<C>(fd).path(path))?.requester())
+    }
+
+    /// REQUESTER of many mounts, each with its place.
+    pub fn requester_all(&self, mounts: &[(C::Fd<'_>, &Path)]) -> Vec<Result<Requester, ControlError>> {
+        let calls: Vec<_> =
+            mounts.iter().map(|(fd, path)| Call::new(Command::Requester).fd::<C>(*fd).path(path)).collect();
+        let requester = |answer: Result<Answer, _>| answer.map(|answer| answer.requester());
+        self.run_all(&calls).into_iter().map(requester).collect()
     }
 
     /// EXPIRE: the kernel sends one expire request and this call waits for its answer. `false`:
@@ -450,8 +465,24 @@ impl<C: Caller> Control<C> {
     /// The one call path.
     fn run(&self, call: Call<'_>) -> Result<Answer, ControlError> {
         let mut buf = call.encode()?;
-        let value = self.caller.ioctl(call.command, &mut buf).map_err(|errno| call.meaning(errno))?;
-        Ok(Answer::decode(value, &buf))
+        let result = self.caller.ioctl(call.command, &mut buf);
+        call.answer(result, &buf)
+    }
+
+    /// The same for many at once. What cannot be encoded is not sent.
+    fn run_all(&self, calls: &[Call<'_>]) -> Vec<Result<Answer, ControlError>> {
+        let mut commands = Vec::with_capacity(calls.len());
+        let encoded: Vec<_> =
+            calls.iter().map(|call| call.encode().map(|buf| commands.push((call.command, buf)))).collect();
+        let results = self.caller.ioctl_all(&mut commands);
+        let mut answers = results.into_iter().zip(commands);
+        let answer = |(call, encoded): (&Call<'_>, Result<(), _>)| {
+            encoded?;
+            // There is one for each command; a caller that gives fewer was cut off.
+            let (result, (_, buf)) = answers.next().unwrap_or((Err(Errno::SRCH), (call.command, Vec::new())));
+            call.answer(result, &buf)
+        };
+        calls.iter().zip(encoded).map(answer).collect()
     }
 }
 
@@ -466,6 +497,10 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     fn new(command: Command) -> Self {
         Self { command, fd: -1, arguments: [0; 8], path: None }
+    }
+
+    fn set_pipe<C: Caller>(fd: C::Fd<'_>, pipe: C::Fd<'_>) -> Self {
+        Self::new(Command::SetPipeFd).fd::<C>(fd).words(C::number(pipe) as u32, 0)
     }
 
     fn fd<C: Caller>(mut self, fd: C::Fd<'_>) -> Self {
@@ -519,6 +554,10 @@ impl<'a> Call<'a> {
         self.path.map(PathBuf::from).unwrap_or_default()
     }
 
+    fn answer(&self, result: Result<i32, Errno>, buf: &[u8]) -> Result<Answer, ControlError> {
+        result.map(|value| Answer::decode(value, buf)).map_err(|errno| self.meaning(errno))
+    }
+
     /// What an errno means for this command. EINVAL could also mean that the descriptor is not on
     /// autofs; where it has a meaning of its own, that one is told.
     fn meaning(&self, errno: Errno) -> ControlError {
@@ -562,6 +601,11 @@ impl Answer {
             fd: word(12) as RawFd,
             arguments: [0, 1, 2, 3, 4, 5, 6, 7].map(|i| buf[16 + i]),
         }
+    }
+
+    fn requester(&self) -> Requester {
+        let (uid, gid) = self.words();
+        Requester { uid, gid }
     }
 
     fn long(&self) -> u64 {

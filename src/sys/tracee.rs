@@ -7,13 +7,18 @@
 //! ptrace knows threads: only the thread that seized a task can use it, and when that thread ends the
 //! kernel lets its tasks go. The types here cannot be sent to another thread.
 
-mod inject;
+mod descriptors;
+mod injected;
+mod memory;
+mod session;
 
 #[cfg_attr(target_arch = "x86_64", path = "tracee/x86_64.rs")]
 #[cfg_attr(target_arch = "aarch64", path = "tracee/aarch64.rs")]
 mod arch;
 
-pub use inject::{Injected, RemoteFd};
+pub use descriptors::RemoteFd;
+pub use injected::Injected;
+pub use session::RemoteCall;
 
 use super::{Errno, last_errno, process};
 use libc::user_regs_struct;
@@ -78,7 +83,7 @@ pub struct Held {
     tid: i32,
     before: arch::Before,
     /// While system calls are made in its place.
-    session: Option<inject::Session>,
+    session: Option<session::Session>,
     /// It stays stopped and traced when this is dropped.
     adopted: bool,
     not_send: PhantomData<*const ()>,
@@ -112,7 +117,7 @@ impl Seized {
     ///
     /// A signal that was on its way is delivered first, as if nobody looked.
     pub fn stop(self, limit: Duration) -> Result<Held, (Option<Self>, TraceeError)> {
-        match resume_until(self.tid, Stop::Event, None, limit) {
+        match resume_until(self.tid, Stop::Event, libc::PTRACE_CONT, limit) {
             Ok(()) => {
                 let tid = self.tid;
                 let before = self.before.clone();
@@ -130,7 +135,7 @@ impl Drop for Seized {
         // Only a stopped task can be detached. All stop at once but those that sleep uninterruptibly.
         let asleep = process::stat(self.tid).is_ok_and(|stat| stat.state == b'D');
         let limit = if asleep { Duration::ZERO } else { Duration::from_millis(50) };
-        if resume_until(self.tid, Stop::Event, None, limit).is_ok() {
+        if resume_until(self.tid, Stop::Event, libc::PTRACE_CONT, limit).is_ok() {
             let _ = ptrace(libc::PTRACE_DETACH, self.tid, 0, 0);
         }
     }
@@ -225,30 +230,29 @@ enum Stop {
     Signal(i32),
 }
 
-/// Wait until the task stops for `wanted`. Other stops are resumed with `request` (`None`: PTRACE_CONT), and
-/// signals delivered, so that none is lost.
-fn resume_until(
-    tid: i32,
-    wanted: Stop,
-    request: Option<libc::c_uint>,
-    limit: Duration,
-) -> Result<(), TraceeError> {
-    let request = request.unwrap_or(libc::PTRACE_CONT);
-    loop {
-        let signal = match wait(tid, limit)? {
-            stop if stop == wanted => return Ok(()),
-            Stop::Signal(signal) => signal,
-            Stop::Event | Stop::Syscall => 0,
-        };
-        call("resuming", tid, ptrace(request, tid, 0, signal as usize))?;
+impl Stop {
+    /// What the task must be resumed with, so that the signal is not lost.
+    fn signal(self) -> usize {
+        match self {
+            Self::Signal(signal) => signal as usize,
+            Self::Event | Self::Syscall => 0,
+        }
     }
 }
 
-/// The next stop. There is no wait with a limit for tracers, so this looks again and again: first at once,
-/// because most stops come within microseconds.
+/// Wait until the task stops for `wanted`. Other stops are resumed with `request`.
+fn resume_until(tid: i32, wanted: Stop, request: libc::c_uint, limit: Duration) -> Result<(), TraceeError> {
+    loop {
+        let stop = wait(tid, limit)?;
+        if stop == wanted {
+            return Ok(());
+        }
+        call("resuming", tid, ptrace(request, tid, 0, stop.signal()))?;
+    }
+}
+
+/// The next stop. There is no wait with a limit for tracers, so this looks again and again.
 fn wait(tid: i32, limit: Duration) -> Result<Stop, TraceeError> {
-    const AT_ONCE: Duration = Duration::from_micros(200);
-    const PAUSE: Duration = Duration::from_micros(100);
     let start = Instant::now();
     loop {
         let mut status = 0;
@@ -265,15 +269,19 @@ fn wait(tid: i32, limit: Duration) -> Result<Stop, TraceeError> {
             -1 if last_errno() == Errno::INTR => {}
             _ => return Err(TraceeError::Gone(tid)),
         }
-        let waited = start.elapsed();
-        if waited >= limit {
+        if start.elapsed() >= limit {
             return Err(TraceeError::Timeout(tid));
         }
-        if waited < AT_ONCE {
-            std::thread::yield_now();
-        } else {
-            std::thread::sleep(PAUSE);
-        }
+        pause(start);
+    }
+}
+
+/// Between two looks: none at first, because most of what is waited for comes within microseconds.
+fn pause(start: Instant) {
+    if start.elapsed() < Duration::from_micros(200) {
+        std::thread::yield_now();
+    } else {
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
 
@@ -307,4 +315,15 @@ fn call<T>(what: &'static str, tid: i32, result: Result<T, Errno>) -> Result<T, 
 
 fn errno(errno: nix::Error) -> Errno {
     Errno::from_raw_os_error(errno as i32)
+}
+
+/// The program that makes many calls ([`Held::call_all`]); each architecture's file has it.
+fn program() -> &'static [u8] {
+    unsafe extern "C" {
+        static autofs_cr_program: u8;
+        static autofs_cr_program_end: u8;
+    }
+    let (start, end) = (&raw const autofs_cr_program, &raw const autofs_cr_program_end);
+    // SAFETY: the two labels enclose bytes of this program's read-only data.
+    unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
 }

@@ -5,10 +5,10 @@ use crate::common::{
 };
 use autofs_cr::sys::{
     Errno,
-    control::{Control, ControlError, Token},
+    control::{Command, Control, ControlError, Token},
     mount::MountType,
     packet::packet_pipe,
-    tracee::{Held, Injected, Seized, TraceeError},
+    tracee::{Held, Injected, RemoteCall, Seized, TraceeError},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -18,7 +18,7 @@ use rustix::fs::CWD;
 use std::{
     collections::BTreeSet,
     fs,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -272,7 +272,7 @@ fn a_command_in_anothers_place_makes_that_one_the_owner() {
     let mut held = hold(&master);
     let device = Control::open().unwrap();
     let injected = Injected::new(&mut held, &device).unwrap();
-    let pipe = injected.send_fd(autofs.pipe.write.as_fd()).unwrap();
+    let pipe = injected.with_held(|held| held.send_fd(autofs.pipe.write.as_fd())).unwrap();
     let control = Control::with_caller(injected);
     assert_eq!(control.version().unwrap().0, 1);
     let root = control.open_mount(&autofs.path, autofs.dev).unwrap();
@@ -280,7 +280,7 @@ fn a_command_in_anothers_place_makes_that_one_the_owner() {
     assert_eq!(control.set_pipe(root, pipe), Err(ControlError::AlreadyHasPipe));
     assert_eq!(control.ready(root, Token(0)), Err(ControlError::UnknownToken(Token(0))));
     control.close_mount(root).unwrap();
-    control.caller().close_fd(pipe).unwrap();
+    control.caller().with_held(|held| held.close_fd(pipe)).unwrap();
     drop(control);
     held.release().unwrap();
 
@@ -288,4 +288,84 @@ fn a_command_in_anothers_place_makes_that_one_the_owner() {
     assert!(mountinfo_line(autofs.dev).contains(&format!("pgrp={}", master.pid())));
     let _visitor = Visitor::run("ls", &[&autofs.path]);
     assert_eq!(autofs.request().dev, autofs.dev);
+}
+
+#[test]
+fn many_calls_are_made_in_order_and_leave_no_traces() {
+    let visitor = Visitor::idle();
+    wait_for_call(&visitor, "hrtimer_nanosleep");
+    let before = traces(&visitor);
+    let mut held = hold(&visitor);
+    // more than one table; each result tells its place
+    let calls: Vec<_> = (0..3000)
+        .map(|number| RemoteCall { number: libc::SYS_umask, arguments: [number & 0o777, 0, 0, 0, 0, 0] })
+        .collect();
+    let original = held.call(libc::SYS_umask, [0; 6]).unwrap();
+    let results = held.call_all(&calls).unwrap();
+    let expected = std::iter::once(0).chain((0..2999).map(|number| number & 0o777));
+    assert!(results.into_iter().eq(expected));
+    held.call(libc::SYS_umask, [original as u64, 0, 0, 0, 0, 0]).unwrap();
+    // a stop signal amidst
+    signal(&visitor, Signal::SIGSTOP);
+    assert_eq!(held.call_all(&calls).unwrap().len(), 3000);
+    signal(&visitor, Signal::SIGCONT);
+    held.release().unwrap();
+    assert_eq!(traces(&visitor), before);
+    wait_for_state(&visitor, 'S');
+}
+
+#[test]
+fn many_descriptors_travel_all_or_none() {
+    let visitor = shell("ulimit -n 500; exec sleep 60");
+    wait_for_call(&visitor, "hrtimer_nanosleep");
+    let before = traces(&visitor);
+    let mut held = hold(&visitor);
+    let files: Vec<_> = (0..300).map(|_| tempfile::tempfile().unwrap()).collect();
+    let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+    let there = held.send_fds(&files).unwrap();
+    let numbers: BTreeSet<_> = there.iter().map(|fd| fd.0).collect();
+    assert_eq!(numbers.len(), 300);
+    for (ours, there) in files.iter().zip(&there) {
+        let link = fs::read_link(format!("/proc/{}/fd/{}", visitor.pid(), there.0)).unwrap();
+        assert_eq!(fs::read_link(format!("/proc/self/fd/{}", ours.as_raw_fd())).unwrap(), link);
+    }
+    let error = held.send_fds(&files).unwrap_err();
+    assert!(matches!(error, TraceeError::Call { errno: Errno::MFILE, .. }), "{error}");
+    held.close_fds(&there).unwrap();
+    held.release().unwrap();
+    assert_eq!(traces(&visitor), before);
+}
+
+#[test]
+fn many_mounts_are_given_to_another_at_once() {
+    let home = private_mount_namespace();
+    let mounts: Vec<_> =
+        (0..40).map(|number| Autofs::mount(MountType::Direct, home.join(number.to_string()))).collect();
+    for mount in &mounts[1..] {
+        mount.control.make_catatonic(mount.fd.as_fd()).unwrap();
+    }
+    let master = Visitor::idle();
+    let mut held = hold(&master);
+    let mut fds: Vec<_> = mounts.iter().map(|mount| mount.fd.as_fd()).collect();
+    fds.push(mounts[0].pipe.write.as_fd());
+    let there = held.send_fds(&fds).unwrap();
+    let (pipe, roots) = there.split_last().unwrap();
+    let control = Control::with_caller(Injected::new(&mut held, Control::open().unwrap()).unwrap());
+    let results = control.set_pipe_all(roots, *pipe);
+    assert_eq!(results[0], Err(ControlError::NotOwner(Command::SetPipeFd)));
+    assert!(results[1..].iter().all(Result::is_ok), "{results:?}");
+    let paths: Vec<_> =
+        roots[1..].iter().copied().zip(mounts[1..].iter().map(|mount| &*mount.path)).collect();
+    let requesters = control.requester_all(&paths);
+    assert!(requesters.len() == 39 && requesters.iter().all(Result::is_ok), "{requesters:?}");
+    let [bad, good] = &control.requester_all(&[(roots[1], Path::new("no-slash")), paths[0]])[..] else {
+        panic!("two answers")
+    };
+    assert!(matches!(bad, Err(ControlError::BadPath { .. })) && good.is_ok());
+    control.caller().with_held(|held| held.close_fds(&there)).unwrap();
+    drop(control);
+    held.release().unwrap();
+    for mount in &mounts[1..] {
+        assert!(mountinfo_line(mount.dev).contains(&format!("pgrp={}", master.pid())));
+    }
 }

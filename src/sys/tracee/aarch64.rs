@@ -77,3 +77,41 @@ pub(super) fn restart(registers: &mut user_regs_struct, before: &Before) -> bool
     }
     first.is_some()
 }
+
+// The program of a batch: x19 points to the next entry of its table, x20 counts them. The kernel preserves
+// both. At the end it sleeps (ppoll of nothing, without limit).
+core::arch::global_asm!(
+    ".pushsection .rodata.autofs_cr_program, \"a\"",
+    ".globl autofs_cr_program, autofs_cr_program_end",
+    ".hidden autofs_cr_program, autofs_cr_program_end",
+    "autofs_cr_program:",
+    "2:",
+    "ldp x8, x0, [x19]",
+    "ldp x1, x2, [x19, 16]",
+    "ldp x3, x4, [x19, 32]",
+    "ldp x5, x9, [x19, 48]",
+    "svc 0",
+    "str x0, [x19, 56]",
+    "add x19, x19, 64",
+    "subs x20, x20, 1",
+    "b.ne 2b",
+    "3:",
+    "mov x0, 0",
+    "mov x1, 0",
+    "mov x2, 0",
+    "mov x3, 0",
+    "mov x4, 0",
+    "mov x8, {ppoll}",
+    "svc 0",
+    "b 3b",
+    "autofs_cr_program_end:",
+    ".popsection",
+    ppoll = const libc::SYS_ppoll,
+);
+
+/// Make the registers those of a task that is about to run the program at `program`.
+pub(super) fn prepare_program(registers: &mut user_regs_struct, program: u64, table: u64, count: u64) {
+    registers.pc = program;
+    registers.regs[19] = table;
+    registers.regs[20] = count;
+}

@@ -54,3 +54,44 @@ pub(super) fn restart(registers: &mut user_regs_struct, before: &Before) -> bool
     }
     in_call
 }
+
+// The program of a batch: r12 points to the next entry of its table, r13 counts them. The kernel preserves
+// both. At the end it sleeps (ppoll of nothing, without limit).
+core::arch::global_asm!(
+    ".pushsection .rodata.autofs_cr_program, \"a\"",
+    ".globl autofs_cr_program, autofs_cr_program_end",
+    ".hidden autofs_cr_program, autofs_cr_program_end",
+    "autofs_cr_program:",
+    "2:",
+    "mov rax, [r12]",
+    "mov rdi, [r12 + 8]",
+    "mov rsi, [r12 + 16]",
+    "mov rdx, [r12 + 24]",
+    "mov r10, [r12 + 32]",
+    "mov r8, [r12 + 40]",
+    "mov r9, [r12 + 48]",
+    "syscall",
+    "mov [r12 + 56], rax",
+    "add r12, 64",
+    "dec r13",
+    "jnz 2b",
+    "3:",
+    "xor edi, edi",
+    "xor esi, esi",
+    "xor edx, edx",
+    "xor r10d, r10d",
+    "xor r8d, r8d",
+    "mov eax, {ppoll}",
+    "syscall",
+    "jmp 3b",
+    "autofs_cr_program_end:",
+    ".popsection",
+    ppoll = const libc::SYS_ppoll,
+);
+
+/// Make the registers those of a task that is about to run the program at `program`.
+pub(super) fn prepare_program(registers: &mut user_regs_struct, program: u64, table: u64, count: u64) {
+    prepare(registers, program, 0, [0; 6]);
+    registers.r12 = table;
+    registers.r13 = count;
+}
