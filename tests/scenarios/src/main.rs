@@ -62,6 +62,11 @@ const SCENARIOS: &[Scenario] = &[
         run: plugin::carry::run,
     },
     Scenario {
+        name: "systemd",
+        about: "real systemd with two automount units: dumped, restored, goes on; and without the plugin",
+        run: plugin::systemd::run,
+    },
+    Scenario {
         name: "stock-gaps",
         about: "where CRIU's own support of autofs stops: without the plugin and with it",
         run: plugin::gaps::run,

@@ -31,6 +31,7 @@ mkdir -p tmp/old
 pivot_root . tmp/old
 cd /
 umount -l /tmp/old
+if [ -n \"$CGROUP\" ]; then mkdir -p /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup; fi
 for fd in /proc/self/fd/*; do fd=${fd##*/}; if [ $fd -gt 2 ]; then eval \"exec $fd>&-\"; fi; done
 exec setsid \"$@\" </dev/null >/dev/null 2>&1
 ";
@@ -45,10 +46,22 @@ pub struct Container {
 impl Container {
     /// Start `command` as PID 1.
     pub fn start(command: &[&str]) -> Result<Self> {
+        Self::enter_and_start(Command::new("unshare"), command)
+    }
+
+    /// Start `command` as PID 1 of a container that manages cgroups of its own: what systemd wants.
+    pub fn start_in_cgroup(command: &[&str]) -> Result<Self> {
+        const JOIN: &str = "mkdir -p /sys/fs/cgroup/sd && echo 0 >/sys/fs/cgroup/sd/cgroup.procs && exec unshare --cgroup \"$@\"";
+        let mut launch = Command::new("bash");
+        launch.args(["-c", JOIN, "join"]).env("CGROUP", "yes");
+        Self::enter_and_start(launch, command)
+    }
+
+    fn enter_and_start(mut launch: Command, command: &[&str]) -> Result<Self> {
         let errors = fs::File::create("/tmp/container.log")?;
         // No --kill-child: CRIU would restore the death signal, and its own end would end the container.
         let launcher = Process::start(
-            Command::new("unshare")
+            launch
                 .args(["--mount", "--pid", "--ipc", "--uts", "--fork", "--propagation"])
                 .args(["private", "bash", "-c", ENTER, "enter"])
                 .args(command)

@@ -1,7 +1,7 @@
 //! Where CRIU's own support of autofs stops: each case with a stock CRIU and with the plugin, side by side.
 
 use super::container::{Container, Criu};
-use super::{exports, program};
+use super::{Fillers, exports, program};
 use crate::check::{Checks, wait_until};
 use anyhow::{Context, Result, bail, ensure};
 
@@ -130,36 +130,6 @@ fn carry(gap: &Gap, criu: &Criu) -> Result<()> {
     drop((container, below));
     let container = criu.restore()?;
     (gap.right)(&container, &was)
-}
-
-/// Throw-away file systems, unmounted when dropped.
-struct Fillers(Vec<String>);
-
-impl Fillers {
-    fn take(count: usize) -> Result<Self> {
-        let mut fillers = Self(Vec::new());
-        for number in 0..count {
-            let path = format!("/tmp/filler{number}");
-            std::fs::create_dir_all(&path)?;
-            nix::mount::mount(
-                Some("filler"),
-                path.as_str(),
-                Some("tmpfs"),
-                nix::mount::MsFlags::empty(),
-                None::<&str>,
-            )?;
-            fillers.0.push(path);
-        }
-        Ok(fillers)
-    }
-}
-
-impl Drop for Fillers {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            let _ = nix::mount::umount(path.as_str());
-        }
-    }
 }
 
 /// Paths and numbers of the autofs mounts.

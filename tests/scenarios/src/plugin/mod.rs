@@ -4,6 +4,7 @@ pub mod carry;
 mod container;
 pub mod gaps;
 pub mod master;
+pub mod systemd;
 
 use crate::check::Checks;
 use crate::process::{Process, run, run_ok};
@@ -54,6 +55,36 @@ fn program() -> Result<String> {
         fs::copy(std::env::current_exe()?, place)?;
     }
     Ok(place.to_owned())
+}
+
+/// Throw-away file systems, unmounted when dropped.
+struct Fillers(Vec<String>);
+
+impl Fillers {
+    fn take(count: usize) -> Result<Self> {
+        let mut fillers = Self(Vec::new());
+        for number in 0..count {
+            let path = format!("/tmp/filler/{number}");
+            fs::create_dir_all(&path)?;
+            nix::mount::mount(
+                Some("filler"),
+                path.as_str(),
+                Some("tmpfs"),
+                nix::mount::MsFlags::empty(),
+                None::<&str>,
+            )?;
+            fillers.0.push(path);
+        }
+        Ok(fillers)
+    }
+}
+
+impl Drop for Fillers {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = nix::mount::umount(path.as_str());
+        }
+    }
 }
 
 /// Directories to be mounted; each holds a file of its own name.

@@ -1,0 +1,128 @@
+//! Real systemd as PID 1 of a container: its automount units go on after a restore.
+
+use super::container::{Container, Criu};
+use crate::check::{Checks, wait_until};
+use anyhow::{Result, ensure};
+use std::fs;
+use std::time::Duration;
+
+/// Idle seconds of the unit that expires.
+const IDLE: &str = "3";
+
+/// Two automount units: `(unit, Where, [Mount] lines, idle seconds)`.
+const UNITS: &[(&str, &str, &str, &str)] = &[
+    ("mnt-bind", "/mnt/bind", "What=/srv/data/a\nType=none\nOptions=bind", "600"),
+    ("mnt-scratch", "/mnt/scratch", "What=tmpfs\nType=tmpfs\nOptions=size=1M,mode=0755", IDLE),
+];
+
+/// A lookup that hangs is told from one that is slow.
+const HANGS: Duration = Duration::from_secs(4);
+
+/// What systemd says to a request of a mount whose number it does not know.
+const IGNORED: &str = "Automount point already active?";
+
+pub fn run(checks: &mut Checks) -> Result<()> {
+    super::exports(&["a"])?;
+    units()?;
+    with_plugin(checks)?;
+    without(checks)
+}
+
+fn with_plugin(checks: &mut Checks) -> Result<()> {
+    let systemd = boot()?;
+    checks.equal("systemd serves", systemd.enter(&["cat", "/mnt/bind/a"])?.trim(), "a");
+    checks.that("one unit is mounted, one waits", running(&systemd, "bind") && waiting(&systemd, "scratch"));
+    let was = (device(&systemd, "/mnt/bind"), device(&systemd, "/mnt/scratch"));
+
+    let criu = Criu::with_plugin("systemd")?;
+    criu.dump(&systemd)?;
+    checks.that("the dump ends the container", wait_until(|| systemd.ended()));
+    drop(systemd);
+    let systemd = criu.restore()?;
+    checks.equal("same st_dev", (device(&systemd, "/mnt/bind"), device(&systemd, "/mnt/scratch")), was);
+    checks.that("the units are as they were", running(&systemd, "bind") && waiting(&systemd, "scratch"));
+    checks.equal("what was mounted is there", systemd.enter(&["cat", "/mnt/bind/a"])?.trim(), "a");
+    checks
+        .step("a waiting unit's mount is made", systemd.enter_within(HANGS, &["touch", "/mnt/scratch/file"]));
+    checks.equal(
+        "by its type",
+        systemd.covering("/mnt/scratch").map(|mount| mount.fstype).as_deref(),
+        Some("tmpfs"),
+    );
+    checks.soon("it expires when idle", || systemd.covering("/mnt/scratch").is_none());
+    checks.step("it is mounted again", systemd.enter_within(HANGS, &["ls", "/mnt/scratch/."]));
+    checks.step("daemon-reexec", systemd.enter(&["systemctl", "daemon-reexec"]));
+    checks.soon("it expires after that, too", || systemd.covering("/mnt/scratch").is_none());
+    checks.step("and is mounted", systemd.enter_within(HANGS, &["ls", "/mnt/scratch/."]));
+    Ok(())
+}
+
+/// The negative control: the same with a stock CRIU, when another file system has the old number.
+fn without(checks: &mut Checks) -> Result<()> {
+    let systemd = boot()?;
+    systemd.enter(&["cat", "/mnt/bind/a"])?;
+    let was = device(&systemd, "/mnt/scratch");
+    let criu = Criu::stock("systemd.stock")?;
+    criu.dump(&systemd)?;
+    ensure!(wait_until(|| systemd.ended()), "the dump left the container running");
+    drop(systemd);
+    let taken = super::Fillers::take(40)?;
+    let systemd = criu.restore()?;
+    checks.that("stock CRIU: another st_dev", device(&systemd, "/mnt/scratch") != was);
+    checks.that("and a visitor hangs", systemd.enter_within(HANGS, &["ls", "/mnt/scratch/."]).is_err());
+    checks.that("because systemd ignores the request", log().contains(IGNORED));
+    drop(taken);
+    Ok(())
+}
+
+/// Unit files, and a target that needs nothing else.
+fn units() -> Result<()> {
+    let dir = "/etc/systemd/system";
+    let plain = "[Unit]\nDefaultDependencies=no\n";
+    fs::create_dir_all(dir)?;
+    let mut target = plain.to_owned();
+    for (unit, place, mount, idle) in UNITS {
+        fs::write(format!("{dir}/{unit}.mount"), format!("{plain}[Mount]\nWhere={place}\n{mount}\n"))?;
+        let automount = format!("{plain}[Automount]\nWhere={place}\nTimeoutIdleSec={idle}\n");
+        fs::write(format!("{dir}/{unit}.automount"), automount)?;
+        target += &format!("Requires={unit}.automount\nAfter={unit}.automount\n");
+    }
+    fs::write(format!("{dir}/carried.target"), target)?;
+    // CRIU does not restore the trigger of pressure stalls, and PID 1 would spin.
+    fs::create_dir_all("/etc/systemd/system.conf.d")?;
+    fs::write("/etc/systemd/system.conf.d/psi.conf", "[Manager]\nDefaultMemoryPressureWatch=off\n")?;
+    Ok(())
+}
+
+fn boot() -> Result<Container> {
+    let start = "ln -sf /var/log/kmsg /dev/kmsg && : >/var/log/kmsg && \
+                 exec env MEMORY_PRESSURE_WATCH=/dev/null /usr/lib/systemd/systemd --system --unit=carried.target \
+                 --log-target=kmsg --log-level=info --show-status=no --crash-shell=no --dump-core=no";
+    let systemd = Container::start_in_cgroup(&["sh", "-c", start])?;
+    let up = wait_until(|| UNITS.iter().all(|(_, place, _, _)| systemd.autofs(place).is_some()));
+    ensure!(up, "systemd did not come up: {}", log());
+    Ok(systemd)
+}
+
+/// What systemd says: the container's root is this machine's.
+fn log() -> String {
+    fs::read_to_string("/var/log/kmsg").unwrap_or_default()
+}
+
+fn device(systemd: &Container, path: &str) -> Option<String> {
+    systemd.autofs(path).map(|mount| mount.dev)
+}
+
+fn state(systemd: &Container, unit: &str) -> String {
+    let unit = format!("mnt-{unit}.automount");
+    let shown = systemd.enter(&["systemctl", "show", "--value", "--property=SubState", &unit]);
+    shown.unwrap_or_default().trim().to_owned()
+}
+
+fn running(systemd: &Container, unit: &str) -> bool {
+    state(systemd, unit) == "running"
+}
+
+fn waiting(systemd: &Container, unit: &str) -> bool {
+    state(systemd, unit) == "waiting"
+}
