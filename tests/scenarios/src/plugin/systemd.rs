@@ -95,7 +95,8 @@ fn units() -> Result<()> {
 }
 
 fn boot() -> Result<Container> {
-    let start = "ln -sf /var/log/kmsg /dev/kmsg && : >/var/log/kmsg && \
+    // systemd watches /etc/localtime, which CRIU finds again when it is a file on a tmpfs.
+    let start = "cp -a /etc /tmp/etc && mount -t tmpfs etc /etc && cp -a /tmp/etc/. /etc && rm -r /tmp/etc /etc/localtime && : >/etc/localtime && ln -sf /var/log/kmsg /dev/kmsg && : >/var/log/kmsg && \
                  exec env MEMORY_PRESSURE_WATCH=/dev/null /usr/lib/systemd/systemd --system --unit=carried.target \
                  --log-target=kmsg --log-level=info --show-status=no --crash-shell=no --dump-core=no";
     let systemd = Container::start_in_cgroup(&["sh", "-c", start])?;
