@@ -1,35 +1,46 @@
 //! `/dev/autofs`: the fourteen miscellaneous-device commands, one call path for all.
 //!
-//! Every command sends one structure and gets it back: a header (interface version, total size,
-//! descriptor of the mount), eight bytes of arguments, and for some a NUL-ended path:
+//! | command | method | mount | path | errors of its own |
+//! |---|---|---|---|---|
+//! | VERSION | [`Control::version`] | | | |
+//! | PROTOVER, PROTOSUBVER | [`Control::protocol`] | yes | | |
+//! | OPENMOUNT | [`Control::open_mount`] | | where it is mounted | [`NoSuchMount`](ControlError::NoSuchMount) |
+//! | CLOSEMOUNT | [`Control::close_mount`] | yes | | |
+//! | READY, FAIL | [`Control::ready`], [`Control::fail`] | yes | | [`UnknownToken`](ControlError::UnknownToken) |
+//! | SETPIPEFD | [`Control::set_pipe`] | yes | | [`AlreadyHasPipe`](ControlError::AlreadyHasPipe), [`NotAPipe`](ControlError::NotAPipe), [`OtherPidNamespace`](ControlError::OtherPidNamespace) |
+//! | CATATONIC | [`Control::make_catatonic`] | yes | | |
+//! | TIMEOUT | [`Control::set_timeout`] | yes | | |
+//! | | [`Control::set_dentry_timeout`] | yes | a key, without slash | [`NoSuchKey`](ControlError::NoSuchKey), [`NoKeyTimeouts`](ControlError::NoKeyTimeouts) |
+//! | REQUESTER | [`Control::requester`] | yes | where it is mounted | [`NoSuchMount`](ControlError::NoSuchMount) |
+//! | EXPIRE | [`Control::expire`] | yes | | the master's FAIL |
+//! | ASKUMOUNT | [`Control::may_umount`] | yes | | |
+//! | ISMOUNTPOINT | [`Control::is_mount_point`] | | any | [`NoSuchMount`](ControlError::NoSuchMount) |
+//! | | [`Control::covered`] | yes | where it is mounted | [`NoSuchMount`](ControlError::NoSuchMount) |
 //!
-//! ```text
-//!  0        4        8      12        16          24
-//!  | major  | minor  | size | ioctlfd | arguments | path\0 ...
-//! ```
+//! All need CAP_SYS_ADMIN in the initial user namespace but VERSION and ISMOUNTPOINT. Those that take a mount
+//! need its ownership ([`ControlError::NotOwner`]) but CATATONIC and CLOSEMOUNT. All have been there since the first
+//! version of the interface; only timeouts of keys came later (protocol sub-version 6).
 //!
-//! Source: `include/uapi/linux/auto_dev-ioctl.h`. What each errno means for each command is
-//! [`ControlError`]; the table is in [`Call::meaning`].
+//! Source: `include/uapi/linux/auto_dev-ioctl.h`.
+
+mod call;
+mod error;
+
+pub use error::ControlError;
 
 use super::{DevNum, Errno};
+use call::{Answer, Call};
 use std::{
     ffi::OsStr,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// Where the device is.
 pub const DEVICE: &str = "/dev/autofs";
-
-/// The interface version we send: every kernel with `/dev/autofs` accepts it, and a minor above the
-/// kernel's own would be EINVAL. What is newer shows in a mount's protocol sub-version instead.
-const INTERFACE: (u32, u32) = (1, 0);
-
-/// `sizeof(struct autofs_dev_ioctl)`.
-const HEADER: usize = 24;
 
 /// One of the fourteen commands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -69,7 +80,7 @@ impl Command {
     /// The ioctl's number: `_IOWR(0x93, command, struct autofs_dev_ioctl)`.
     pub const fn request(self) -> u32 {
         const READ_WRITE: u32 = 3 << 30;
-        READ_WRITE | (HEADER as u32) << 16 | 0x93 << 8 | self as u32
+        READ_WRITE | (call::HEADER as u32) << 16 | 0x93 << 8 | self as u32
     }
 }
 
@@ -93,6 +104,13 @@ pub struct Requester {
     pub gid: u32,
 }
 
+impl From<Answer> for Requester {
+    fn from(answer: Answer) -> Self {
+        let (uid, gid) = answer.arguments.words();
+        Self { uid, gid }
+    }
+}
+
 /// How [`Control::expire`] chooses (flags of `AUTOFS_EXP_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ExpireHow {
@@ -108,78 +126,6 @@ impl ExpireHow {
     fn bits(self) -> u32 {
         u32::from(self.immediate) | u32::from(self.leaves) << 1 | u32::from(self.forced) << 2
     }
-}
-
-/// A command failed. The variants say what the kernel meant by the errno for that command.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ControlError {
-    /// The device cannot be opened.
-    #[error(
-        "{DEVICE} cannot be opened: {0}; load the module (modprobe autofs4) or make the node \
-         (mknod {DEVICE} c 10 235)"
-    )]
-    Unavailable(Errno),
-    /// EPERM.
-    #[error("{0} needs CAP_SYS_ADMIN in the initial user namespace")]
-    NoPrivilege(Command),
-    /// EACCES: the mount has a pipe, and the caller's process group is not its owner.
-    #[error("{0} is for the owner's process group only, unless the mount is catatonic")]
-    NotOwner(Command),
-    /// EBADF: the descriptor of the mount or the pipe is not open.
-    #[error("{0}: the descriptor is not open")]
-    BadDescriptor(Command),
-    /// EINVAL where it means nothing else: the descriptor is not on an autofs mount.
-    #[error("{0}: the descriptor is not on an autofs mount")]
-    NotAutofs(Command),
-    /// READY, FAIL: nobody waits for this token (any longer).
-    #[error("no request with token {} waits on this mount", .0.0)]
-    UnknownToken(Token),
-    /// SETPIPEFD on a mount that is not catatonic.
-    #[error("the mount has a pipe already; make it catatonic first")]
-    AlreadyHasPipe,
-    /// SETPIPEFD by a process group of another pid namespace than the mount's owner group.
-    #[error("the mount belongs to another pid namespace; attach it from a process in that one")]
-    OtherPidNamespace,
-    /// SETPIPEFD with something that is no FIFO open for writing.
-    #[error("the descriptor is not the write end of a pipe")]
-    NotAPipe,
-    /// No mount of this kind at the path, or below what is mounted there.
-    #[error("{command}: no such autofs mount at {}", path.display())]
-    NoSuchMount {
-        /// Which command.
-        command: Command,
-        /// Where it looked.
-        path: PathBuf,
-    },
-    /// TIMEOUT of one key: there is no such directory.
-    #[error("no directory {} in the mount", .0.display())]
-    NoSuchKey(PathBuf),
-    /// TIMEOUT of one key: the mount is not indirect, or the kernel is older than sub-version 6.
-    #[error("this mount has no timeouts for single keys (indirect, sub-version 6 or newer has)")]
-    NoKeyTimeouts,
-    /// The path cannot be sent: a NUL inside, too long, or a slash missing or too many.
-    #[error("{command} cannot take the path {}", path.display())]
-    BadPath {
-        /// Which command.
-        command: Command,
-        /// The path.
-        path: PathBuf,
-    },
-    /// What has no meaning of its own for that command.
-    #[error("{command}{} failed: {errno}", at(path))]
-    Other {
-        /// Which command.
-        command: Command,
-        /// The path, where the command takes one.
-        path: Option<PathBuf>,
-        /// The kernel's answer.
-        errno: Errno,
-    },
-}
-
-fn at(path: &Option<PathBuf>) -> String {
-    path.as_ref().map(|p| format!(" at {}", p.display())).unwrap_or_default()
 }
 
 /// How a command reaches the kernel: from this process ([`Native`]) or from a held task
@@ -332,7 +278,7 @@ impl<C: Caller> Control<C> {
     /// Triggers nothing at `path` itself, and needs neither privilege nor ownership.
     pub fn is_mount_point(&self, path: &Path) -> Result<Option<MountPointInfo>, ControlError> {
         let answer = self.run(Call::new(Command::IsMountPoint).path(path))?;
-        let (dev, magic) = answer.words();
+        let (dev, magic) = answer.arguments.words();
         Ok((answer.value != 0).then(|| MountPointInfo { dev: DevNum::from_kernel(dev), magic }))
     }
 }
@@ -364,7 +310,7 @@ pub enum Covered {
 impl<C: Caller> Control<C> {
     /// PROTOVER and PROTOSUBVER: protocol version and sub-version of the mount.
     pub fn protocol(&self, fd: C::Fd<'_>) -> Result<(u32, u32), ControlError> {
-        let ask = |command| Ok(self.run(Call::new(command).fd::<C>(fd))?.words().0);
+        let ask = |command| Ok(self.run(Call::new(command).fd::<C>(fd))?.arguments.words().0);
         Ok((ask(Command::ProtoVer)?, ask(Command::ProtoSubVer)?))
     }
 
@@ -384,12 +330,15 @@ impl<C: Caller> Control<C> {
     /// SETPIPEFD: attach `pipe` (a write end) to a catatonic mount; the caller's process group owns
     /// it from now on. The kernel puts the pipe into packet mode and clears O_NONBLOCK.
     pub fn set_pipe(&self, fd: C::Fd<'_>, pipe: C::Fd<'_>) -> Result<(), ControlError> {
-        self.run(Call::set_pipe::<C>(fd, pipe)).map(drop)
+        let call = Call::new(Command::SetPipeFd).fd::<C>(fd).words(C::number(pipe) as u32, 0);
+        self.run(call).map(drop)
     }
 
     /// SETPIPEFD of many mounts to one pipe: by an injected caller much faster than one after the other.
     pub fn set_pipe_all(&self, fds: &[C::Fd<'_>], pipe: C::Fd<'_>) -> Vec<Result<(), ControlError>> {
-        let calls: Vec<_> = fds.iter().map(|fd| Call::set_pipe::<C>(*fd, pipe)).collect();
+        let number = C::number(pipe) as u32;
+        let call = |fd: &C::Fd<'_>| Call::new(Command::SetPipeFd).fd::<C>(*fd).words(number, 0);
+        let calls: Vec<_> = fds.iter().map(call).collect();
         self.run_all(&calls).into_iter().map(|answer| answer.map(drop)).collect()
     }
 
@@ -401,7 +350,7 @@ impl<C: Caller> Control<C> {
     /// TIMEOUT: set the mount's idle timeout in seconds (0: never); returns the old one.
     pub fn set_timeout(&self, fd: C::Fd<'_>, seconds: u64) -> Result<u64, ControlError> {
         let call = Call::new(Command::Timeout).fd::<C>(fd).long(seconds);
-        Ok(self.run(call)?.long())
+        Ok(self.run(call)?.arguments.long())
     }
 
     /// TIMEOUT with a path: set the idle timeout of key directory `name` (0: never; `None`: the
@@ -417,20 +366,21 @@ impl<C: Caller> Control<C> {
             .fd::<C>(fd)
             .path(Path::new(OsStr::from_bytes(name)))
             .long(seconds.unwrap_or(u64::MAX));
-        Ok(self.run(call)?.long())
+        Ok(self.run(call)?.arguments.long())
     }
 
-    /// REQUESTER: who triggered the mount last. `path` is a place where this superblock is mounted
-    /// (directories inside an indirect mount are none). Waits while the mount is being expired.
+    /// REQUESTER: who triggered the mount last. `path` must be a root of a mount of this superblock. For a key
+    /// directory of an indirect mount that is `/proc/self/fd/N/.`, where N is a detached bind mount of it
+    /// ([`super::mount::bind`]). Waits while the mount is being expired.
     pub fn requester(&self, fd: C::Fd<'_>, path: &Path) -> Result<Requester, ControlError> {
-        Ok(self.run(Call::new(Command::Requester).fd::<C>(fd).path(path))?.requester())
+        Ok(self.run(Call::new(Command::Requester).fd::<C>(fd).path(path))?.into())
     }
 
     /// REQUESTER of many mounts, each with its place.
     pub fn requester_all(&self, mounts: &[(C::Fd<'_>, &Path)]) -> Vec<Result<Requester, ControlError>> {
         let calls: Vec<_> =
             mounts.iter().map(|(fd, path)| Call::new(Command::Requester).fd::<C>(*fd).path(path)).collect();
-        let requester = |answer: Result<Answer, _>| answer.map(|answer| answer.requester());
+        let requester = |answer: Result<Answer, _>| answer.map(|answer| answer.into());
         self.run_all(&calls).into_iter().map(requester).collect()
     }
 
@@ -448,13 +398,13 @@ impl<C: Caller> Control<C> {
     /// ASKUMOUNT: is nothing using the mount?
     pub fn may_umount(&self, fd: C::Fd<'_>) -> Result<bool, ControlError> {
         let answer = self.run(Call::new(Command::AskUmount).fd::<C>(fd))?;
-        Ok(answer.words().0 != 0)
+        Ok(answer.arguments.words().0 != 0)
     }
 
     /// ISMOUNTPOINT by descriptor: what covers the mount, whose place is `path`?
     pub fn covered(&self, fd: C::Fd<'_>, path: &Path) -> Result<Covered, ControlError> {
         let answer = self.run(Call::new(Command::IsMountPoint).fd::<C>(fd).path(path))?;
-        let (_, magic) = answer.words();
+        let (_, magic) = answer.arguments.words();
         Ok(match (answer.value, magic) {
             (0, _) => Covered::No,
             (_, 0) => Covered::Below,
@@ -483,191 +433,5 @@ impl<C: Caller> Control<C> {
             call.answer(result, &buf)
         };
         calls.iter().zip(encoded).map(answer).collect()
-    }
-}
-
-/// A command with what it is given.
-struct Call<'a> {
-    command: Command,
-    fd: RawFd,
-    arguments: [u8; 8],
-    path: Option<&'a Path>,
-}
-
-impl<'a> Call<'a> {
-    fn new(command: Command) -> Self {
-        Self { command, fd: -1, arguments: [0; 8], path: None }
-    }
-
-    fn set_pipe<C: Caller>(fd: C::Fd<'_>, pipe: C::Fd<'_>) -> Self {
-        Self::new(Command::SetPipeFd).fd::<C>(fd).words(C::number(pipe) as u32, 0)
-    }
-
-    fn fd<C: Caller>(mut self, fd: C::Fd<'_>) -> Self {
-        self.fd = C::number(fd);
-        self
-    }
-
-    fn path(mut self, path: &'a Path) -> Self {
-        self.path = Some(path);
-        self
-    }
-
-    fn words(mut self, first: u32, second: u32) -> Self {
-        self.arguments[..4].copy_from_slice(&first.to_ne_bytes());
-        self.arguments[4..].copy_from_slice(&second.to_ne_bytes());
-        self
-    }
-
-    fn long(mut self, value: u64) -> Self {
-        self.arguments = value.to_ne_bytes();
-        self
-    }
-
-    /// The structure as the kernel reads it. The size counts the path and its NUL, no padding:
-    /// TIMEOUT takes the name's length from it.
-    fn encode(&self) -> Result<Vec<u8>, ControlError> {
-        let path = self.path.map(|p| p.as_os_str().as_bytes());
-        let size = HEADER + path.map_or(0, |p| p.len() + 1);
-        if !path.is_none_or(|path| self.can_take(path)) {
-            return Err(ControlError::BadPath { command: self.command, path: self.owned_path() });
-        }
-        let mut buf = Vec::with_capacity(size);
-        for word in [INTERFACE.0, INTERFACE.1, size as u32, self.fd as u32] {
-            buf.extend(word.to_ne_bytes());
-        }
-        buf.extend(self.arguments);
-        buf.extend(path.unwrap_or_default());
-        buf.resize(size, 0);
-        Ok(buf)
-    }
-
-    /// The kernel's conditions: TIMEOUT takes a name, the others a path with at least one slash.
-    fn can_take(&self, path: &[u8]) -> bool {
-        path.len() < libc::PATH_MAX as usize
-            && !path.contains(&0)
-            && !path.is_empty()
-            && path.contains(&b'/') == (self.command != Command::Timeout)
-    }
-
-    fn owned_path(&self) -> PathBuf {
-        self.path.map(PathBuf::from).unwrap_or_default()
-    }
-
-    fn answer(&self, result: Result<i32, Errno>, buf: &[u8]) -> Result<Answer, ControlError> {
-        result.map(|value| Answer::decode(value, buf)).map_err(|errno| self.meaning(errno))
-    }
-
-    /// What an errno means for this command. EINVAL could also mean that the descriptor is not on
-    /// autofs; where it has a meaning of its own, that one is told.
-    fn meaning(&self, errno: Errno) -> ControlError {
-        use Command::*;
-        let command = self.command;
-        match (command, errno) {
-            (_, Errno::PERM) => ControlError::NoPrivilege(command),
-            (_, Errno::BADF) => ControlError::BadDescriptor(command),
-            (_, Errno::ACCESS) if self.fd >= 0 => ControlError::NotOwner(command),
-            (Ready | Fail, Errno::INVAL) => {
-                ControlError::UnknownToken(Token(u32::from_ne_bytes([0, 1, 2, 3].map(|i| self.arguments[i]))))
-            }
-            (SetPipeFd, Errno::BUSY) => ControlError::AlreadyHasPipe,
-            (SetPipeFd, Errno::INVAL) => ControlError::OtherPidNamespace,
-            (SetPipeFd, Errno::PIPE) => ControlError::NotAPipe,
-            (Timeout, Errno::NOENT) => ControlError::NoSuchKey(self.owned_path()),
-            (Timeout, Errno::INVAL) if self.path.is_some() => ControlError::NoKeyTimeouts,
-            (OpenMount | Requester | IsMountPoint, Errno::NOENT | Errno::NOTDIR | Errno::NXIO) => {
-                ControlError::NoSuchMount { command, path: self.owned_path() }
-            }
-            (_, Errno::INVAL) if self.fd >= 0 => ControlError::NotAutofs(command),
-            _ => ControlError::Other { command, path: self.path.map(PathBuf::from), errno },
-        }
-    }
-}
-
-/// What came back.
-struct Answer {
-    value: i32,
-    version: (u32, u32),
-    fd: RawFd,
-    arguments: [u8; 8],
-}
-
-impl Answer {
-    fn decode(value: i32, buf: &[u8]) -> Self {
-        let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|i| buf[at + i]));
-        Self {
-            value,
-            version: (word(0), word(4)),
-            fd: word(12) as RawFd,
-            arguments: [0, 1, 2, 3, 4, 5, 6, 7].map(|i| buf[16 + i]),
-        }
-    }
-
-    fn requester(&self) -> Requester {
-        let (uid, gid) = self.words();
-        Requester { uid, gid }
-    }
-
-    fn long(&self) -> u64 {
-        u64::from_ne_bytes(self.arguments)
-    }
-
-    fn words(&self) -> (u32, u32) {
-        let [a, b, c, d, e, f, g, h] = self.arguments;
-        (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_those_of_the_header() {
-        assert_eq!(Command::Version.request(), 0xc018_9371);
-        assert_eq!(Command::IsMountPoint.request(), 0xc018_937e);
-        assert_eq!(Command::SetPipeFd.to_string(), "SETPIPEFD");
-    }
-
-    #[test]
-    fn size_counts_the_path_and_its_nul() -> Result<(), ControlError> {
-        let call = Call::new(Command::OpenMount).path(Path::new("/a")).words(7, 0);
-        let buf = call.encode()?;
-        assert_eq!(buf.len(), 27);
-        assert_eq!(buf[8..12], 27u32.to_ne_bytes());
-        assert_eq!(buf[12..16], (-1i32).to_ne_bytes());
-        assert_eq!(buf[16..20], 7u32.to_ne_bytes());
-        assert_eq!(&buf[24..], b"/a\0");
-        Ok(())
-    }
-
-    #[test]
-    fn paths_the_kernel_would_refuse_are_not_sent() {
-        let bad = |command: Command, path: &str| {
-            matches!(Call::new(command).path(Path::new(path)).encode(), Err(ControlError::BadPath { .. }))
-        };
-        assert!(bad(Command::OpenMount, "no-slash"));
-        assert!(bad(Command::OpenMount, "/nul\0inside"));
-        assert!(bad(Command::OpenMount, ""));
-        assert!(bad(Command::OpenMount, &"/x".repeat(2048)));
-        assert!(bad(Command::Timeout, "a/b"));
-        assert!(!bad(Command::Timeout, "a"));
-    }
-
-    #[test]
-    fn a_newer_interface_than_the_kernels_is_refused() -> Result<(), ControlError> {
-        let control = Control::open()?;
-        let mut buf = Call::new(Command::Version).encode()?;
-        buf[4..8].copy_from_slice(&99u32.to_ne_bytes());
-        let refused = control.caller.ioctl(Command::Version, &mut buf);
-        assert_eq!(refused, Err(Errno::INVAL));
-        Ok(())
-    }
-
-    #[test]
-    fn an_errno_means_different_things() {
-        let meaning = |command, errno| Call::new(command).words(9, 0).meaning(errno);
-        assert_eq!(meaning(Command::Ready, Errno::INVAL), ControlError::UnknownToken(Token(9)));
-        assert_eq!(meaning(Command::SetPipeFd, Errno::INVAL), ControlError::OtherPidNamespace);
     }
 }
