@@ -5,6 +5,7 @@
 
 mod amd;
 mod any_input;
+mod changes;
 mod common;
 mod locations;
 mod master;

@@ -70,6 +70,17 @@ cases! {
         "b" => "-t nfs server:/b2",
         "z" => "-t nfs server:/inc/z",
     }
+    dots_are_no_keys: "\"\" server:/x\n. server:/x\n.. server:/x\n.a server:/a\n", {
+        "" => "ENOENT",
+        "." => "ENOENT",
+        ".." => "ENOENT",
+        ".a" => "-t nfs server:/a",
+    }
+    dots_are_no_direct_keys: "/a/../b server:/x\n/c/. server:/x\n",
+        with Setup { mount_point: "/-", ..Setup::default() }, {
+        "/a/../b" => "ENOENT",
+        "/c/." => "ENOENT",
+    }
     lone_keys_are_none: "lone\n* server:/any/&\n", {
         "lone" => "-t nfs server:/any/lone",
     }

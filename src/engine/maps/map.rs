@@ -323,18 +323,18 @@ impl Map {
             Content::Amd(source, _) => (source, Some(self.entry.options.prefix.as_slice())),
             Content::Fixed(key, _) => return Ok(Some(vec![key.clone()])),
         };
-        let Some(pairs) = source.entries()? else {
-            return Ok(None);
-        };
-        if let Some(prefix) = prefix {
+        let mut keys = Vec::new();
+        let listed = source.visit(&mut |key, text, _| match prefix {
             // Of an amd map: names in this directory that are no patterns.
-            let name = |key: &Vec<u8>| key.strip_prefix(prefix).map(<[u8]>::to_vec);
-            let names = pairs.iter().filter_map(|(key, _)| name(key));
-            return Ok(Some(names.filter(|key| !key.iter().any(|b| matches!(b, b'/' | b'*'))).collect()));
-        }
-        let wanted = |key: &Vec<u8>, text: &[u8]| key != b"*" && text != b"-null" && !self.is_hidden(key);
-        let keys = pairs.into_iter().filter(|(key, raw)| wanted(key, raw.text.bytes())).map(|(key, _)| key);
-        Ok(Some(keys.collect()))
+            Some(prefix) => {
+                let name =
+                    key.strip_prefix(prefix).filter(|name| !name.iter().any(|b| matches!(b, b'/' | b'*')));
+                keys.extend(name.map(<[u8]>::to_vec));
+            }
+            None if key == b"*" || text.bytes() == b"-null" || self.is_hidden(key) => {}
+            None => keys.push(key.to_vec()),
+        })?;
+        Ok(listed.then_some(keys))
     }
 
     fn is_hidden(&self, key: &[u8]) -> bool {

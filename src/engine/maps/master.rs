@@ -81,7 +81,7 @@ pub fn parse(bytes: &[u8], warnings: &mut Vec<Warning>) -> Vec<Item> {
 
 /// An entry from its three fields, as a checkpoint keeps them or a submount gets them.
 pub fn entry(mount_point: Option<PathBuf>, map: &[u8], options: &[u8]) -> Result<Entry, LineError> {
-    let text = Text::from([map, b" ", options].concat().as_slice());
+    let text = Text::at([map, b" ", options].concat(), Position::START);
     fields(mount_point, &text, &mut Vec::new()).map_err(|(_, error)| error)
 }
 

@@ -29,7 +29,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawEntry {
     /// The text.
-    pub text: Text,
+    pub text: Text<'static>,
     /// The file or program it comes from.
     pub origin: PathBuf,
 }
@@ -39,7 +39,9 @@ impl RawEntry {
     pub fn without_key(self, key: &[u8]) -> Self {
         let mut words = Words::new(&self.text);
         match words.next() {
-            Some(Ok(first)) if first.bytes() == key => Self { text: words.remaining(), origin: self.origin },
+            Some(Ok(first)) if first.bytes() == key => {
+                Self { text: words.remaining().into_owned(), origin: self.origin }
+            }
             _ => self,
         }
     }
@@ -99,8 +101,18 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     /// `variables` know who asks; program maps pass them on.
     fn lookup(&self, key: &[u8], variables: &Variables<'_>) -> Result<Option<RawEntry>, SourceError>;
 
-    /// All entries in order, the first of each key only; the wildcard is the key `*`. `None`: they cannot be listed.
-    fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError>;
+    /// Call back with all keys and entries in order, the first of each key only; the wildcard is the key `*`. False: they
+    /// cannot be listed.
+    fn visit(&self, each: &mut dyn FnMut(&[u8], &Text<'_>, &Path)) -> Result<bool, SourceError>;
+
+    /// What [`Source::visit`] gives; `None`: it cannot be listed.
+    fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError> {
+        let mut all = Vec::new();
+        let listed = self.visit(&mut |key, text, origin| {
+            all.push((key.to_vec(), RawEntry { text: text.clone().into_owned(), origin: origin.to_owned() }));
+        })?;
+        Ok(listed.then_some(all))
+    }
 
     /// Has nothing changed since it was read last?
     fn fresh(&self) -> bool;

@@ -126,28 +126,34 @@ impl ErrorKind {
 /// Put the key for `&` and values for `$name` and `${name}`. Quoted parts and escaped characters stay as they are.
 ///
 /// The key stands for itself: a blank in it does not end a word. A value does not: `-DX="-ro srv:/x"` gives two words.
-pub fn expand(text: &Text, context: &Context<'_>, warnings: &mut Vec<Warning>) -> Result<Text, Error> {
+pub fn expand(
+    text: &Text<'_>,
+    context: &Context<'_>,
+    warnings: &mut Vec<Warning>,
+) -> Result<Text<'static>, Error> {
     let bytes = text.bytes();
     let mut out = Text::default();
+    // From here on nothing has been copied yet.
+    let mut start = 0;
     let mut i = 0;
-    while let Some(&byte) = bytes.get(i) {
+    while let Some(length) = bytes[i..].iter().position(|b| matches!(b, b'\\' | b'"' | b'&' | b'$')) {
+        i += length;
         let at = text.position(i);
         let rest = &bytes[i + 1..];
-        let taken = match byte {
-            b'\\' => rest.len().min(1),
-            b'"' => match rest.iter().position(|b| *b == b'"') {
-                Some(length) => length + 1,
-                None => return Err(ErrorKind::UnmatchedQuote.at(at)),
-            },
-            b'&' => {
-                for byte in context.key {
-                    out.push(&[b'\\', *byte], at);
-                }
-                i += 1;
+        let taken = match bytes[i] {
+            b'\\' => {
+                i += 1 + rest.len().min(1);
                 continue;
             }
-            b'$' if !rest.is_empty() => {
+            b'"' => {
+                let length = rest.iter().position(|b| *b == b'"');
+                i += length.ok_or_else(|| ErrorKind::UnmatchedQuote.at(at))? + 2;
+                continue;
+            }
+            b'$' if rest.is_empty() => break,
+            b'$' => {
                 let (name, length) = variable(rest).ok_or_else(|| ErrorKind::UnclosedVariable.at(at))?;
+                out.push_part(text, start..i);
                 match context.variables.get(name) {
                     Some(value) => out.push(&value, at),
                     None if name.is_empty() => {
@@ -162,16 +168,19 @@ pub fn expand(text: &Text, context: &Context<'_>, warnings: &mut Vec<Warning>) -
                             .push(Warning::new(at, format!("variable {name} is not defined: it is empty")));
                     }
                 }
-                i += 1 + length;
-                continue;
+                length
             }
-            _ => 0,
+            _ => {
+                out.push_part(text, start..i);
+                let literal: Vec<u8> = context.key.iter().flat_map(|byte| [b'\\', *byte]).collect();
+                out.push(&literal, at);
+                0
+            }
         };
-        for (offset, byte) in bytes[i..=i + taken].iter().enumerate() {
-            out.push(&[*byte], text.position(i + offset));
-        }
         i += 1 + taken;
+        start = i;
     }
+    out.push_part(text, start..bytes.len());
     Ok(out)
 }
 
@@ -195,7 +204,11 @@ struct Part {
 }
 
 /// What an entry stands for.
-pub fn resolve(entry: &Text, context: &Context<'_>, warnings: &mut Vec<Warning>) -> Result<Resolved, Error> {
+pub fn resolve(
+    entry: &Text<'_>,
+    context: &Context<'_>,
+    warnings: &mut Vec<Warning>,
+) -> Result<Resolved, Error> {
     if entry.bytes().len() > super::text::ENTRY_MAX {
         return Err(ErrorKind::TooLong.at(entry.position(0)));
     }

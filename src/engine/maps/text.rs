@@ -4,6 +4,7 @@
 //! a blank. [`Lines`] cuts, and keeps escapes and quotes; [`Words`] then takes a line apart.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = 255;
@@ -54,16 +55,17 @@ impl Warning {
 
 /// Text that may have been put together from several places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Text {
-    bytes: Vec<u8>,
-    /// Where the bytes from an offset on come from; sorted.
-    marks: Vec<(usize, Position)>,
+pub struct Text<'a> {
+    bytes: Cow<'a, [u8]>,
+    start: Position,
+    /// Where the bytes from an offset on come from, if not from behind those before them; sorted.
+    joins: Vec<(usize, Position)>,
 }
 
-impl Text {
+impl<'a> Text<'a> {
     /// Text that begins at a place.
-    pub fn at(bytes: impl Into<Vec<u8>>, at: Position) -> Self {
-        Self { bytes: bytes.into(), marks: vec![(0, at)] }
+    pub fn at(bytes: impl Into<Cow<'a, [u8]>>, start: Position) -> Self {
+        Self { bytes: bytes.into(), start, joins: Vec::new() }
     }
 
     /// The bytes.
@@ -73,35 +75,65 @@ impl Text {
 
     /// Where the byte at an offset comes from.
     pub fn position(&self, offset: usize) -> Position {
-        let next = self.marks.partition_point(|(start, _)| *start <= offset);
-        match next.checked_sub(1).and_then(|i| self.marks.get(i)) {
-            Some(&(start, at)) => Position { line: at.line, column: at.column + (offset - start) as u32 },
-            None => Position::START,
-        }
+        let next = self.joins.partition_point(|(start, _)| *start <= offset);
+        let (start, at) = next.checked_sub(1).map_or((0, self.start), |last| self.joins[last]);
+        Position { line: at.line, column: at.column + (offset - start) as u32 }
     }
 
     /// Add bytes that stood side by side at a place.
     pub fn push(&mut self, bytes: &[u8], at: Position) {
-        if bytes.is_empty() {
-            return;
+        if self.bytes.is_empty() {
+            (self.start, self.joins) = (at, Vec::new());
+        } else if self.position(self.bytes.len()) != at {
+            self.joins.push((self.bytes.len(), at));
         }
-        if self.marks.is_empty() || self.position(self.bytes.len()) != at {
-            self.marks.push((self.bytes.len(), at));
+        self.bytes.to_mut().extend_from_slice(bytes);
+    }
+
+    /// Add a part of another text.
+    pub fn push_part(&mut self, other: &Text<'_>, part: Range<usize>) {
+        let mut start = part.start;
+        while start < part.end {
+            let next = other.joins.partition_point(|(join, _)| *join <= start);
+            let end = other.joins.get(next).map_or(part.end, |(join, _)| part.end.min(*join));
+            self.push(&other.bytes[start..end], other.position(start));
+            start = end;
         }
-        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// What follows an offset.
+    pub fn tail(&self, offset: usize) -> Text<'_> {
+        let later = self.joins.iter().filter(|(start, _)| *start > offset);
+        Text {
+            bytes: Cow::Borrowed(&self.bytes[offset..]),
+            start: self.position(offset),
+            joins: later.map(|(start, at)| (start - offset, *at)).collect(),
+        }
+    }
+
+    /// With bytes of its own.
+    pub fn into_owned(self) -> Text<'static> {
+        Text { bytes: Cow::Owned(self.bytes.into_owned()), start: self.start, joins: self.joins }
     }
 
     fn trim_end(&mut self) {
         let blanks = self.bytes.iter().rev().take_while(|b| is_blank(**b)).count();
+        if blanks == 0 {
+            return;
+        }
         // An escaped blank at the end belongs to the text.
         let kept = self.bytes.len() - blanks;
         let slashes = self.bytes[..kept].iter().rev().take_while(|b| **b == b'\\').count();
-        self.bytes.truncate(kept + usize::from(blanks > 0 && slashes % 2 == 1));
+        let kept = kept + slashes % 2;
+        match &mut self.bytes {
+            Cow::Borrowed(bytes) => *bytes = &bytes[..kept],
+            Cow::Owned(bytes) => bytes.truncate(kept),
+        }
     }
 }
 
-impl From<&[u8]> for Text {
-    fn from(bytes: &[u8]) -> Self {
+impl<'a> From<&'a [u8]> for Text<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
         Self::at(bytes, Position::START)
     }
 }
@@ -118,13 +150,13 @@ pub fn show(bytes: &[u8]) -> Cow<'_, str> {
 
 /// A logical line of a map.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct Line<'a> {
     /// Offset of its first byte that is not a blank.
     pub offset: usize,
     /// Number of the line where it begins.
     pub line: u32,
     /// Without continuation backslashes, and blanks around it; never empty.
-    pub text: Text,
+    pub text: Text<'a>,
     /// Blanks stood before it.
     pub indented: bool,
 }
@@ -155,7 +187,7 @@ impl<'a> Lines<'a> {
     }
 
     /// The rest of a logical line; steps over its end.
-    fn rest(&mut self) -> Text {
+    fn rest(&mut self) -> Text<'a> {
         let mut text = Text::default();
         loop {
             let rest = &self.bytes[self.offset..];
@@ -168,6 +200,9 @@ impl<'a> Lines<'a> {
             let backslashes = bare.iter().rev().take_while(|b| **b == b'\\').count();
             // An even number of backslashes are escaped backslashes.
             if backslashes % 2 == 0 || length == rest.len() {
+                if text.bytes.is_empty() {
+                    return Text::at(physical, at);
+                }
                 text.push(physical, at);
                 return text;
             }
@@ -176,10 +211,10 @@ impl<'a> Lines<'a> {
     }
 }
 
-impl Iterator for Lines<'_> {
-    type Item = Line;
+impl<'a> Iterator for Lines<'a> {
+    type Item = Line<'a>;
 
-    fn next(&mut self) -> Option<Line> {
+    fn next(&mut self) -> Option<Line<'a>> {
         while self.offset < self.bytes.len() {
             let start = self.offset;
             let line = self.line;
@@ -240,7 +275,7 @@ impl Word {
 /// A backslash makes the next byte literal. Double quotes make what is between them literal, backslashes
 /// included. A `#` at the beginning of a word ends the text.
 pub struct Words<'a> {
-    text: &'a Text,
+    text: &'a Text<'a>,
     offset: usize,
 }
 
@@ -251,20 +286,27 @@ pub struct UnmatchedQuote(pub Position);
 
 impl<'a> Words<'a> {
     /// From the beginning.
-    pub fn new(text: &'a Text) -> Self {
+    pub fn new(text: &'a Text<'a>) -> Self {
         Self { text, offset: 0 }
     }
 
     /// What has not been taken yet, without the blanks before it.
-    pub fn remaining(mut self) -> Text {
+    pub fn remaining(mut self) -> Text<'a> {
         self.skip_blanks();
-        let bytes = &self.text.bytes[self.offset..];
-        let marks = self.text.marks.iter().filter(|(start, _)| *start > self.offset);
-        let first = (0, self.text.position(self.offset));
-        Text {
-            bytes: bytes.to_vec(),
-            marks: std::iter::once(first).chain(marks.map(|(s, at)| (s - self.offset, *at))).collect(),
+        self.text.tail(self.offset)
+    }
+
+    /// The next word as it stands there, if it has neither quotes nor backslashes: the quick way.
+    pub fn plain(&mut self) -> Option<&'a [u8]> {
+        self.skip_blanks();
+        let rest = &self.text.bytes[self.offset..];
+        let length =
+            rest.iter().position(|b| is_blank(*b) || matches!(b, b'"' | b'\\')).unwrap_or(rest.len());
+        if length == 0 || rest[0] == b'#' || rest.get(length).is_some_and(|b| !is_blank(*b)) {
+            return None;
         }
+        self.offset += length;
+        Some(&rest[..length])
     }
 
     fn skip_blanks(&mut self) {

@@ -3,10 +3,11 @@
 //! The file's bytes are kept as they are, and an index of hashes says where each key stands: 12 bytes for each entry. A lookup
 //! cuts its line out of the bytes anew, which costs less than to keep every entry as a string.
 
-use super::{Pair, RawEntry, Source, SourceError};
+use super::{RawEntry, Source, SourceError};
 use crate::engine::maps::master::{MapKind, MapName};
 use crate::engine::maps::text::{ENTRY_MAX, KEY_MAX, Line, Lines, Position, Text, Warning, Words, show};
 use crate::engine::maps::vars::Variables;
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
@@ -81,6 +82,9 @@ struct Slot {
     line: u32,
 }
 
+/// Keys of files before; `None`: there is one file only.
+type Seen = Option<HashSet<Vec<u8>>>;
+
 #[derive(Debug)]
 enum Included {
     Contents(Arc<Contents>),
@@ -95,31 +99,36 @@ fn hash(key: &[u8]) -> u32 {
 }
 
 /// What a line of a map says.
-enum Meaning {
-    Entry(Vec<u8>, Text),
-    Wildcard(Text),
+enum Meaning<'a> {
+    Entry(Cow<'a, [u8]>, Text<'a>),
+    Wildcard(Text<'a>),
     Include(MapName),
 }
 
 /// Key and entry of a line; a warning when it has none.
-fn meaning(line: &Line, keys: Keys) -> Result<Meaning, Warning> {
+fn meaning<'a>(line: &'a Line<'_>, keys: Keys) -> Result<Meaning<'a>, Warning> {
     let at = line.text.position(0);
     let warn = |at, message: String| Err(Warning::new(at, message));
     let mut words = Words::new(&line.text);
-    let key = match words.next() {
-        Some(Ok(key)) => key,
-        Some(Err(quote)) => return warn(quote.0, format!("{quote}: the line is left out")),
-        None => return warn(at, "the line has no key".into()),
+    // The first byte has a special meaning only where it is not quoted.
+    let (bytes, first) = match words.plain() {
+        Some(key) => (Cow::Borrowed(key), key.first().copied()),
+        None => match words.next() {
+            Some(Ok(key)) => {
+                (Cow::Owned(key.bytes()), key.chars.first().filter(|c| !c.literal).map(|c| c.byte))
+            }
+            Some(Err(quote)) => return warn(quote.0, format!("{quote}: the line is left out")),
+            None => return warn(at, "the line has no key".into()),
+        },
     };
-    let bytes = key.bytes();
-    if key.starts(b'+') {
+    if first == Some(b'+') {
         let name = MapName::parse(&bytes[1..]);
         return name.map(Meaning::Include).map_err(|error| Warning::new(at, error.to_string()));
     }
     let entry = words.remaining();
-    let shown = show(&bytes);
+    let shown = || show(&bytes);
     if entry.bytes().is_empty() || entry.bytes()[0] == b'#' {
-        return warn(at, format!("key {shown} has no entry"));
+        return warn(at, format!("key {} has no entry", shown()));
     }
     if bytes.len() > KEY_MAX {
         return warn(at, format!("the key has {} bytes; {KEY_MAX} are the most", bytes.len()));
@@ -127,29 +136,36 @@ fn meaning(line: &Line, keys: Keys) -> Result<Meaning, Warning> {
     if entry.bytes().len() > ENTRY_MAX {
         return warn(
             at,
-            format!("the entry of key {shown} has {} bytes; {ENTRY_MAX} are the most", entry.bytes().len()),
+            format!(
+                "the entry of key {} has {} bytes; {ENTRY_MAX} are the most",
+                shown(),
+                entry.bytes().len()
+            ),
         );
     }
     if entry.bytes().contains(&b'"')
         && let Some(Err(quote)) = Words::new(&entry).find(Result::is_err)
     {
-        return warn(quote.0, format!("{quote}: key {shown} is left out"));
+        return warn(quote.0, format!("{quote}: key {} is left out", shown()));
     }
-    if key.starts(b'*') && keys != Keys::Any {
-        return match (bytes.as_slice(), keys) {
+    if first == Some(b'*') && keys != Keys::Any {
+        return match (bytes.as_ref(), keys) {
             (b"*", Keys::Names) => Ok(Meaning::Wildcard(entry)),
             (b"*", _) => warn(at, "a direct map has no wildcard".into()),
-            _ => {
-                warn(at, format!("{shown} is neither a key nor the wildcard; write \\* for a star in a key"))
-            }
+            _ => warn(
+                at,
+                format!("{} is neither a key nor the wildcard; write \\* for a star in a key", shown()),
+            ),
         };
     }
+    let dots = |key: &[u8]| key.split(|b| *b == b'/').any(|part| part == b"." || part == b"..");
     match keys {
+        _ if bytes.is_empty() || dots(&bytes) => warn(at, format!("{} cannot be a key", shown())),
         Keys::Paths if bytes.first() != Some(&b'/') => {
-            warn(at, format!("key {shown} of a direct map is not an absolute path"))
+            warn(at, format!("key {} of a direct map is not an absolute path", shown()))
         }
         Keys::Names if bytes.contains(&b'/') => {
-            warn(at, format!("key {shown} of an indirect map has a slash"))
+            warn(at, format!("key {} of an indirect map has a slash", shown()))
         }
         Keys::Paths => Ok(Meaning::Entry(without_slash(bytes), entry)),
         _ => Ok(Meaning::Entry(bytes, entry)),
@@ -157,59 +173,79 @@ fn meaning(line: &Line, keys: Keys) -> Result<Meaning, Warning> {
 }
 
 /// A slash at the end of a direct key means nothing.
-fn without_slash(mut key: Vec<u8>) -> Vec<u8> {
-    while key.len() > 1 && key.ends_with(b"/") {
-        key.pop();
+fn without_slash(key: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+    match key.iter().rposition(|b| *b != b'/') {
+        Some(last) if last + 1 < key.len() => Cow::Owned(key[..=last].to_vec()),
+        _ => key,
     }
-    key
 }
 
 impl Contents {
-    /// Read a file. `above` are the files that include it.
-    fn read(path: &Path, keys: Keys, above: &mut Vec<PathBuf>) -> Result<Self, SourceError> {
+    /// Read a file. `above` are the files that include it, `old` is what was read before.
+    fn read(
+        path: &Path,
+        keys: Keys,
+        above: &mut Vec<PathBuf>,
+        old: Option<&Self>,
+    ) -> Result<Self, SourceError> {
         // The stamp comes first: a change in between is seen as one later.
         let stamp = Stamp::of(path);
         let bytes = std::fs::read(path).map_err(SourceError::read(path))?;
-        let mut contents = Self {
-            path: path.to_owned(),
-            keys,
-            stamp,
-            bytes: Vec::new(),
-            index: Vec::new(),
-            wildcard: None,
-            includes: Vec::new(),
-            warnings: Vec::new(),
-        };
+        let mut contents = Self { stamp, ..Self::empty(path, keys) };
+        if let Some(old) = old.filter(|old| old.bytes == bytes && old.includes.is_empty()) {
+            // Written again, but not changed.
+            contents.index.clone_from(&old.index);
+            contents.warnings.clone_from(&old.warnings);
+            contents.wildcard = old.wildcard;
+            contents.bytes = bytes;
+            return Ok(contents);
+        }
         above.push(path.to_owned());
         for line in Lines::new(&bytes) {
             contents.add(&line, above);
         }
         above.pop();
-        contents.index.sort_unstable();
-        contents.index.shrink_to_fit();
         contents.bytes = bytes;
-        contents.warn_of_duplicates();
+        contents.index.sort_unstable();
+        contents.drop_duplicates();
+        contents.index.shrink_to_fit();
         Ok(contents)
     }
 
-    fn warn_of_duplicates(&mut self) {
-        let mut found = Vec::new();
+    fn empty(path: &Path, keys: Keys) -> Self {
+        Self {
+            path: path.to_owned(),
+            keys,
+            stamp: None,
+            bytes: Vec::new(),
+            index: Vec::new(),
+            wildcard: None,
+            includes: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Only the first line of each key stays in the index.
+    fn drop_duplicates(&mut self) {
+        let mut dropped = Vec::new();
         for same in self.index.chunk_by(|a, b| a.hash == b.hash).filter(|same| same.len() > 1) {
             let mut keys = HashSet::new();
-            for line in same.iter().filter_map(|slot| self.line(*slot)) {
+            for slot in same {
+                let Some(line) = self.line(*slot) else { continue };
                 if let Ok(Meaning::Entry(key, _)) = meaning(&line, self.keys)
-                    && !keys.insert(key.clone())
+                    && !keys.insert(key.to_vec())
                 {
                     let text = format!("key {} is there already: the first entry counts", show(&key));
-                    found.push(Warning::new(line.text.position(0), text));
+                    dropped.push((*slot, Warning::new(line.text.position(0), text)));
                 }
             }
         }
-        self.warnings.extend(found);
+        self.index.retain(|slot| dropped.binary_search_by_key(slot, |(slot, _)| *slot).is_err());
+        self.warnings.extend(dropped.into_iter().map(|(_, warning)| warning));
         self.warnings.sort_by_key(|warning| warning.at);
     }
 
-    fn add(&mut self, line: &Line, above: &mut Vec<PathBuf>) {
+    fn add(&mut self, line: &Line<'_>, above: &mut Vec<PathBuf>) {
         let at = line.text.position(0);
         let Ok(offset) = u32::try_from(line.offset) else {
             return self.warnings.push(Warning::new(at, "lines after 4 GiB are left out"));
@@ -243,7 +279,7 @@ impl Contents {
         if above.contains(&path) {
             return Err(format!("+{name} is left out: the file includes itself"));
         }
-        Ok(match Self::read(&path, self.keys, above) {
+        Ok(match Self::read(&path, self.keys, above, None) {
             Ok(contents) => Included::Contents(Arc::new(contents)),
             Err(_) => Included::Missing(path),
         })
@@ -258,37 +294,38 @@ impl Contents {
             })
     }
 
-    fn line(&self, slot: Slot) -> Option<Line> {
+    fn line(&self, slot: Slot) -> Option<Line<'_>> {
         Lines::from(&self.bytes, slot.offset as usize, slot.line).next()
     }
 
     /// What a key stands for. A map that is included is asked at its place, and answers with its wildcard, too; the file's
     /// own wildcard comes last.
     fn find(&self, key: &[u8]) -> Option<RawEntry> {
-        let (limit, own) = match self.exact(key) {
-            Some((offset, text)) => (offset, Some(text)),
-            None => (u32::MAX, None),
-        };
+        let own = self.exact(key);
+        let limit = own.map_or(u32::MAX, |slot| slot.offset);
         let before = self.contents().take_while(|(offset, _)| *offset < limit);
         let included = before.map(|(_, contents)| contents).find_map(|contents| contents.find(key));
-        included.or_else(|| own.or_else(|| self.wildcard()).map(|text| self.entry(text)))
+        included.or_else(|| self.entry(own.or(self.wildcard)?))
     }
 
-    /// The first line with a key, and where it is.
-    fn exact(&self, key: &[u8]) -> Option<(u32, Text)> {
+    /// Where a key stands.
+    fn exact(&self, key: &[u8]) -> Option<Slot> {
         let hash = hash(key);
         let start = self.index.partition_point(|slot| slot.hash < hash);
         let same = self.index[start..].iter().take_while(|slot| slot.hash == hash);
-        let mut found = same.filter_map(|slot| match meaning(&self.line(*slot)?, self.keys) {
-            Ok(Meaning::Entry(found, text)) if found == key => Some((slot.offset, text)),
-            _ => None,
-        });
-        found.next()
+        same.copied().find(|slot| {
+            let line = self.line(*slot);
+            let found = line.as_ref().map(|line| meaning(line, self.keys));
+            matches!(found, Some(Ok(Meaning::Entry(found, _))) if *found == *key)
+        })
     }
 
-    fn wildcard(&self) -> Option<Text> {
-        match meaning(&self.line(self.wildcard?)?, self.keys) {
-            Ok(Meaning::Wildcard(text)) => Some(text),
+    fn entry(&self, slot: Slot) -> Option<RawEntry> {
+        let line = self.line(slot)?;
+        match meaning(&line, self.keys) {
+            Ok(Meaning::Entry(_, text) | Meaning::Wildcard(text)) => {
+                Some(RawEntry { text: text.into_owned(), origin: self.path.clone() })
+            }
             _ => None,
         }
     }
@@ -300,27 +337,26 @@ impl Contents {
         })
     }
 
-    fn entry(&self, text: Text) -> RawEntry {
-        RawEntry { text, origin: self.path.clone() }
-    }
-
-    /// All entries in the order of the text.
-    fn list(&self, seen: &mut HashSet<Vec<u8>>, pairs: &mut Vec<Pair>) {
+    /// All entries in the order of the text; keys in `seen` are left out. The index has each key of this file once.
+    fn visit(&self, seen: &mut Seen, each: &mut dyn FnMut(&[u8], &Text<'_>, &Path)) {
+        let mut slots: Vec<Slot> = self.index.iter().chain(&self.wildcard).copied().collect();
+        slots.sort_unstable_by_key(|slot| slot.offset);
         let mut includes = self.contents().peekable();
-        for line in Lines::new(&self.bytes) {
-            while let Some((_, contents)) = includes.next_if(|(offset, _)| (*offset as usize) < line.offset) {
-                contents.list(seen, pairs);
+        for slot in slots {
+            while let Some((_, contents)) = includes.next_if(|(offset, _)| *offset < slot.offset) {
+                contents.visit(seen, each);
             }
+            let Some(line) = self.line(slot) else { continue };
             let (key, text) = match meaning(&line, self.keys) {
                 Ok(Meaning::Entry(key, text)) => (key, text),
-                Ok(Meaning::Wildcard(text)) => (b"*".to_vec(), text),
+                Ok(Meaning::Wildcard(text)) => (Cow::Borrowed(b"*".as_slice()), text),
                 _ => continue,
             };
-            if seen.insert(key.clone()) {
-                pairs.push((key, self.entry(text)));
+            if seen.as_mut().is_none_or(|seen| seen.insert(key.to_vec())) {
+                each(&key, &text, &self.path);
             }
         }
-        includes.for_each(|(_, contents)| contents.list(seen, pairs));
+        includes.for_each(|(_, contents)| contents.visit(seen, each));
     }
 
     fn warnings(&self, all: &mut Vec<(PathBuf, Warning)>) {
@@ -342,7 +378,7 @@ impl Contents {
 impl FileSource {
     /// Read a file.
     pub fn open(path: &Path, keys: Keys) -> Result<Self, SourceError> {
-        let contents = Contents::read(path, keys, &mut Vec::new())?;
+        let contents = Contents::read(path, keys, &mut Vec::new(), None)?;
         Ok(Self { path: path.to_owned(), keys, read: RwLock::new(Arc::new(contents)) })
     }
 
@@ -360,11 +396,12 @@ impl Source for FileSource {
         Ok(self.contents().find(key))
     }
 
-    fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError> {
+    fn visit(&self, each: &mut dyn FnMut(&[u8], &Text<'_>, &Path)) -> Result<bool, SourceError> {
         self.refresh()?;
-        let mut pairs = Vec::new();
-        self.contents().list(&mut HashSet::new(), &mut pairs);
-        Ok(Some(pairs))
+        let contents = self.contents();
+        let mut seen = (!contents.includes.is_empty()).then(HashSet::new);
+        contents.visit(&mut seen, each);
+        Ok(true)
     }
 
     fn fresh(&self) -> bool {
@@ -372,9 +409,10 @@ impl Source for FileSource {
     }
 
     fn refresh(&self) -> Result<(), SourceError> {
-        if !self.fresh() {
-            let contents = Contents::read(&self.path, self.keys, &mut Vec::new())?;
-            *self.read.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(contents);
+        let old = self.contents();
+        if !old.fresh() {
+            let new = Contents::read(&self.path, self.keys, &mut Vec::new(), Some(&old))?;
+            *self.read.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         }
         Ok(())
     }

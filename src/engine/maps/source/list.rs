@@ -4,7 +4,7 @@ use super::{Pair, RawEntry, Source, SourceError};
 use crate::engine::maps::text::Text;
 use crate::engine::maps::vars::Variables;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Keys and entries in memory, as a checkpoint keeps them. The key `*` is the wildcard.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ impl ListSource {
         for (key, entry) in entries {
             if !list.index.contains_key(key) {
                 list.index.insert(key.clone(), list.pairs.len());
-                let text = Text::from(entry.as_slice());
+                let text = Text::from(entry.as_slice()).into_owned();
                 list.pairs.push((key.clone(), RawEntry { text, origin: PathBuf::from(origin) }));
             }
         }
@@ -34,8 +34,9 @@ impl Source for ListSource {
         Ok(found.and_then(|i| self.pairs.get(*i)).map(|(_, entry)| entry.clone()))
     }
 
-    fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError> {
-        Ok(Some(self.pairs.clone()))
+    fn visit(&self, each: &mut dyn FnMut(&[u8], &Text<'_>, &Path)) -> Result<bool, SourceError> {
+        self.pairs.iter().for_each(|(key, entry)| each(key, &entry.text, &entry.origin));
+        Ok(true)
     }
 
     fn fresh(&self) -> bool {

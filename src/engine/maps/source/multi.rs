@@ -1,10 +1,10 @@
 //! Several maps as one.
 
-use super::{Pair, RawEntry, Source, SourceError};
-use crate::engine::maps::text::Warning;
+use super::{RawEntry, Source, SourceError};
+use crate::engine::maps::text::{Text, Warning};
 use crate::engine::maps::vars::Variables;
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Sources that are asked in order; the first that knows a key answers, be it with its wildcard.
 #[derive(Debug)]
@@ -24,17 +24,17 @@ impl Source for MultiSource {
         failed.map_or(Ok(None), Err)
     }
 
-    fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError> {
+    fn visit(&self, each: &mut dyn FnMut(&[u8], &Text<'_>, &Path)) -> Result<bool, SourceError> {
         let mut seen = HashSet::new();
-        let mut all = Vec::new();
         let mut listed = false;
         for source in &self.0 {
-            if let Some(pairs) = source.entries()? {
-                listed = true;
-                all.extend(pairs.into_iter().filter(|(key, _)| seen.insert(key.clone())));
-            }
+            listed |= source.visit(&mut |key, text, origin| {
+                if seen.insert(key.to_vec()) {
+                    each(key, text, origin);
+                }
+            })?;
         }
-        Ok(listed.then_some(all))
+        Ok(listed)
     }
 
     fn fresh(&self) -> bool {

@@ -1,7 +1,7 @@
 //! A program that is run for each key and writes the entry.
 
-use super::{Pair, RawEntry, Source, SourceError};
-use crate::engine::maps::text::{ENTRY_MAX, Lines, show};
+use super::{RawEntry, Source, SourceError};
+use crate::engine::maps::text::{ENTRY_MAX, Lines, Text, show};
 use crate::engine::maps::vars::Variables;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
@@ -53,11 +53,11 @@ impl Source for ProgramSource {
             return Ok(None);
         }
         let line = Lines::new(&outcome.stdout).next();
-        Ok(line.map(|line| RawEntry { text: line.text, origin: self.path.clone() }))
+        Ok(line.map(|line| RawEntry { text: line.text.into_owned(), origin: self.path.clone() }))
     }
 
-    fn entries(&self) -> Result<Option<Vec<Pair>>, SourceError> {
-        Ok(None)
+    fn visit(&self, _: &mut dyn FnMut(&[u8], &Text<'_>, &Path)) -> Result<bool, SourceError> {
+        Ok(false)
     }
 
     /// It says something new each time.
