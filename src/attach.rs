@@ -244,7 +244,7 @@ impl HandOver<'_> {
         old.keep_write_ends(self.spare, self.space)?;
         let mounts = self.live.iter().map(|(target, _)| target.dev).collect();
         let spare = [self.spare, &old.pids()].concat();
-        let held = Quiesced::hold(&Scope { mounts, spare }).map_err(AttachError::from);
+        let held = Quiesced::hold(&Scope { mounts, spare, ..Scope::default() }).map_err(AttachError::from);
         let mut held = match held.and_then(|held| Ok((held, faults::point("restore.visitors-held")?))) {
             Ok((held, ())) => held,
             Err(error) => {

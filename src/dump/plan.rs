@@ -247,7 +247,7 @@ fn target(mount: &AutofsMount) -> Target {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::discover::facts::{AutofsOptions, CoveringMount, PipeEnd, Propagation};
     use crate::sys::DevNum;
@@ -257,7 +257,7 @@ mod tests {
     }
 
     /// A direct mount with a master that is process and group `pid`, its pipe number 1000 + `pid`.
-    fn mount(id: u64, path: &str, pid: i32) -> AutofsMount {
+    pub(in crate::dump) fn mount(id: u64, path: &str, pid: i32) -> AutofsMount {
         let options =
             format!("rw,fd=5,pgrp={pid},timeout=60,minproto=5,maxproto=5,direct,pipe_ino={}", 1000 + pid);
         let read = |pid, comm: &str| PipeEnd {

@@ -132,3 +132,12 @@ pub enum Service {
         timeout: u64,
     },
 }
+
+impl Service {
+    /// Where it serves; `/-` for a direct map.
+    pub fn mount_point(&self) -> &std::path::Path {
+        match self {
+            Self::MasterEntry { mount_point, .. } | Self::Unit { mount_point, .. } => mount_point,
+        }
+    }
+}

@@ -5,10 +5,10 @@ const EINTR: i64 = libc::EINTR as i64;
 /// close and ioctl of 32-bit programs, on x86 as on ARM.
 const COMPAT_EXCEPTIONS: [i64; 2] = [6, 54];
 
-/// A task that stopped, as far as it matters here.
+/// The call that a task was in when it stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Stopped {
-    /// Number and result of the call that it was in.
+pub(super) struct Call {
+    /// Its number and result; `None`: it was in none.
     pub call: Option<(u64, i64)>,
     /// It is a 64-bit program.
     pub native: bool,
@@ -31,7 +31,7 @@ pub(super) enum Cause {
 /// have failed by our stop when no signal waits: the kernel itself repeats most calls that are interrupted, but not
 /// those that signal(7) lists (epoll_wait, semop, sockets with a timeout ...), nor the wait for an autofs mount's mutex. Two
 /// exceptions: close(2) has closed in spite of EINTR, and what an ioctl did only its driver knows (EXPIRE is a master's).
-pub(super) fn cause(stopped: Stopped, signal_waits: impl FnOnce() -> bool) -> Option<Cause> {
+pub(super) fn cause(stopped: Call, signal_waits: impl FnOnce() -> bool) -> Option<Cause> {
     let (number, result) = stopped.call?;
     let exceptions = if stopped.native { [libc::SYS_close, libc::SYS_ioctl] } else { COMPAT_EXCEPTIONS };
     if exceptions.contains(&i64::try_from(number).ok()?) {
@@ -50,7 +50,7 @@ mod tests {
 
     fn decide(number: i64, result: i32, slept_on: bool, signal: bool) -> Option<Cause> {
         let call = Some((number as u64, i64::from(result)));
-        cause(Stopped { call, native: true, slept_on }, || signal)
+        cause(Call { call, native: true, slept_on }, || signal)
     }
 
     #[test]
@@ -73,11 +73,11 @@ mod tests {
         assert_eq!(decide(libc::SYS_close, -libc::EINTR, true, false), None);
         assert_eq!(decide(libc::SYS_ioctl, -libc::EINTR, true, false), None);
         assert_eq!(decide(libc::SYS_ioctl, -libc::ENOENT, true, false), None);
-        let idle = Stopped { call: None, native: true, slept_on: true };
+        let idle = Call { call: None, native: true, slept_on: true };
         assert_eq!(cause(idle, || false), None);
         let compat = |number| {
             let call = Some((number, i64::from(-libc::EINTR)));
-            cause(Stopped { call, native: false, slept_on: false }, || false)
+            cause(Call { call, native: false, slept_on: false }, || false)
         };
         assert_eq!((compat(6), compat(3)), (None, Some(Cause::Stop)));
     }

@@ -19,7 +19,9 @@ mod turn;
 mod visitors;
 
 use crate::discover::facts::Waiter;
-use crate::sys::{DevNum, Errno, tracee::TraceeError};
+use crate::sys::tracee::{Held, TraceeError};
+use crate::sys::{DevNum, Errno};
+use std::sync::mpsc::channel;
 use tracer::{Command, Tracer};
 
 /// What to hold.
@@ -30,6 +32,8 @@ pub struct Scope {
     /// Processes that are never held: the masters, who never wait, and whoever must act meanwhile.
     /// (Our own need not be named.)
     pub spare: Vec<i32>,
+    /// Process groups that are held besides: owners, while something is asked in their place.
+    pub groups: Vec<i32>,
 }
 
 /// Every visitor of some mounts, held. Dropping lets all go.
@@ -148,6 +152,19 @@ impl Quiesced {
     /// After CATATONIC: wait for the waiters to stop, set their calls to be made again. Returns how many.
     pub fn restart_waiters(&mut self) -> Result<usize, QuiesceError> {
         self.tracer.ask(Command::Restart).map(|restarted| restarted.len())
+    }
+
+    /// Do something with a held task of process `pid`, in the thread that holds it.
+    pub fn act<T: Send + 'static>(
+        &self,
+        pid: i32,
+        act: impl FnOnce(&mut Held) -> T + Send + 'static,
+    ) -> Result<T, QuiesceError> {
+        let (result, results) = channel();
+        // nobody receives only when we are gone, too
+        let act = Box::new(move |held: &mut Held| drop(result.send(act(held))));
+        self.tracer.ask(Command::Act(pid, act))?;
+        results.recv().map_err(|_| QuiesceError::Thread(Errno::SRCH))
     }
 
     /// Let everyone go.

@@ -4,7 +4,7 @@
 //! end of its tracer. So one thread holds everyone, and ends when they are to run again. When this process
 //! dies the kernel lets them go in the same way.
 
-use super::again::{self, Cause, Stopped};
+use super::again::{self, Call, Cause};
 use super::task::{self, Status};
 use super::turn;
 use super::visitors::{Scanner, Visitor};
@@ -25,10 +25,11 @@ const WAKING: Duration = Duration::from_millis(50);
 const RESTLESS: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// What the thread is asked for. All end it but `Restart`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What the thread is asked for. Releasing ends it.
 pub(super) enum Command {
     Restart,
+    /// With a task of this process.
+    Act(i32, Box<dyn FnOnce(&mut Held) + Send>),
     Release,
     ReleaseWaitersStopped,
 }
@@ -100,6 +101,7 @@ fn run(
     for command in commands {
         let answer = match command {
             Command::Restart => holding.restart(),
+            Command::Act(pid, act) => holding.act(pid, act),
             Command::Release => return drop(answers.send(holding.release(false))),
             Command::ReleaseWaitersStopped => return drop(answers.send(holding.release(true))),
         };
@@ -114,8 +116,7 @@ fn run(
 /// Everyone who was seized.
 #[derive(Default)]
 struct Holding {
-    /// Stopped; with its description when its call will be made again because of CATATONIC.
-    held: Vec<(Held, Option<Waiting>)>,
+    stopped: Vec<Stopped>,
     /// Not stopped yet.
     pending: Vec<Pending>,
     not_held: Vec<NotHeld>,
@@ -126,6 +127,13 @@ struct Holding {
 struct Pending {
     visitor: Visitor,
     seized: Seized,
+}
+
+struct Stopped {
+    pid: i32,
+    held: Held,
+    /// Its call will be made again because of CATATONIC.
+    waiting: Option<Waiting>,
 }
 
 impl Holding {
@@ -196,21 +204,21 @@ impl Holding {
 
     fn take_in(&mut self, visitor: &Visitor, mut held: Held) -> Result<(), QuiesceError> {
         let tid = held.tid();
-        let stopped = Stopped { call: held.syscall()?, native: held.is_native()?, slept_on: self.complete };
-        let cause = again::cause(stopped, || Status::of(tid).is_some_and(|status| status.signal_waits()));
+        let call = Call { call: held.syscall()?, native: held.is_native()?, slept_on: self.complete };
+        let cause = again::cause(call, || Status::of(tid).is_some_and(|status| status.signal_waits()));
         if cause.is_some() {
             held.restart_syscall()?;
         }
         // a waiter of another namespace is likely one of another mount: it must not be left stopped
         let ours = visitor.sees && cause == Some(Cause::Catatonic);
         let waiting = if ours { task::describe(visitor.pid, tid) } else { None };
-        self.held.push((held, waiting));
+        self.stopped.push(Stopped { pid: visitor.pid, held, waiting });
         Ok(())
     }
 
     /// Those whose calls will be made again because of CATATONIC.
     fn restarting(&self) -> Vec<Waiting> {
-        self.held.iter().filter_map(|(_, waiting)| waiting.clone()).collect()
+        self.stopped.iter().filter_map(|stopped| stopped.waiting.clone()).collect()
     }
 
     fn restart(&mut self) -> Answer {
@@ -224,12 +232,20 @@ impl Holding {
         }
     }
 
+    fn act(&mut self, pid: i32, act: Box<dyn FnOnce(&mut Held) + Send>) -> Answer {
+        match self.stopped.iter_mut().find(|stopped| stopped.pid == pid) {
+            Some(stopped) => act(&mut stopped.held),
+            None => return Err(TraceeError::Timeout(pid).into()),
+        }
+        Ok(Vec::new())
+    }
+
     /// Those still asleep are let go by the end of this thread. Whoever woke between CATATONIC and now is first
     /// taken in, so that its call is made again.
     fn release(&mut self, stop_waiters: bool) -> Answer {
         let mut result = self.settle();
         let restarting = self.restarting();
-        for (held, waiting) in self.held.drain(..) {
+        for Stopped { held, waiting, .. } in self.stopped.drain(..) {
             let released = match waiting {
                 Some(_) if stop_waiters => held.release_stopped(),
                 _ => held.release(),

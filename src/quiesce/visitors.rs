@@ -20,6 +20,8 @@ struct Facts {
     stat: Stat,
     /// One of the mounts is in its namespace.
     sees: bool,
+    /// It is in one of the groups.
+    wanted: bool,
     /// It sleeps in autofs. Where the kernel does not tell: no.
     waits: bool,
 }
@@ -45,7 +47,7 @@ fn judge(facts: &Facts) -> Verdict {
     if flag(PF_EXITING) || matches!(facts.stat.state, b'Z' | b'X') {
         return Verdict::Leave;
     }
-    if facts.sees || facts.waits { Verdict::Hold } else { Verdict::Leave }
+    if facts.sees || facts.wanted || facts.waits { Verdict::Hold } else { Verdict::Leave }
 }
 
 /// A task to hold.
@@ -63,6 +65,7 @@ pub(super) struct Scanner {
     us: i32,
     mounts: HashSet<DevNum>,
     spare: HashSet<i32>,
+    groups: HashSet<i32>,
     /// Mount namespaces seen so far: do they contain one of the mounts?
     namespaces: HashMap<u64, bool>,
     /// Others that hold visitors or want to, seen by the first scan.
@@ -75,6 +78,7 @@ impl Scanner {
             us: rustix::process::getpid().as_raw_nonzero().get(),
             mounts: scope.mounts.iter().copied().collect(),
             spare: scope.spare.iter().copied().collect(),
+            groups: scope.groups.iter().copied().collect(),
             namespaces: HashMap::new(),
             rivals: Vec::new(),
         }
@@ -112,12 +116,17 @@ impl Scanner {
     fn facts(&mut self, task: &TaskDir) -> Option<Facts> {
         let stat = task.stat()?;
         let sees = self.sees(task);
-        let waits = stat.state == b'D' && waits_in_autofs(task).unwrap_or(false);
-        Some(Facts { stat, sees, waits })
+        let wanted = self.groups.contains(&stat.pgrp);
+        let concerned = wanted || !self.mounts.is_empty();
+        let waits = concerned && stat.state == b'D' && waits_in_autofs(task).unwrap_or(false);
+        Some(Facts { stat, sees, wanted, waits })
     }
 
     /// Threads may live in different namespaces. One that cannot be read is taken to contain the mounts.
     fn sees(&mut self, task: &TaskDir) -> bool {
+        if self.mounts.is_empty() {
+            return false;
+        }
         // a task that is ending has no namespaces any more
         let Some(namespace) = task.namespace("mnt") else { return false };
         let Self { namespaces, mounts, .. } = self;
@@ -135,7 +144,7 @@ mod tests {
 
     fn facts(state: u8, flags: u32, sees: bool, waits: bool) -> Facts {
         let stat = Stat { name: b"x".to_vec(), state, pgrp: 1, flags, start_time: 1 };
-        Facts { stat, sees, waits }
+        Facts { stat, sees, wanted: false, waits }
     }
 
     #[test]
@@ -145,6 +154,7 @@ mod tests {
             assert_eq!(judge(&facts(state, 0, false, false)), Verdict::Leave);
         }
         assert_eq!(judge(&facts(b'D', 0, false, true)), Verdict::Hold);
+        assert_eq!(judge(&Facts { wanted: true, ..facts(b'S', 0, false, false) }), Verdict::Hold);
     }
 
     #[test]

@@ -152,6 +152,8 @@ pub trait Caller {
     unsafe fn own(number: RawFd) -> Self::Mount;
     /// The opposite of [`Self::own`].
     fn disown(mount: Self::Mount) -> RawFd;
+    /// Its descriptor.
+    fn borrow(mount: &Self::Mount) -> Self::Fd<'_>;
 }
 
 /// Calls from this process, by an open `/dev/autofs`.
@@ -183,6 +185,10 @@ impl Caller for Native {
 
     fn disown(mount: MountFd) -> RawFd {
         mount.0.into_raw_fd()
+    }
+
+    fn borrow(mount: &MountFd) -> BorrowedFd<'_> {
+        mount.as_fd()
     }
 }
 

@@ -22,7 +22,7 @@ fn hold(mount: &Autofs) -> Quiesced {
 }
 
 fn scope(dev: DevNum) -> Scope {
-    Scope { mounts: vec![dev], spare: Vec::new() }
+    Scope { mounts: vec![dev], ..Scope::default() }
 }
 
 /// One letter of `/proc/PID/stat`.
@@ -211,7 +211,7 @@ fn who_does_not_see_the_mount_is_left_alone() {
 fn whoever_is_spared_goes_on() {
     let mount = direct();
     let master = Visitor::idle();
-    let held = Quiesced::hold(&Scope { mounts: vec![mount.dev], spare: vec![master.pid()] }).unwrap();
+    let held = Quiesced::hold(&Scope { spare: vec![master.pid()], ..scope(mount.dev) }).unwrap();
     assert_ne!(state(master.pid()), 't');
     held.release().unwrap();
 }

@@ -37,7 +37,7 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     /// Serve a map.
-    Entry(Entry),
+    Entry(Box<Entry>),
     /// `MOUNTPOINT -null`: entries for it that follow do not count. `None`: all direct maps.
     Null(Option<PathBuf>, Position),
     /// `+map`: the lines of another master map belong here.
@@ -107,7 +107,7 @@ fn item(line: &Text, warnings: &mut Vec<Warning>) -> Result<Item, Failed> {
     entry.at = start;
     Ok(match entry.map.kind {
         MapKind::Null => Item::Null(entry.mount_point, start),
-        _ => Item::Entry(entry),
+        _ => Item::Entry(Box::new(entry)),
     })
 }
 

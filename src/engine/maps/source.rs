@@ -114,6 +114,11 @@ pub trait Source: std::fmt::Debug + Send + Sync {
         Ok(listed.then_some(all))
     }
 
+    /// The entry of the wildcard, where entries can be listed.
+    fn wildcard(&self) -> Result<Option<RawEntry>, SourceError> {
+        Ok(None)
+    }
+
     /// Has nothing changed since it was read last?
     fn fresh(&self) -> bool;
 

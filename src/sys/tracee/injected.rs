@@ -102,4 +102,8 @@ impl Caller for Injected<'_> {
     fn disown(mount: RemoteFd) -> RawFd {
         mount.0
     }
+
+    fn borrow(mount: &RemoteFd) -> RemoteFd {
+        *mount
+    }
 }

@@ -146,7 +146,7 @@ impl Reader<'_> {
         warnings.into_iter().for_each(|warning| self.warn(warning));
         for item in items {
             match item {
-                Item::Entry(entry) => self.entry(entry),
+                Item::Entry(entry) => self.entry(*entry),
                 Item::Null(point, _) => {
                     self.nulled.insert(point);
                 }

@@ -404,6 +404,11 @@ impl Source for FileSource {
         Ok(true)
     }
 
+    fn wildcard(&self) -> Result<Option<RawEntry>, SourceError> {
+        self.refresh()?;
+        Ok(self.contents().find(b"*"))
+    }
+
     fn fresh(&self) -> bool {
         self.contents().fresh()
     }

@@ -37,6 +37,10 @@ impl Source for MultiSource {
         Ok(listed)
     }
 
+    fn wildcard(&self) -> Result<Option<RawEntry>, SourceError> {
+        self.0.iter().find_map(|source| source.wildcard().transpose()).transpose()
+    }
+
     fn fresh(&self) -> bool {
         self.0.iter().all(|source| source.fresh())
     }
