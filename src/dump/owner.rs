@@ -6,7 +6,7 @@
 use super::plan::Inquiry;
 use crate::attach::Target;
 use crate::quiesce::{QuiesceError, Quiesced, Scope};
-use crate::sys::control::{Caller, Control, ControlError, Requester};
+use crate::sys::control::{Caller, Control, Requester};
 use crate::sys::tracee::{Injected, TraceeError};
 use crate::sys::{DevNum, Errno};
 use std::os::fd::AsFd;
@@ -37,14 +37,18 @@ pub type Answer = (DevNum, Requester);
 
 /// Ask through this caller, in whose place the paths are looked up. What has no answer is left out.
 pub fn ask<C: Caller>(control: &Control<C>, mounts: &[Target]) -> Vec<Answer> {
-    mounts.iter().filter_map(|mount| Some((mount.dev, ask_one(control, mount).ok()?))).collect()
-}
-
-fn ask_one<C: Caller>(control: &Control<C>, mount: &Target) -> Result<Requester, ControlError> {
-    let root = control.open_mount(&mount.path, mount.dev)?;
-    let requester = control.requester(C::borrow(&root), &mount.path);
-    control.close_mount(root)?;
-    requester
+    let open = |mount: &Target| control.open_mount(&mount.path, mount.dev).ok();
+    let (mounts, roots): (Vec<_>, Vec<_>) =
+        mounts.iter().filter_map(|mount| Some((mount, open(mount)?))).unzip();
+    let questions: Vec<_> =
+        mounts.iter().zip(&roots).map(|(mount, root)| (C::borrow(root), mount.path.as_path())).collect();
+    let answers = control.requester_all(&questions);
+    drop(questions);
+    for root in roots {
+        // it was opened there just now
+        let _ = control.close_mount(root);
+    }
+    mounts.iter().zip(answers).filter_map(|(mount, answer)| Some((mount.dev, answer.ok()?))).collect()
 }
 
 /// Ask in the place of a master. Its whole group is held meanwhile, so that nobody can begin to expire; it notices nothing.

@@ -100,7 +100,7 @@ impl Setup<'_> {
         let mut warnings = Vec::new();
         let item = parse(line.as_bytes(), &mut warnings).pop();
         let Some(Item::Entry(entry)) = item else { panic!("{line}: {warnings:?}") };
-        Opened { map: Map::open(entry, Arc::new(self.site)).unwrap(), directory }
+        Opened { map: Map::open(*entry, Arc::new(self.site)).unwrap(), directory }
     }
 }
 
