@@ -212,3 +212,10 @@ fn sections_of_the_configuration_are_entries() {
     assert_eq!(one.map.to_string(), "file,amd:/etc/amd.one");
     assert_eq!((one.options.timeout.unwrap().as_secs(), one.options.browse), (60, Some(true)));
 }
+
+#[test]
+fn submounts_inherit() {
+    let setup = Setup { mount_point: "/amd", kind: "file,amd:", options: "nosuid,-DX=y", ..Setup::default() };
+    let opened = setup.open("a type:=auto;fs:=/etc/m\n");
+    assert_eq!(opened.lookup("a"), "automount file,amd:/etc/m -o nosuid,-DX=y");
+}

@@ -7,6 +7,7 @@ mod amd;
 mod any_input;
 mod changes;
 mod common;
+mod conf;
 mod locations;
 mod master;
 mod multi;

@@ -6,7 +6,7 @@ use super::local::{Machine, ThisMachine};
 use super::master::{self, Entry, Format, LineError, MapKind, MapName, MapOptions};
 use super::options::merge;
 use super::source::{
-    FileSource, Keys, ListSource, MultiSource, ProgramSource, RawEntry, Source, SourceError,
+    DIRECTORY, FileSource, Keys, ListSource, MultiSource, ProgramSource, RawEntry, Source, SourceError,
 };
 use super::sun::{self, Context, Defaults};
 use super::text::{Position, Warning, show};
@@ -390,11 +390,11 @@ impl Opener<'_> {
             (_, None) => Keys::Paths,
             (_, Some(_)) => Keys::Names,
         };
-        let path = Path::new("/etc").join(&map.name);
+        let path = Path::new(DIRECTORY).join(&map.name);
         match &map.kind {
             MapKind::Path if is_program(&path) => Ok(self.program(path)),
             MapKind::Program => Ok(self.program(path)),
-            // A name without a type is a file in /etc, as `automount: files` in nsswitch.conf says.
+            // A name without a type is a file, as `automount: files` in nsswitch.conf says.
             MapKind::Path | MapKind::File | MapKind::Named => Ok(Box::new(FileSource::open(&path, keys)?)),
             MapKind::Multi(maps) => {
                 let sources = maps.iter().map(|map| self.source(map)).collect::<Result<_, _>>()?;

@@ -25,6 +25,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Where maps are that are named without a path.
+pub const DIRECTORY: &str = "/etc";
+
 /// An entry as it stands in its map: everything after the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawEntry {

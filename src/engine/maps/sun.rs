@@ -7,8 +7,8 @@ mod location;
 
 use super::local::Machine;
 use super::options::merge;
-use super::text::{Char, Position, Text, Warning, Word, Words, is_blank, show};
-use super::vars::{Definition, Variables, definition};
+use super::text::{Char, Position, Text, Warning, Word, Words, show};
+use super::vars::{Definition, Variables, define, definition};
 use super::{MountSpec, Resolved, What};
 use location::Locations;
 use std::ffi::OsString;
@@ -398,10 +398,7 @@ impl Own {
             [map] => map.bytes(),
             maps => return Err(ErrorKind::ManyMaps(maps.len()).at(maps[1].at)),
         };
-        let definitions = self.definitions.iter().map(|(name, value)| {
-            let quote: &[u8] = if value.iter().any(|b| *b == b',' || is_blank(*b)) { b"\"" } else { b"" };
-            [b"-D", name.as_bytes(), b"=", quote, value, quote].concat()
-        });
+        let definitions = self.definitions.iter().map(define);
         let all = self.options.into_iter().chain(self.submount).chain(definitions);
         Ok(What::Submount { map: OsString::from_vec(map), options: super::options::join(all) })
     }

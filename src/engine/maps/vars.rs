@@ -1,6 +1,7 @@
 //! Variables of map entries: built in, of the requester, and defined with `-D`.
 
 use super::Credentials;
+use super::text::is_blank;
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
@@ -118,6 +119,12 @@ pub fn definition(text: &[u8]) -> Option<Definition> {
     let equals = text.iter().position(|b| *b == b'=')?;
     let name = std::str::from_utf8(&text[..equals]).ok()?;
     (!name.is_empty()).then(|| (name.to_owned(), text[equals + 1..].to_vec()))
+}
+
+/// A `-D` option as in a master map; [`definition`] reads what follows the `-D`, without the quotes.
+pub fn define((name, value): &Definition) -> Vec<u8> {
+    let quote: &[u8] = if value.iter().any(|b| *b == b',' || is_blank(*b)) { b"\"" } else { b"" };
+    [b"-D", name.as_bytes(), b"=", quote, value, quote].concat()
 }
 
 /// Every variable an entry can use.

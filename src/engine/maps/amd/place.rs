@@ -5,6 +5,7 @@
 
 use super::super::options::{join, merge as append, split_bytes};
 use super::super::text::{Position, show};
+use super::super::vars::define;
 use super::super::{Replica, What};
 use super::expand::Values;
 use super::{Context, Error, ErrorKind, merge};
@@ -201,7 +202,9 @@ impl Maker<'_> {
             _ => own(),
         };
         let map = [maptype.as_bytes(), b",amd:", &values.option("fs", at)?].concat();
-        let mut options = Vec::new();
+        let defaults = context.defaults;
+        let mut options = defaults.options.clone();
+        options.extend(defaults.definitions.iter().map(define));
         if values.has("pref") {
             let pref = values.option("pref", at)?;
             if pref != b"null" {

@@ -2,6 +2,7 @@
 
 use super::{Entry, Item, MapKind, MapName, entry, parse};
 use crate::engine::maps::conf::Conf;
+use crate::engine::maps::source::DIRECTORY;
 use crate::engine::maps::text::{Position, Warning};
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -63,7 +64,7 @@ pub struct Files {
 
 impl Default for Files {
     fn default() -> Self {
-        Self { directory: "/etc".into() }
+        Self { directory: DIRECTORY.into() }
     }
 }
 

@@ -3,7 +3,7 @@
 //! The file's bytes are kept as they are, and an index of hashes says where each key stands: 12 bytes for each entry. A lookup
 //! cuts its line out of the bytes anew, which costs less than to keep every entry as a string.
 
-use super::{RawEntry, Source, SourceError};
+use super::{DIRECTORY, RawEntry, Source, SourceError};
 use crate::engine::maps::master::{MapKind, MapName};
 use crate::engine::maps::text::{ENTRY_MAX, KEY_MAX, Line, Lines, Position, Text, Warning, Words, show};
 use crate::engine::maps::vars::Variables;
@@ -270,7 +270,7 @@ impl Contents {
     fn include(&self, name: &MapName, above: &mut Vec<PathBuf>) -> Result<Included, String> {
         let path = match name.kind {
             MapKind::Path | MapKind::File => PathBuf::from(&name.name),
-            MapKind::Named => self.path.parent().unwrap_or(Path::new("/etc")).join(&name.name),
+            MapKind::Named => Path::new(DIRECTORY).join(&name.name),
             _ => return Err(format!("+{name} is left out: only files can be included")),
         };
         if above.len() >= DEPTH_MAX {
