@@ -72,6 +72,19 @@ cases! {
         "c" => "error: @/map:3:3: host (1): a weight is a number in parentheses right after the host, \
                 in the entry of key c",
     }
+    /// As automount does.
+    blanks_without_quotes: "a -fstype=cifs ://srv/two  words\nb -fstype=foo just two\nc -fstype=foo s1 s2:/x\n", {
+        "a" => "-t cifs //srv/two words",
+        "b" => "-t foo just two",
+        "c" => "error: @/map:3:15: invalid character \" \" in location s1; a location is HOST:/PATH or :/PATH, \
+                in the entry of key c",
+    }
+    nfs_paths_are_absolute: "a :x\nb :sshfs\\#u@h\\:/\n", {
+        "a" => "error: @/map:1:3: expected colon delimiter not found in location :x: it is HOST:/PATH or :/PATH, \
+                in the entry of key a",
+        "b" => "error: @/map:2:3: expected colon delimiter not found in location :sshfs#u@h:/: it is HOST:/PATH or :/PATH, \
+                in the entry of key b",
+    }
     /// automount gives mount(8) both words as one.
     several_locations_of_other_types: "a -fstype=cifs ://s1/x ://s2/x\n", {
         "a" => "-t cifs //s1/x | //s2/x",

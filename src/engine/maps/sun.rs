@@ -227,7 +227,7 @@ pub fn resolve(
         let part = Part { at: Some(end), locations: single(body)?, ..Part::default() };
         let own = Own::of(&common, context.defaults);
         let strict = own.strict;
-        let what = own.what(part, context, true)?;
+        let what = own.what(part, context, true, warnings)?;
         return Ok(Resolved {
             mounts: vec![MountSpec { offset: PathBuf::new(), what }],
             strict,
@@ -260,7 +260,7 @@ pub fn resolve(
         let own = Own::of(&merge(&common, &part.options, context.defaults.append), context.defaults);
         resolved.strict |= own.strict;
         let offset = part.offset.clone();
-        let spec = MountSpec { what: own.what(part, context, false)?, offset };
+        let spec = MountSpec { what: own.what(part, context, false, warnings)?, offset };
         match resolved.mounts.iter_mut().find(|mount| mount.offset == spec.offset) {
             Some(first) => {
                 let path = spec.offset.display();
@@ -367,7 +367,13 @@ impl Own {
         }
     }
 
-    fn what(self, part: Part, context: &Context<'_>, alone: bool) -> Result<What, Error> {
+    fn what(
+        self,
+        part: Part,
+        context: &Context<'_>,
+        alone: bool,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<What, Error> {
         let at = part.at.unwrap_or(Position::START);
         if self.fstype == b"autofs" {
             return self.submount(part, at);
@@ -387,7 +393,7 @@ impl Own {
             use_weight_only: self.use_weight_only,
             slashify: context.defaults.slashify,
         };
-        locations.resolve(&part.locations, context.machine)
+        locations.resolve(&part.locations, context.machine, warnings)
     }
 
     fn submount(self, part: Part, at: Position) -> Result<What, Error> {

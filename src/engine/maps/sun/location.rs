@@ -2,7 +2,7 @@
 
 use super::super::local::Machine;
 use super::super::options::{for_bind, join};
-use super::super::text::{Char, Word, show};
+use super::super::text::{Char, Warning, Word, show};
 use super::super::{Replica, What};
 use super::{Error, ErrorKind};
 use std::ffi::OsString;
@@ -21,7 +21,14 @@ pub(super) struct Locations {
 
 impl Locations {
     /// What the locations stand for; there is at least one.
-    pub(super) fn resolve(self, words: &[Word], machine: &dyn Machine) -> Result<What, Error> {
+    pub(super) fn resolve(
+        self,
+        words: &[Word],
+        machine: &dyn Machine,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<What, Error> {
+        let is_nfs = matches!(self.fstype.as_str(), "nfs" | "nfs4");
+        let words = if is_nfs { words.to_vec() } else { join_words(words, warnings) };
         let words: Vec<Word> = words.iter().map(|word| self.slashify(word)).collect();
         for word in &words {
             validate(word, words.len() > 1)?;
@@ -29,7 +36,7 @@ impl Locations {
         let mut options = join(&self.options);
         let mut fstype = self.fstype;
         let mut sources = Vec::new();
-        if matches!(fstype.as_str(), "nfs" | "nfs4") {
+        if is_nfs {
             for word in &words {
                 sources.extend(replicas(word)?);
             }
@@ -81,6 +88,22 @@ impl Locations {
     }
 }
 
+/// `://server/two words` is one location, though its blank should be quoted: words without a colon belong to the one before.
+fn join_words(words: &[Word], warnings: &mut Vec<Warning>) -> Vec<Word> {
+    let mut joined: Vec<Word> = Vec::new();
+    for word in words {
+        match joined.last_mut().filter(|_| !word.chars.iter().any(|c| c.is(b':'))) {
+            Some(last) => {
+                warnings.push(Warning::new(word.at, "a blank in a location: put it in quotes"));
+                last.chars.push(Char { byte: b' ', literal: true });
+                last.chars.extend(&word.chars);
+            }
+            None => joined.push(word.clone()),
+        }
+    }
+    joined
+}
+
 /// A location of a file system that is not NFS: the colon in front only says that it is no offset.
 fn without_colon(word: &Word) -> OsString {
     let mut bytes = word.bytes();
@@ -117,7 +140,9 @@ fn validate(word: &Word, several: bool) -> Result<(), Error> {
 /// The servers of an NFS location.
 fn replicas(word: &Word) -> Result<Vec<Replica>, Error> {
     let bytes = word.bytes();
-    let Some(end) = colon(&word.chars) else {
+    let end =
+        if word.starts(b':') { bytes.get(1).filter(|b| **b == b'/').map(|_| 0) } else { colon(&word.chars) };
+    let Some(end) = end else {
         return Err(ErrorKind::NoColon(show(&bytes).into()).at(word.at));
     };
     let path = &bytes[end + 1..];
