@@ -1,7 +1,7 @@
 //! Multi-mounts and submounts.
 
 use crate::cases;
-use crate::common::{Setup, site};
+use crate::common::{Fake, Setup, root, site};
 
 cases! {
     t58_options_of_offsets: "k -ro / -rw server:/a /s1 server:/b\n", {
@@ -101,4 +101,17 @@ fn timeouts_are_inherited_or_own() {
     let seconds = |key| above.submount(key, site()).map.entry.options.timeout.unwrap().as_secs();
     assert_eq!((seconds("a"), seconds("b")), (7, 9));
     assert_eq!(above.submount("b", site()).map.entry.options.browse, Some(true));
+}
+
+#[test]
+fn strict_entries() {
+    let strict = |options, entry: &str| {
+        let opened = Setup { options, ..Setup::default() }.open(&format!("k {entry}\n"));
+        opened.map.lookup_as(b"k", &root(), &Fake, &mut Vec::new()).unwrap().unwrap().strict
+    };
+    assert!(!strict("", "/a s:/a /b s:/b"));
+    assert!(strict("", "-strict /a s:/a /b s:/b"));
+    assert!(strict("-strict", "/a s:/a /b s:/b"));
+    assert!(!strict("-strict", "-nonstrict /a s:/a /b s:/b"));
+    assert!(strict("", "/a s:/a /b -strict s:/b"));
 }

@@ -195,9 +195,8 @@ fn variable(rest: &[u8]) -> Option<(&[u8], usize)> {
 }
 
 /// Options and locations of one offset, as written.
-#[derive(Default)]
 struct Part {
-    at: Option<Position>,
+    at: Position,
     offset: PathBuf,
     options: Vec<Vec<u8>>,
     locations: Vec<Word>,
@@ -220,32 +219,40 @@ pub fn resolve(
     let leading: Vec<Vec<u8>> = leading.iter().flat_map(options).collect();
     let common = merge(&context.defaults.options, &leading, context.defaults.append);
 
-    let end = expanded.position(expanded.bytes().len());
-    let is_offset = |word: &Word| word.chars.first().is_some_and(|c| c.byte == b'/');
-    let multi = body.iter().any(&is_offset);
-    if !multi {
-        let part = Part { at: Some(end), locations: single(body)?, ..Part::default() };
-        let own = Own::of(&common, context.defaults);
-        let strict = own.strict;
-        let what = own.what(part, context, true, warnings)?;
-        return Ok(Resolved {
-            mounts: vec![MountSpec { offset: PathBuf::new(), what }],
-            strict,
-            otherwise: None,
-        });
+    let mut resolved = Resolved::default();
+    let alone = !body.iter().any(is_offset);
+    for part in parts(body, expanded.position(expanded.bytes().len()))? {
+        let own = Own::of(&merge(&common, &part.options, context.defaults.append), context.defaults);
+        resolved.strict |= own.strict;
+        let (at, offset) = (part.at, part.offset.clone());
+        let what = own.what(part, context, alone, warnings)?;
+        if resolved.mounts.iter().any(|mount| mount.offset == offset) {
+            let text = format!("offset /{} stands here again: the last one counts", offset.display());
+            warnings.push(Warning::new(at, text));
+            resolved.mounts.retain(|mount| mount.offset != offset);
+        }
+        resolved.mounts.push(MountSpec { offset, what });
     }
+    resolved.mounts.sort_by(|a, b| a.offset.cmp(&b.offset));
+    Ok(resolved)
+}
 
-    let mut parts: Vec<Part> = Vec::new();
-    for word in body {
+fn is_offset(word: &Word) -> bool {
+    word.chars.first().is_some_and(|c| c.byte == b'/')
+}
+
+/// The offsets of an entry; of one without offsets its root. `end` is the place behind the last word.
+fn parts(words: &[Word], end: Position) -> Result<Vec<Part>, Error> {
+    let part = |at, offset| Part { at, offset, options: Vec::new(), locations: Vec::new() };
+    let mut parts = Vec::new();
+    if !words.first().is_some_and(is_offset) {
+        // `key server:/a /b server:/b`: the root's "/" may be left out.
+        parts.push(part(words.first().map_or(end, |word| word.at), PathBuf::new()));
+    }
+    for word in words {
         if is_offset(word) {
-            parts.push(Part { at: Some(word.at), offset: offset(word)?, ..Part::default() });
-            continue;
-        }
-        if parts.is_empty() {
-            // `key server:/a /b server:/b`: the root's "/" may be left out.
-            parts.push(Part { at: Some(word.at), ..Part::default() });
-        }
-        if let Some(part) = parts.last_mut() {
+            parts.push(part(word.at, offset(word)?));
+        } else if let Some(part) = parts.last_mut() {
             match word.starts(b'-') {
                 true if part.locations.is_empty() => part.options.extend(options(word)),
                 true => return Err(ErrorKind::OptionsAfterLocation(show(&word.bytes()).into()).at(word.at)),
@@ -253,34 +260,7 @@ pub fn resolve(
             }
         }
     }
-
-    let mut resolved = Resolved { strict: context.defaults.strict, ..Resolved::default() };
-    for part in parts {
-        let at = part.at.unwrap_or(end);
-        let own = Own::of(&merge(&common, &part.options, context.defaults.append), context.defaults);
-        resolved.strict |= own.strict;
-        let offset = part.offset.clone();
-        let spec = MountSpec { what: own.what(part, context, false, warnings)?, offset };
-        match resolved.mounts.iter_mut().find(|mount| mount.offset == spec.offset) {
-            Some(first) => {
-                let path = spec.offset.display();
-                warnings
-                    .push(Warning::new(at, format!("offset /{path} stands here again: the last one counts")));
-                *first = spec;
-            }
-            None => resolved.mounts.push(spec),
-        }
-    }
-    resolved.mounts.sort_by(|a, b| a.offset.cmp(&b.offset));
-    Ok(resolved)
-}
-
-/// The locations of an entry without offsets.
-fn single(words: &[Word]) -> Result<Vec<Word>, Error> {
-    match words.iter().find(|word| word.starts(b'-')) {
-        Some(word) => Err(ErrorKind::OptionsAfterLocation(show(&word.bytes()).into()).at(word.at)),
-        None => Ok(words.to_vec()),
-    }
+    Ok(parts)
 }
 
 /// The options of a word that begins with a dash. Quotes around a comma are kept, as mount(8) needs them.
@@ -290,7 +270,7 @@ fn options(word: &Word) -> Vec<Vec<u8>> {
 }
 
 /// One option. A comma that is quoted must stay quoted for those who read the options after us.
-pub(super) fn option_text(chars: &[Char]) -> Vec<u8> {
+fn option_text(chars: &[Char]) -> Vec<u8> {
     let bytes: Vec<u8> = chars.iter().map(|c| c.byte).collect();
     if !bytes.contains(&b',') {
         return bytes;
@@ -374,7 +354,7 @@ impl Own {
         alone: bool,
         warnings: &mut Vec<Warning>,
     ) -> Result<What, Error> {
-        let at = part.at.unwrap_or(Position::START);
+        let at = part.at;
         if self.fstype == b"autofs" {
             return self.submount(part, at);
         }
