@@ -1,15 +1,18 @@
 //! A dump, seen from CRIU's main process: every task of the container is stopped.
 
 use super::inside::{self, Inside};
+use super::owner::{self, Owner};
 use super::tree::{Member, Tree};
 use crate::attach;
-use crate::discover::facts::{AutofsMount, End, Master, PipeEnd, Survey};
+use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
 use crate::discover::{DiscoverError, Target, survey};
 use crate::image::checkpoint::DumpedMount;
 use crate::image::{File, criu};
+use crate::sys::control::Control;
 use crate::sys::process::{ProcessId, copy_fd};
+use crate::sys::tracee::Held;
 use crate::sys::{DevNum, Errno};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 /// A mount cannot be dumped, and so neither can the container.
@@ -62,80 +65,70 @@ pub enum DumpError {
 #[derive(Debug)]
 pub struct Dump {
     tree: Tree,
-    spaces: Vec<Space>,
-}
-
-/// A mount namespace of the container.
-#[derive(Debug)]
-struct Space {
-    survey: Survey,
-    /// Of each superblock.
-    inside: HashMap<DevNum, Result<Inside, String>>,
-}
-
-impl Space {
-    fn look(member: &Member) -> Result<Self, DumpError> {
-        let survey = survey(&Target::Process(member.pid))?;
-        let mut targets: Vec<attach::Target> = Vec::new();
-        let mut seen = HashSet::new();
-        for mount in survey.mounts.iter().filter(|mount| seen.insert(mount.dev)) {
-            targets.push(attach::Target { path: mount.path.clone(), dev: mount.dev });
-        }
-        if targets.is_empty() {
-            return Ok(Self { survey, inside: HashMap::new() });
-        }
-        let failed =
-            |errno| DumpError::Call { path: targets[0].path.clone(), what: "look into mounts", errno };
-        let inside = inside::read(member.pid, &targets).map_err(failed)?;
-        let inside = targets.iter().map(|target| target.dev).zip(inside).collect();
-        Ok(Self { survey, inside })
-    }
+    /// The facts as this process sees them, and as the container does, for every place of every superblock. Where
+    /// namespaces share one, the places of the first.
+    mounts: Vec<(AutofsMount, Result<DumpedMount, String>)>,
 }
 
 impl Dump {
-    /// The facts of the container whose root process is `root`; `None` when it has no autofs mounts.
+    /// The facts of the container whose root process is `root`; `None` when it has no autofs mounts. We trace all
+    /// of its processes, and they are stopped.
     pub fn begin(root: i32) -> Result<Option<Self>, DumpError> {
         let tree = Tree::of(root);
-        let spaces = tree.mount_namespaces().into_iter().map(Space::look).collect::<Result<Vec<_>, _>>()?;
-        let empty = spaces.iter().all(|space| space.survey.mounts.is_empty());
-        Ok((!empty).then_some(Self { tree, spaces }))
+        let mut dump = Self { tree, mounts: Vec::new() };
+        let mut known: HashSet<DevNum> = HashSet::new();
+        for member in dump.tree.mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
+            let mut mounts = survey(&Target::Process(member.pid))?.mounts;
+            mounts.retain(|mount| !known.contains(&mount.dev));
+            known.extend(mounts.iter().map(|mount| mount.dev));
+            dump.look(&member, mounts)?;
+        }
+        dump.ask_owners();
+        Ok((!dump.mounts.is_empty()).then_some(dump))
     }
 
     /// How many places have an autofs mount.
     pub fn places(&self) -> usize {
-        self.spaces.iter().map(|space| space.survey.mounts.len()).sum()
+        self.mounts.len()
     }
 
     /// The image of the superblock `dev`.
     pub fn image(&self, dev: DevNum) -> Result<File, DumpError> {
-        // A copy of the namespace has copies of its mounts: the first is enough.
-        let mut position = 0;
-        for space in &self.spaces {
-            let places = space.survey.mounts.iter().enumerate().filter(|(_, mount)| mount.dev == dev);
-            let dumped = places
-                .map(|(index, mount)| Ok((position + index, self.dump(space, mount)?)))
-                .collect::<Result<Vec<_>, DumpError>>()?;
-            if let Some(file) = criu::encode(dumped.iter().map(|(position, mount)| (*position, mount))) {
-                return Ok(file);
+        let mut places = Vec::new();
+        for (position, (mount, dumped)) in self.mounts.iter().enumerate().filter(|(_, (m, _))| m.dev == dev) {
+            let dumped = dumped
+                .as_ref()
+                .map_err(|why| DumpError::Inside { path: mount.path.clone(), why: why.clone() })?;
+            if !mount.catatonic {
+                self.master_is_inside(mount)?;
+                unread(mount)?;
             }
-            position += space.survey.mounts.len();
+            places.push((position, dumped));
         }
-        Err(DumpError::Unknown(dev))
+        criu::encode(places).ok_or(DumpError::Unknown(dev))
     }
 
-    fn dump(&self, space: &Space, mount: &AutofsMount) -> Result<DumpedMount, DumpError> {
-        let facts = self.inner(mount);
-        if !mount.catatonic {
-            self.master_is_inside(mount)?;
-            unread(mount)?;
+    /// What is in the mounts of one namespace.
+    fn look(&mut self, member: &Member, mounts: Vec<AutofsMount>) -> Result<(), DumpError> {
+        let mut seen = HashSet::new();
+        let first = mounts.iter().filter(|mount| seen.insert(mount.dev));
+        let targets: Vec<_> =
+            first.map(|mount| attach::Target { path: mount.path.clone(), dev: mount.dev }).collect();
+        let Some(first) = targets.first() else { return Ok(()) };
+        let failed = |errno| DumpError::Call { path: first.path.clone(), what: "look into mounts", errno };
+        let inside = inside::read(member.pid, &targets).map_err(failed)?;
+        let inside: HashMap<_, _> = targets.iter().map(|target| target.dev).zip(inside).collect();
+        for mount in mounts {
+            let inside = inside.get(&mount.dev).cloned().unwrap_or_else(|| Err("not looked at".to_owned()));
+            let dumped = inside.map(|inside| self.dumped(&mount, inside));
+            self.mounts.push((mount, dumped));
         }
-        let inside = match space.inside.get(&mount.dev) {
-            Some(Ok(inside)) => inside.clone(),
-            Some(Err(why)) => return Err(DumpError::Inside { path: mount.path.clone(), why: why.clone() }),
-            None => return Err(DumpError::Unknown(mount.dev)),
-        };
-        Ok(DumpedMount {
-            facts,
+        Ok(())
+    }
+
+    fn dumped(&self, mount: &AutofsMount, inside: Inside) -> DumpedMount {
+        DumpedMount {
+            facts: self.inner(mount),
             root_mode: inside.mode,
             root_uid: inside.uid,
             root_gid: inside.gid,
@@ -144,7 +137,28 @@ impl Dump {
             in_flight: Vec::new(),
             served_by: None,
             active: Vec::new(),
-        })
+        }
+    }
+
+    /// Requesters and timeouts of keys. Where they cannot be had the restore goes without.
+    fn ask_owners(&mut self) {
+        let Ok(control) = Control::open() else { return };
+        let mut by_owner: BTreeMap<i32, Vec<&mut DumpedMount>> = BTreeMap::new();
+        for dumped in self.mounts.iter_mut().filter_map(|(_, dumped)| dumped.as_mut().ok()) {
+            if let Some(owner) = owner::of(&self.tree, &dumped.facts) {
+                by_owner.entry(owner.pid).or_default().push(dumped);
+            }
+        }
+        for (pid, mounts) in by_owner {
+            let open = |mount: &&mut DumpedMount| owner::open_root(&control, pid, &mount.facts).ok();
+            let (roots, mut mounts): (Vec<_>, Vec<_>) =
+                mounts.into_iter().filter_map(|mount| Some((open(&mount)?, mount))).unzip();
+            let mut held = Held::adopt(pid);
+            let asked = Owner::new(&mut held, &control).and_then(|owner| owner.ask(&roots, &mut mounts));
+            if let Err(error) = asked.and_then(|()| held.release()) {
+                tracing::warn!("requesters and timeouts of keys are lost: {error}");
+            }
+        }
     }
 
     /// Somebody in the container reads the pipe.

@@ -15,6 +15,7 @@
 mod dump;
 mod inside;
 mod maker;
+mod owner;
 mod restore;
 mod tree;
 

@@ -1,13 +1,14 @@
 //! A restore: superblocks in the root task, masters when every task is whole again.
 
 use super::maker::{AskError, Maker};
-use super::tree::{Member, Tree};
-use crate::discover::facts::{AutofsMount, End, PipeEnd};
+use super::owner::{self, Owner};
+use super::tree::Tree;
+use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
 use crate::image::{Checkpoint, ImageError, criu};
-use crate::sys::control::{Control, ControlError};
+use crate::sys::control::Control;
 use crate::sys::mount::{Change, MountError, MountFlags};
 use crate::sys::process::reopen_write_end;
-use crate::sys::tracee::{Held, Injected, TraceeError};
+use crate::sys::tracee::{Held, TraceeError};
 use crate::sys::{DevNum, Errno};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -44,28 +45,20 @@ pub enum RestoreError {
     /// No maker at all.
     #[error("the process that makes autofs mounts could not be started: {0}")]
     NoMaker(AskError),
-    /// The master.
-    #[error("{}: {error}", path.display())]
+    /// The master's process could not be used.
+    #[error("process {pid}: {error}; its mounts stay catatonic")]
     Master {
-        /// The mount.
-        path: PathBuf,
+        /// The process.
+        pid: i32,
         /// What failed.
         error: TraceeError,
     },
-    /// A command in the master's context.
-    #[error("{}: {error}", path.display())]
-    Control {
-        /// The mount.
-        path: PathBuf,
-        /// What failed.
-        error: ControlError,
-    },
-    /// Nobody of the owner's group, or nobody with the pipe.
-    #[error("{}: no restored process {what}; the mount stays catatonic", path.display())]
+    /// One mount could not be given to its master.
+    #[error("{}: {what}; the mount stays catatonic", path.display())]
     NoMaster {
         /// The mount.
         path: PathBuf,
-        /// What is missing.
+        /// Why.
         what: String,
     },
 }
@@ -132,101 +125,116 @@ impl Restore {
     }
 
     /// In CRIU's main process, when all tasks below `root` are whole and stopped (we trace them): give every
-    /// mount to its master. Each mount that could not be given stays catatonic: lookups fail, none hangs.
+    /// mount to its master. A mount that could not be given stays catatonic: lookups fail, none hangs.
     pub fn attach(&self, root: i32) -> Vec<RestoreError> {
         let tree = Tree::of(root);
         let mut errors = Vec::new();
         // One stop for each owner, however many mounts it has.
         let mut by_owner: BTreeMap<i32, Vec<&AutofsMount>> = BTreeMap::new();
         for image in self.images.mounts.iter().map(|image| &image.facts) {
-            if image.catatonic {
-                continue;
-            }
-            match owner(&tree, image) {
+            match owner::of(&tree, image) {
                 Some(owner) => by_owner.entry(owner.pid).or_default().push(image),
+                // Nobody answered it before, and nobody will.
+                None if image.catatonic || image.master == Master::Dead => {}
                 None => errors.push(RestoreError::NoMaster {
                     path: image.path.clone(),
-                    what: format!("is of its owner's process group {}", image.options.pgrp),
+                    what: format!("no restored process is of its owner's group {}", image.options.pgrp),
                 }),
             }
         }
-        for (owner, mounts) in by_owner {
-            if let Err(error) = attach_all(&tree, owner, &mounts, &mut errors) {
-                errors.push(error);
+        for (pid, mounts) in by_owner {
+            let mut owned = Owned { tree: &tree, pid, errors: &mut errors };
+            if let Err(error) = owned.attach(&mounts) {
+                errors.push(RestoreError::Master { pid, error });
             }
         }
         errors
     }
 }
 
-/// Who makes the call: a process of the owner group, the one that reads the pipe if possible.
-fn owner<'a>(tree: &'a Tree, mount: &AutofsMount) -> Option<&'a Member> {
-    let group = mount.options.pgrp;
-    let readers = mount.pipe_ends.iter().filter(|end| end.end == End::Read);
-    let mut readers = readers.filter_map(|end| tree.by_inner(end.process.pid));
-    readers
-        .find(|member| member.inner_group == group)
-        .or_else(|| tree.members.iter().find(|member| member.inner_group == group))
+/// The mounts of one owner.
+struct Owned<'a> {
+    tree: &'a Tree,
+    /// The owner.
+    pid: i32,
+    errors: &'a mut Vec<RestoreError>,
 }
 
-fn attach_all(
-    tree: &Tree,
-    owner: i32,
-    mounts: &[&AutofsMount],
-    errors: &mut Vec<RestoreError>,
-) -> Result<(), RestoreError> {
-    let Some(first) = mounts.first() else { return Ok(()) };
-    let control =
-        Control::open().map_err(|error| RestoreError::Control { path: first.path.clone(), error })?;
-    let device: OwnedFd = control.as_fd().try_clone_to_owned().map_err(|error| RestoreError::Call {
-        path: first.path.clone(),
-        what: "copy a descriptor",
-        errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-    })?;
-    let mut held = Held::adopt(owner);
-    for mount in mounts {
-        if let Err(error) = attach_one(tree, &mut held, &control, &device, mount) {
-            errors.push(error);
+impl Owned<'_> {
+    fn attach(&mut self, mounts: &[&AutofsMount]) -> Result<(), TraceeError> {
+        let control = match Control::open() {
+            Ok(control) => control,
+            Err(error) => {
+                self.fail(mounts, |_| error.to_string());
+                return Ok(());
+            }
+        };
+        let mut held = Held::adopt(self.pid);
+        let owner = Owner::new(&mut held, &control)?;
+        let mut by_pipe: BTreeMap<Option<u64>, Vec<&AutofsMount>> = BTreeMap::new();
+        for mount in mounts {
+            by_pipe.entry(mount.options.pipe_ino).or_default().push(mount);
         }
+        for mounts in by_pipe.into_values() {
+            self.attach_pipe(&control, &owner, &mounts)?;
+        }
+        drop(owner);
+        if mounts.iter().any(|mount| matches!(mount.master, Master::Systemd { .. })) {
+            owner::delay_timers(&mut held)?;
+        }
+        held.release()
     }
-    let first = first.path.clone();
-    held.release().map_err(|error| RestoreError::Master { path: first, error })?;
-    Ok(())
-}
 
-fn attach_one(
-    tree: &Tree,
-    held: &mut Held,
-    control: &Control,
-    device: &OwnedFd,
-    mount: &AutofsMount,
-) -> Result<(), RestoreError> {
-    let path = || mount.path.clone();
-    let master = |error| RestoreError::Master { path: path(), error };
-    let pipe = write_end(tree, mount)?;
-    // From here, by the namespace of the process: it need not see the path itself.
-    let at = PathBuf::from(format!("/proc/{}/root", held.tid()));
-    let at = at.join(mount.path.strip_prefix("/").unwrap_or(&mount.path));
-    let failed = |error| RestoreError::Control { path: path(), error };
-    let root = control.open_mount(&at, mount.dev).map_err(failed)?;
-    let root = held.send_fd(root.as_fd()).map_err(master)?;
-    let end = held.send_fd(pipe.as_fd()).map_err(master)?;
-    let result = {
-        let injected = Injected::new(held, device).map_err(master)?;
-        Control::with_caller(injected).set_pipe(root, end).map_err(failed)
-    };
-    held.close_fd(end).map_err(master)?;
-    held.close_fd(root).map_err(master)?;
-    result
-}
+    /// The mounts of one pipe; those without one only learn who owns them.
+    fn attach_pipe(
+        &mut self,
+        control: &Control,
+        owner: &Owner<'_>,
+        mounts: &[&AutofsMount],
+    ) -> Result<(), TraceeError> {
+        let Some(first) = mounts.first() else { return Ok(()) };
+        let catatonic = first.options.pipe_ino.is_none();
+        let pipe = match catatonic {
+            true => rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map(|(_, write)| write).ok(),
+            false => self.write_end(first),
+        };
+        let Some(pipe) = pipe else {
+            self.fail(mounts, |_| "no restored process reads its pipe".to_owned());
+            return Ok(());
+        };
+        let mut opened = Vec::with_capacity(mounts.len());
+        let mut roots = Vec::with_capacity(mounts.len());
+        for mount in mounts {
+            match owner::open_root(control, self.pid, mount) {
+                Ok(root) => {
+                    opened.push(*mount);
+                    roots.push(root);
+                }
+                Err(error) => self.fail(&[mount], |_| error.to_string()),
+            }
+        }
+        let results = owner.set_pipe(&roots, pipe.as_fd())?;
+        for ((mount, root), result) in opened.into_iter().zip(&roots).zip(results) {
+            let result = result.and_then(|()| match catatonic {
+                true => control.make_catatonic(root.as_fd()),
+                false => Ok(()),
+            });
+            if let Err(error) = result {
+                self.fail(&[mount], |_| error.to_string());
+            }
+        }
+        Ok(())
+    }
 
-/// A write end of the mount's pipe, by way of whoever holds an end of it.
-fn write_end(tree: &Tree, mount: &AutofsMount) -> Result<OwnedFd, RestoreError> {
-    let reopen = |end: &PipeEnd| reopen_write_end(tree.by_inner(end.process.pid)?.pid, end.fd).ok();
-    mount
-        .pipe_ends
-        .iter()
-        .filter(|end| end.end == End::Read)
-        .find_map(reopen)
-        .ok_or_else(|| RestoreError::NoMaster { path: mount.path.clone(), what: "reads its pipe".to_owned() })
+    /// A write end of the mount's pipe, by way of whoever holds an end of it.
+    fn write_end(&self, mount: &AutofsMount) -> Option<OwnedFd> {
+        let reopen = |end: &PipeEnd| reopen_write_end(self.tree.by_inner(end.process.pid)?.pid, end.fd).ok();
+        mount.pipe_ends.iter().filter(|end| end.end == End::Read).find_map(reopen)
+    }
+
+    fn fail(&mut self, mounts: &[&AutofsMount], why: impl Fn(&AutofsMount) -> String) {
+        let error =
+            |mount: &&AutofsMount| RestoreError::NoMaster { path: mount.path.clone(), what: why(mount) };
+        self.errors.extend(mounts.iter().map(error));
+    }
 }

@@ -11,6 +11,7 @@ mod descriptors;
 mod injected;
 mod memory;
 mod session;
+mod timers;
 
 #[cfg_attr(target_arch = "x86_64", path = "tracee/x86_64.rs")]
 #[cfg_attr(target_arch = "aarch64", path = "tracee/aarch64.rs")]

@@ -26,6 +26,8 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     criu.dump(&container)?;
     checks.that("the dump ends the container", wait_until(|| container.ended()));
     drop(container);
+    checks.that("a restore without the plugin fails", criu.and_stock()?.restore().is_err());
+    checks.that("and says why", criu.log("restore").contains("Missing required plugin: autofs-cr"));
     let container = criu.restore()?;
     for (before, path) in before.iter().zip(["/mnt/i", "/mnt/d", "/mnt/e"]) {
         let now = container.autofs(path);
@@ -46,5 +48,20 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     checks.equal("a new key is mounted", container.enter(&["cat", "/mnt/i/b/b"])?.trim(), "b");
     checks.equal("a waiting direct mount is served", container.enter(&["cat", "/mnt/d/d"])?.trim(), "d");
     checks.that("an unknown key fails at once", container.enter(&["ls", "/mnt/i/none"]).is_err());
+    drop(container);
+    stock_images(checks)
+}
+
+/// What CRIU dumped without the plugin is restored with it, by CRIU's own code.
+fn stock_images(checks: &mut Checks) -> Result<()> {
+    let container = Container::start(&["catatonit", "--", &program()?, "master", "indirect:/mnt/i"])?;
+    anyhow::ensure!(wait_until(|| container.enter(&["test", "-e", "/run/ready"]).is_ok()), "no master");
+    let stock = Criu::stock("carry.stock")?;
+    stock.dump(&container)?;
+    anyhow::ensure!(wait_until(|| container.ended()), "the dump left the container running");
+    drop(container);
+    let container = stock.and_plugin()?.restore()?;
+    checks.that("images of a stock CRIU are restored", container.autofs("/mnt/i").is_some());
+    checks.equal("and served", container.enter(&["cat", "/mnt/i/a/a"])?.trim(), "a");
     Ok(())
 }

@@ -172,14 +172,24 @@ impl Criu {
 
     /// As it comes: a directory without plugins.
     pub fn stock(images: &str) -> Result<Self> {
-        fs::create_dir_all("/tmp/no-plugins")?;
         Self::new("/tmp/no-plugins".into(), images)
     }
 
     fn new(libdir: PathBuf, images: &str) -> Result<Self> {
+        fs::create_dir_all("/tmp/no-plugins")?;
         let images = Path::new("/tmp/images").join(images);
         fs::create_dir_all(&images)?;
         Ok(Self { libdir, images })
+    }
+
+    /// The same images, with the plugin.
+    pub fn and_plugin(&self) -> Result<Self> {
+        Ok(Self { libdir: super::install()?.into(), images: self.images.clone() })
+    }
+
+    /// The same images, without the plugin.
+    pub fn and_stock(&self) -> Result<Self> {
+        Ok(Self { libdir: "/tmp/no-plugins".into(), images: self.images.clone() })
     }
 
     /// Dump; the container ends.

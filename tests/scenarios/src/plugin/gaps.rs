@@ -4,6 +4,15 @@ use super::container::{Container, Criu};
 use super::{Fillers, exports, program};
 use crate::check::{Checks, wait_until};
 use anyhow::{Context, Result, bail, ensure};
+use autofs_cr::discover;
+use autofs_cr::sys::control::{Control, ControlError};
+use autofs_cr::sys::tracee::{Injected, RemoteFd, Seized};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+/// A lookup that takes longer hangs.
+const QUICK: Duration = Duration::from_secs(5);
 
 /// What a stock CRIU does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +86,86 @@ const GAPS: &[Gap] = &[
         right: |now, _| has(now, "/mnt/i", "ignore"),
     },
     Gap {
+        name: "timeouts of single keys",
+        mounts: &["indirect:/mnt/i:browse=a:key-timeout=a=55"],
+        before: |_| Ok(()),
+        stock: Stock::Loses,
+        right: |now, _| {
+            let found =
+                in_master(now, "/mnt/i", |control, root| control.set_dentry_timeout(root, b"a", None))?;
+            same(&found.to_string(), "55")
+        },
+    },
+    Gap {
+        name: "who triggered a mount",
+        mounts: &["direct:/mnt/d", "indirect:/mnt/i"],
+        before: |container| {
+            container.enter(&[
+                "setpriv",
+                "--reuid=1234",
+                "--regid=4321",
+                "--clear-groups",
+                "ls",
+                "/mnt/d/.",
+            ])?;
+            container.enter(&[
+                "setpriv",
+                "--reuid=55",
+                "--regid=66",
+                "--clear-groups",
+                "ls",
+                "/mnt/i/a/.",
+            ])?;
+            Ok(())
+        },
+        stock: Stock::Loses,
+        right: |now, _| {
+            let who = in_master(now, "/mnt/d", |control, root| control.requester(root, "/mnt/d".as_ref()))?;
+            same(&format!("{} {}", who.uid, who.gid), "1234 4321")
+        },
+    },
+    Gap {
+        name: "owner of a catatonic mount",
+        mounts: &["direct:/mnt/d", "direct:/mnt/e:catatonic"],
+        before: |_| Ok(()),
+        stock: Stock::Loses,
+        right: |now, _| {
+            let group = |path| now.autofs(path).and_then(|mount| mount.option("pgrp"));
+            let (live, catatonic) = (group("/mnt/d"), group("/mnt/e"));
+            ensure!(live.is_some() && live == catatonic, "owners {live:?} and {catatonic:?}");
+            same(&now.autofs("/mnt/e").and_then(|mount| mount.option("fd")).unwrap_or_default(), "-1")
+        },
+    },
+    Gap {
+        name: "a master that leads no group",
+        mounts: &["direct:/mnt/d", "indirect:/mnt/i", "in-group"],
+        before: |_| Ok(()),
+        stock: Stock::Refuses("alive, but unreachable"),
+        right: |now, _| {
+            read(now, "/mnt/d/d")?;
+            read(now, "/mnt/i/a/a")
+        },
+    },
+    Gap {
+        name: "a master that died",
+        mounts: &["direct:/mnt/d", "dies"],
+        before: |container| {
+            let gone = || container.enter(&["pgrep", "-x", "scenarios"]).is_err();
+            ensure!(wait_until(gone), "the master lives");
+            Ok(())
+        },
+        stock: Stock::Refuses("Failed to find read pipe fd"),
+        right: |now, _| {
+            // Nobody answers, and nobody waits: in a catatonic mount there is nothing.
+            same(&now.autofs("/mnt/d").and_then(|mount| mount.option("fd")).unwrap_or_default(), "-1")?;
+            same(&now.enter_within(QUICK, &["ls", "/mnt/d/."])?, "")
+        },
+    },
+    Gap {
         name: "rootless multi-mounts",
         mounts: &["indirect:/mnt/i:browse=foo", "offset:/mnt/i/foo/d"],
         before: |_| Ok(()),
-        stock: Stock::Refuses("/foo/d"),
+        stock: Stock::Refuses("Failed to create autofs dentry"),
         right: |now, _| read(now, "/mnt/i/foo/d/d"),
     },
 ];
@@ -121,7 +206,7 @@ fn carry(gap: &Gap, criu: &Criu) -> Result<()> {
     // Numbers below those of the container's mounts, free again before the restore: the kernel would give them.
     let below = Fillers::take(8)?;
     let program = program()?;
-    let container = Container::start(&[&["catatonit", "--", &program, "master"], gap.mounts].concat())?;
+    let container = Container::start(&master(&program, gap.mounts))?;
     ensure!(wait_until(|| container.enter(&["test", "-e", "/run/ready"]).is_ok()), "no master");
     (gap.before)(&container)?;
     let was = facts(&container)?;
@@ -130,6 +215,18 @@ fn carry(gap: &Gap, criu: &Criu) -> Result<()> {
     drop((container, below));
     let container = criu.restore()?;
     (gap.right)(&container, &was)
+}
+
+/// The container's PID 1 and its arguments; words without a colon say how the master lives.
+fn master<'a>(program: &'a str, mounts: &[&'a str]) -> Vec<&'a str> {
+    let (specs, how): (Vec<&str>, Vec<&str>) = mounts.iter().copied().partition(|word| word.contains(':'));
+    let start = match how.first() {
+        // In the group of a shell, as when a script starts it.
+        Some(&"in-group") => &["catatonit", "--", "sh", "-c", "\"$0\" \"$@\"; sleep 1000"][..],
+        Some(&"dies") => &["catatonit", "--", "sh", "-c", "timeout 1 \"$0\" \"$@\"; exec sleep 1000"][..],
+        _ => &["catatonit", "--"][..],
+    };
+    [start, &[program, "master"], &specs].concat()
 }
 
 /// Paths and numbers of the autofs mounts.
@@ -154,9 +251,29 @@ fn has(container: &Container, path: &str, option: &str) -> Result<()> {
     }
 }
 
+/// A command that only the owner may give, in the place of the master.
+fn in_master<T>(
+    container: &Container,
+    path: &str,
+    act: impl FnOnce(&Control<Injected<'_>>, RemoteFd) -> Result<T, ControlError>,
+) -> Result<T> {
+    let survey = discover::survey(&discover::Target::Process(container.pid()))?;
+    let mount = survey.mounts.iter().find(|mount| mount.path == Path::new(path)).context("no mount")?;
+    let master = mount.master.process().context("no master")?;
+    let control = Control::open()?;
+    let root = control.open_mount(Path::new(&format!("/proc/{}/root{path}", container.pid())), mount.dev)?;
+    let seized = Seized::new(master.pid)?;
+    let mut held = seized.stop(QUICK).map_err(|(_, error)| error)?;
+    let root = held.send_fd(root.as_fd())?;
+    let result = act(&Control::with_caller(Injected::new(&mut held, &control)?), root);
+    held.close_fd(root)?;
+    held.release()?;
+    Ok(result?)
+}
+
 /// A file in a mount holds its own name; a hang is an error.
 fn read(container: &Container, path: &str) -> Result<()> {
-    let text = container.enter_within(std::time::Duration::from_secs(5), &["cat", path])?;
+    let text = container.enter_within(QUICK, &["cat", path])?;
     ensure!(path.ends_with(text.trim()), "{path} holds {text:?}");
     Ok(())
 }

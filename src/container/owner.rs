@@ -1,0 +1,176 @@
+//! The process that owns mounts. Some commands work in its context only: the kernel looks at the process group.
+
+use super::tree::{Member, Tree};
+use crate::discover::facts::{AutofsMount, End, MountType, TreeEntry};
+use crate::discover::proc::TaskDir;
+use crate::image::checkpoint::DumpedMount;
+use crate::sys::control::{Control, ControlError, MountFd, Requester};
+use crate::sys::tracee::{Held, Injected, RemoteFd, TraceeError};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How many roots are in its descriptor table at a time.
+const BATCH: usize = 100;
+
+/// The sub-version of the protocol that has timeouts for single keys.
+const KEY_TIMEOUTS: u32 = 6;
+
+/// A process of the owner group: the one that reads the pipe if possible. The facts have the container's numbers.
+pub fn of<'a>(tree: &'a Tree, mount: &AutofsMount) -> Option<&'a Member> {
+    let group = mount.options.pgrp;
+    let readers = mount.pipe_ends.iter().filter(|end| end.end == End::Read);
+    readers
+        .filter_map(|end| tree.by_inner(end.process.pid))
+        .find(|member| member.inner_group == group)
+        .or_else(|| tree.members.iter().find(|member| group != 0 && member.inner_group == group))
+}
+
+/// A mount's root opened from here, by the eyes of process `pid`: covered or not, and whether or not the owner
+/// sees the path itself.
+pub fn open_root(control: &Control, pid: i32, mount: &AutofsMount) -> Result<MountFd, ControlError> {
+    let path = PathBuf::from(format!("/proc/{pid}/root"));
+    control.open_mount(&path.join(mount.path.strip_prefix("/").unwrap_or(&mount.path)), mount.dev)
+}
+
+/// A process that is stopped and traced by us, so that commands can be given in its place.
+#[derive(Debug)]
+pub struct Owner<'a> {
+    control: Control<Injected<'a>>,
+}
+
+impl<'a> Owner<'a> {
+    /// Use `held`; `control` is ours.
+    pub fn new(held: &'a mut Held, control: &Control) -> Result<Self, TraceeError> {
+        Ok(Self { control: Control::with_caller(Injected::new(held, control)?) })
+    }
+
+    /// SETPIPEFD of every mount to one pipe. Results in the order of `roots`.
+    pub fn set_pipe(
+        &self,
+        roots: &[MountFd],
+        pipe: BorrowedFd<'_>,
+    ) -> Result<Vec<Result<(), ControlError>>, TraceeError> {
+        let pipe = self.held(|held| held.send_fd(pipe))?;
+        let results = self.with_roots(roots, |_, remote| self.control.set_pipe_all(remote, pipe));
+        self.held(|held| held.close_fd(pipe))?;
+        results
+    }
+
+    /// What only the owner is told: who triggered the mounts last, and the timeouts of single keys.
+    pub fn ask(&self, roots: &[MountFd], mounts: &mut [&mut DumpedMount]) -> Result<(), TraceeError> {
+        let asked = self.with_roots(roots, |first, remote| {
+            let some = &mounts[first..first + remote.len()];
+            let each = remote.iter().zip(some);
+            each.map(|(root, mount)| self.ask_one(*root, mount)).collect()
+        })?;
+        for (mount, (requester, entries)) in mounts.iter_mut().zip(asked) {
+            mount.root_requester = requester;
+            mount.tree = entries;
+        }
+        Ok(())
+    }
+
+    fn ask_one(&self, root: RemoteFd, mount: &DumpedMount) -> (Option<Requester>, Vec<TreeEntry>) {
+        let facts = &mount.facts;
+        let mut entries = mount.tree.clone();
+        if facts.options.mount_type != MountType::Indirect {
+            // The kernel tells it of roots only: not of the keys of an indirect mount.
+            return (self.requester(root, &facts.path), entries);
+        }
+        let key_timeouts = self.control.protocol(root).is_ok_and(|(_, sub)| sub >= KEY_TIMEOUTS);
+        let is_key = |entry: &TreeEntry| entry.symlink.is_none() && entry.path.components().count() == 1;
+        for entry in entries.iter_mut().filter(|entry| is_key(entry)) {
+            if key_timeouts {
+                entry.timeout = self.key_timeout(root, &entry.path, facts.options.timeout);
+            }
+        }
+        (None, entries)
+    }
+
+    fn requester(&self, root: RemoteFd, place: &Path) -> Option<Requester> {
+        let nobody = Requester { uid: u32::MAX, gid: u32::MAX };
+        self.control.requester(root, place).ok().filter(|who| *who != nobody)
+    }
+
+    /// There is no way to read it but to set it; so it is set back.
+    fn key_timeout(&self, root: RemoteFd, key: &Path, of_mount: u64) -> Option<u64> {
+        let key = key.as_os_str().as_encoded_bytes();
+        let own = self.control.set_dentry_timeout(root, key, None).ok().filter(|own| *own != of_mount)?;
+        self.control.set_dentry_timeout(root, key, Some(own)).ok()?;
+        Some(own)
+    }
+
+    /// Roots go into its table in batches, and out again. `act` gets the index of the first.
+    fn with_roots<T>(
+        &self,
+        roots: &[MountFd],
+        mut act: impl FnMut(usize, &[RemoteFd]) -> Vec<T>,
+    ) -> Result<Vec<T>, TraceeError> {
+        let mut results = Vec::with_capacity(roots.len());
+        for batch in roots.chunks(BATCH) {
+            let fds: Vec<_> = batch.iter().map(AsFd::as_fd).collect();
+            let remote = self.held(|held| held.send_fds(&fds))?;
+            results.extend(act(results.len(), &remote));
+            self.held(|held| held.close_fds(&remote))?;
+        }
+        Ok(results)
+    }
+
+    fn held<T>(&self, act: impl FnOnce(&mut Held) -> T) -> T {
+        self.control.caller().with_held(act)
+    }
+}
+
+/// CRIU 4.1 restores timers up to a second early. systemd, woken before its time, does not arm its timer again,
+/// and never expires an idle unit. So every such timer fires a second later.
+pub fn delay_timers(held: &mut Held) -> Result<(), TraceeError> {
+    let Ok(process) = TaskDir::process(held.tid()) else { return Ok(()) };
+    let numbers = process.open_file("fd").and_then(crate::discover::proc::numbers).unwrap_or_default();
+    for fd in numbers {
+        let is_timer =
+            process.read_link(&format!("fd/{fd}")).is_ok_and(|to| to == Path::new("anon_inode:[timerfd]"));
+        if !is_timer {
+            continue;
+        }
+        let info = process.read(&format!("fdinfo/{fd}")).unwrap_or_default();
+        if let Some(left) = time_left(&String::from_utf8_lossy(&info)) {
+            held.arm_timer(RemoteFd(fd), left + Duration::from_secs(1))?;
+        }
+    }
+    Ok(())
+}
+
+/// Of an armed one-shot timer that does not follow the wall clock.
+fn time_left(info: &str) -> Option<Duration> {
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let clock: i32 = field("clockid:")?.parse().ok()?;
+    let pair = |name: &str| {
+        let (seconds, nanoseconds) = field(name)?.strip_prefix('(')?.strip_suffix(')')?.split_once(", ")?;
+        Some(Duration::new(seconds.parse().ok()?, nanoseconds.parse().ok()?))
+    };
+    let once = pair("it_interval:")?.is_zero();
+    let steady = matches!(clock, libc::CLOCK_MONOTONIC | libc::CLOCK_BOOTTIME);
+    pair("it_value:").filter(|left| once && steady && !left.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn armed_timers_are_told_from_others() {
+        let info = |clock: i32, value: &str, interval: &str| {
+            format!(
+                "pos:\t0\nflags:\t02\nclockid: {clock}\nticks: 0\nsettime flags: 01\nit_value: {value}\nit_interval: {interval}\n"
+            )
+        };
+        let left = |text: String| time_left(&text);
+        assert_eq!(left(info(1, "(3, 500)", "(0, 0)")), Some(Duration::new(3, 500)));
+        assert_eq!(left(info(7, "(3, 500)", "(0, 0)")), Some(Duration::new(3, 500)));
+        assert_eq!(left(info(0, "(3, 500)", "(0, 0)")), None);
+        assert_eq!(left(info(1, "(0, 0)", "(0, 0)")), None);
+        assert_eq!(left(info(1, "(1, 0)", "(1, 0)")), None);
+        assert_eq!(time_left("pos:\t0\n"), None);
+    }
+}
