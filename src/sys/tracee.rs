@@ -105,7 +105,7 @@ impl Seized {
         )?;
         let before = arch::Before::of(tid);
         let seized = Self { tid, before, not_send: PhantomData };
-        call("interrupting", tid, ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0))?;
+        interrupt(tid)?;
         Ok(seized)
     }
 
@@ -118,7 +118,7 @@ impl Seized {
     ///
     /// A signal that was on its way is delivered first, as if nobody looked.
     pub fn stop(self, limit: Duration) -> Result<Held, (Option<Self>, TraceeError)> {
-        match resume_until(self.tid, Stop::Event, libc::PTRACE_CONT, limit) {
+        match wait_for_event(self.tid, limit) {
             Ok(()) => {
                 let tid = self.tid;
                 let before = self.before.clone();
@@ -136,7 +136,7 @@ impl Drop for Seized {
         // Only a stopped task can be detached. All stop at once but those that sleep uninterruptibly.
         let asleep = process::stat(self.tid).is_ok_and(|stat| stat.state == b'D');
         let limit = if asleep { Duration::ZERO } else { Duration::from_millis(50) };
-        if resume_until(self.tid, Stop::Event, libc::PTRACE_CONT, limit).is_ok() {
+        if wait_for_event(self.tid, limit).is_ok() {
             let _ = ptrace(libc::PTRACE_DETACH, self.tid, 0, 0);
         }
     }
@@ -241,15 +241,27 @@ impl Stop {
     }
 }
 
-/// Wait until the task stops for `wanted`. Other stops are resumed with `request`.
-fn resume_until(tid: i32, wanted: Stop, request: libc::c_uint, limit: Duration) -> Result<(), TraceeError> {
+/// Wait for PTRACE_EVENT_STOP, which an interrupt must have asked for. What else the task stops for goes on.
+fn wait_for_event(tid: i32, limit: Duration) -> Result<(), TraceeError> {
     loop {
-        let stop = wait(tid, limit)?;
-        if stop == wanted {
-            return Ok(());
+        match wait(tid, limit)? {
+            Stop::Event => return Ok(()),
+            stop => {
+                // Any stop takes back what the interrupt has asked for.
+                interrupt(tid)?;
+                resume(libc::PTRACE_CONT, tid, stop)?;
+            }
         }
-        call("resuming", tid, ptrace(request, tid, 0, stop.signal()))?;
     }
+}
+
+/// Let a stopped task go on.
+fn resume(request: libc::c_uint, tid: i32, from: Stop) -> Result<(), TraceeError> {
+    call("resuming", tid, ptrace(request, tid, 0, from.signal()))
+}
+
+fn interrupt(tid: i32) -> Result<(), TraceeError> {
+    call("interrupting", tid, ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0))
 }
 
 /// The next stop. There is no wait with a limit for tracers, so this looks again and again.

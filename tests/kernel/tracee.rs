@@ -166,6 +166,22 @@ fn a_stop_that_arrives_meanwhile_stops_it_afterwards() {
 }
 
 #[test]
+fn a_storm_of_signals_keeps_nobody_from_being_held() {
+    let visitor = shell("trap : USR1; while :; do :; done");
+    let caught = |line: &str| line.strip_prefix("SigCgt:\t").is_some_and(|mask| !mask.ends_with("000"));
+    wait_until(|| proc_file(&visitor, "status").lines().any(caught).then_some(()));
+    for round in 0..1000 {
+        signal(&visitor, Signal::SIGUSR1);
+        let mut held = hold(&visitor);
+        if round % 10 == 0 {
+            held.call(libc::SYS_getpid, [0; 6]).unwrap();
+        }
+        held.release().unwrap();
+    }
+    wait_for_state(&visitor, 'R');
+}
+
+#[test]
 fn release_stopped_stops() {
     let visitor = Visitor::idle();
     hold(&visitor).release_stopped().unwrap();

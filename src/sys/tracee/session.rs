@@ -11,8 +11,8 @@
 
 use super::memory::{self, Rseq};
 use super::{
-    Errno, Held, Stop, TraceeError, arch, call, last_errno, pause, program, ptrace, registers, resume_until,
-    set_registers, wait,
+    Errno, Held, Stop, TraceeError, arch, call, interrupt, last_errno, pause, program, ptrace, registers,
+    resume, set_registers, wait, wait_for_event,
 };
 use libc::user_regs_struct;
 use std::time::{Duration, Instant};
@@ -151,9 +151,9 @@ impl Held {
             }
         }
         let Some(session) = self.session.take() else { return unmapped };
-        call("interrupting", tid, ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0))?;
-        call("resuming", tid, ptrace(libc::PTRACE_CONT, tid, 0, 0))?;
-        resume_until(tid, Stop::Event, libc::PTRACE_CONT, LIMIT)?;
+        interrupt(tid)?;
+        resume(libc::PTRACE_CONT, tid, Stop::Event)?;
+        wait_for_event(tid, LIMIT)?;
         if let Some(rseq) = &session.saved_rseq {
             rseq.restore(tid)?;
         }
@@ -174,11 +174,21 @@ impl Held {
         arch::prepare(&mut changed, instruction, number, arguments);
         set_registers(tid, changed)?;
         for _ in ["entry", "exit"] {
-            call("resuming", tid, ptrace(libc::PTRACE_SYSCALL, tid, 0, 0))?;
-            let stopped = resume_until(tid, Stop::Syscall, libc::PTRACE_SYSCALL, LIMIT);
+            let stopped = self.run_to_syscall();
             self.interrupt_if_late(stopped)?;
         }
         Ok(arch::result(&registers(tid)?))
+    }
+
+    fn run_to_syscall(&self) -> Result<(), TraceeError> {
+        let mut stop = Stop::Event;
+        loop {
+            resume(libc::PTRACE_SYSCALL, self.tid, stop)?;
+            stop = wait(self.tid, LIMIT)?;
+            if stop == Stop::Syscall {
+                return Ok(());
+            }
+        }
     }
 
     /// Where the program is, put there when it is not; `None` when the task must not have executable
@@ -217,11 +227,11 @@ impl Held {
         let mut changed = registers(tid)?;
         arch::prepare_program(&mut changed, program, table, calls.len() as u64);
         set_registers(tid, changed)?;
-        call("resuming", tid, ptrace(libc::PTRACE_CONT, tid, 0, 0))?;
+        resume(libc::PTRACE_CONT, tid, Stop::Event)?;
         let done = self.wait_for_program(table + (size_of_val(&*entries) - 8) as u64);
         self.interrupt_if_late(done)?;
-        call("interrupting", tid, ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0))?;
-        resume_until(tid, Stop::Event, libc::PTRACE_CONT, LIMIT)?;
+        interrupt(tid)?;
+        wait_for_event(tid, LIMIT)?;
         let mut bytes = vec![0; size_of_val(&*entries)];
         memory::read(tid, table, &mut bytes)?;
         Ok(words_of(&bytes).skip(7).step_by(8).map(|result| result as i64).collect())
@@ -240,7 +250,7 @@ impl Held {
             match wait(tid, Duration::ZERO) {
                 Err(TraceeError::Timeout(_)) if start.elapsed() < LIMIT => pause(start),
                 Err(error) => return Err(error),
-                Ok(stop) => call("resuming", tid, ptrace(libc::PTRACE_CONT, tid, 0, stop.signal()))?,
+                Ok(stop) => resume(libc::PTRACE_CONT, tid, stop)?,
             }
         }
     }
@@ -249,8 +259,8 @@ impl Held {
     /// uninterruptibly cannot be helped: the task is lost once it wakes.)
     fn interrupt_if_late(&self, outcome: Result<(), TraceeError>) -> Result<(), TraceeError> {
         if let Err(TraceeError::Timeout(tid)) = outcome {
-            call("interrupting", tid, ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0))?;
-            resume_until(tid, Stop::Event, libc::PTRACE_CONT, LIMIT)?;
+            interrupt(tid)?;
+            wait_for_event(tid, LIMIT)?;
         }
         outcome
     }
