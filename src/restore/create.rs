@@ -87,7 +87,7 @@ pub enum StepError {
 
 impl StepError {
     /// For `map_err`: an errno of a call that was to do `what`.
-    fn call(what: &'static str) -> impl FnOnce(Errno) -> Self {
+    pub(super) fn call(what: &'static str) -> impl FnOnce(Errno) -> Self {
         move |errno| Self::Call { what, errno }
     }
 

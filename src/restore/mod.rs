@@ -5,5 +5,6 @@
 
 pub mod claim;
 pub mod create;
+pub mod helper;
 pub mod plan;
 pub mod rollback;

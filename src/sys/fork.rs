@@ -2,6 +2,7 @@
 
 use super::Errno;
 use super::process::open_pidfd;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -57,6 +58,19 @@ pub fn reset_signals() {
         let _ = unsafe { sigaction(signal, &default) };
     }
     let _ = SigSet::empty().thread_set_mask();
+}
+
+/// The same, with the child in another pid namespace (a descendant of ours).
+pub fn fork_into(pid_namespace: impl AsFd, body: impl FnOnce() -> u8) -> Result<Child, Errno> {
+    use nix::sched::{CloneFlags, setns};
+    let errno = |errno: nix::errno::Errno| Errno::from_raw_os_error(errno as i32);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    // Only children go there; this process stays where it is.
+    let own = rustix::fs::open("/proc/self/ns/pid", flags, Mode::empty())?;
+    setns(pid_namespace, CloneFlags::CLONE_NEWPID).map_err(errno)?;
+    let child = fork(body);
+    setns(own, CloneFlags::CLONE_NEWPID).map_err(errno)?;
+    child
 }
 
 impl Child {
