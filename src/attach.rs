@@ -19,7 +19,8 @@ use crate::sys::tracee::TraceeError;
 use crate::sys::{DevNum, Errno, process};
 use old::OldMasters;
 use remote::Remote;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 /// A mount to attach: where it is and its number.
@@ -40,13 +41,13 @@ pub struct Attached {
     pub waiters: usize,
 }
 
-/// Another process that shall be the master.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NewMaster {
-    /// It.
-    pub pid: i32,
+/// Mounts whose requests another process shall read from one pipe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
     /// Its read end of the pipe.
     pub read_fd: i32,
+    /// The mounts.
+    pub targets: Vec<Target>,
 }
 
 /// Attaching failed. The visitors run; mounts whose old master lives are its own again, the others are
@@ -158,31 +159,60 @@ pub fn attach_here(targets: &[Target], pipe: BorrowedFd<'_>) -> Result<Attached,
     Ok(Attached { roots, waiters })
 }
 
-/// Make another process the owner of every target, requests written to its pipe. The paths are those of
+/// Make process `master` the owner of every mount, requests written to its pipes. The paths are those of
 /// `space`. Returns how many waiters were handed on.
 pub fn attach_to(
-    master: NewMaster,
+    master: i32,
     space: &discover::Target,
-    targets: &[Target],
+    shares: &[Share],
 ) -> Result<usize, AttachError> {
     let control = Control::open().map_err(AttachError::Device)?;
-    let NewMaster { pid, read_fd: fd } = master;
+    let targets: Vec<_> = shares.iter().flat_map(|share| share.targets.iter().cloned()).collect();
     let roots = space_of(space)
-        .and_then(|space| space.run(|| open(&control, targets)))
+        .and_then(|space| space.run(|| open(&control, &targets)))
         .map_err(AttachError::Namespace)??;
-    let pipe = process::reopen_write_end(pid, fd).map_err(|errno| AttachError::Pipe { pid, fd, errno })?;
+    let pipes = shares.iter().map(|share| write_end(master, share.read_fd)).collect::<Result<Vec<_>, _>>()?;
     let survey = discover::survey(space)?;
-    let is_catatonic = |dev| survey.mounts.iter().any(|mount| mount.dev == dev && mount.catatonic);
-    let (idle, live): (Vec<_>, Vec<_>) =
-        targets.iter().zip(&roots).partition(|(target, _)| is_catatonic(target.dev));
-    let mut remote = Remote::hold(pid, space)?;
-    remote.set_pipes(&idle, pipe.as_fd()).map_err(|error| detach(&control, &idle, error))?;
-    match live.is_empty() {
-        true => Ok(0),
-        false => HandOver { control: &control, space, live: &live, spare: &[pid] }
-            .run(|| remote.set_pipes(&live, pipe.as_fd()))
-            .map_err(|error| detach(&control, &idle, error)),
+    let live: HashSet<_> = survey.mounts.iter().filter(|m| !m.catatonic).map(|m| m.dev).collect();
+
+    // For each pipe: the mounts that have one already, and those that are catatonic.
+    let mut rest = roots.iter();
+    let parts: Vec<(_, Vec<_>, Vec<_>)> = shares
+        .iter()
+        .zip(&pipes)
+        .map(|(share, pipe)| {
+            let opened = share.targets.iter().zip(rest.by_ref());
+            let (live, idle) = opened.partition(|(target, _)| live.contains(&target.dev));
+            (pipe.as_fd(), live, idle)
+        })
+        .collect();
+    let live: Vec<_> = parts.iter().flat_map(|(_, live, _)| live.iter().copied()).collect();
+    let idle: Vec<_> = parts.iter().flat_map(|(_, _, idle)| idle.iter().copied()).collect();
+
+    let mut remote = Remote::hold(master, space)?;
+    let set = parts.iter().try_for_each(|(pipe, _, idle)| remote.set_pipes(idle, *pipe));
+    set.map_err(|error| detach(&control, &idle, error))?;
+    if live.is_empty() {
+        return Ok(0);
     }
+    HandOver { control: &control, space, live: &live, spare: &[master] }
+        .run(|| parts.iter().try_for_each(|(pipe, live, _)| remote.set_pipes(live, *pipe)))
+        .map_err(|error| detach(&control, &idle, error))
+}
+
+fn write_end(pid: i32, fd: i32) -> Result<OwnedFd, AttachError> {
+    process::reopen_write_end(pid, fd).map_err(|errno| AttachError::Pipe { pid, fd, errno })
+}
+
+/// Make mounts catatonic: whoever waits on them is told that there is nothing (ENOENT).
+pub fn abandon(space: &discover::Target, targets: &[Target]) -> Result<(), AttachError> {
+    let control = Control::open().map_err(AttachError::Device)?;
+    let space = space_of(space).map_err(AttachError::Namespace)?;
+    let roots = space.run(|| open(&control, targets)).map_err(AttachError::Namespace)??;
+    targets.iter().zip(&roots).try_for_each(|(target, root)| {
+        let failed = |source| AttachError::Control { path: target.path.clone(), source };
+        control.make_catatonic(root.as_fd()).map_err(failed)
+    })
 }
 
 /// The mount namespace that a target names.

@@ -24,6 +24,8 @@ pub const DUMP: &[&str] = &[
 
 /// The points of a restore, in the order in which it passes them.
 pub const RESTORE: &[&str] = &[
+    "restore.image-read",
+    "restore.planned",
     "restore.superblocks-made",
     "restore.requesters-replayed",
     "restore.mounts-prepared",

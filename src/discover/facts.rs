@@ -131,6 +131,15 @@ pub struct AutofsMount {
     pub waiters: Vec<Waiter>,
 }
 
+impl AutofsMount {
+    /// The descriptor from which its master reads requests.
+    pub fn read_end(&self) -> Option<i32> {
+        let master = self.master.process()?;
+        let own = |end: &&PipeEnd| end.end == End::Read && end.process == master;
+        self.pipe_ends.iter().find(own).map(|end| end.fd)
+    }
+}
+
 /// Shared, slave, private or unbindable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Propagation {

@@ -5,13 +5,15 @@
 
 use super::create::{self, CreateError, Made, Root, StepError};
 use super::plan::{Action, RestorePlan};
-use super::rollback::{RollbackError, UndoError, UndoStack};
+use super::rollback::{RollbackError, UndoStack};
 use crate::image::Checkpoint;
+use crate::sys::DevNum;
 use crate::sys::fork::{self, Child};
 use crate::sys::mountns::{self, Space};
 use crate::sys::packet::{PacketPipe, packet_pipe};
 use rustix::fs::Mode;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -68,30 +70,18 @@ pub struct Ready {
     pub sees_proc: bool,
 }
 
+impl Ready {
+    /// The numbers of the mounts that were made, by the index of their step.
+    pub fn by_step(&self) -> HashMap<usize, DevNum> {
+        self.made.iter().map(|made| (made.step, made.dev)).collect()
+    }
+}
+
 /// The helper failed, and has taken everything back as far as it could.
-#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
-#[error("{causal}{}", remains(.rollback))]
-pub struct HelperError {
-    /// Why.
-    pub causal: String,
-    /// What it could not take back.
-    pub rollback: Vec<String>,
-}
+pub type HelperError = RollbackError<String>;
 
-fn remains(rollback: &[String]) -> String {
-    rollback.iter().map(|error| format!("\nand it could not all be taken back: {error}")).collect()
-}
-
-impl HelperError {
-    fn new(causal: impl ToString) -> Self {
-        Self { causal: causal.to_string(), rollback: Vec::new() }
-    }
-}
-
-impl From<RollbackError<CreateError>> for HelperError {
-    fn from(error: RollbackError<CreateError>) -> Self {
-        Self { causal: error.causal.to_string(), rollback: texts(&error.rollback) }
-    }
+fn failed(causal: impl ToString) -> HelperError {
+    RollbackError { causal: causal.to_string(), rollback: Vec::new() }
 }
 
 /// The parent's side. Dropping it makes the helper take everything back.
@@ -100,6 +90,8 @@ pub struct Helper {
     /// `None` once it is on its own.
     child: Option<Child>,
     channel: Channel,
+    /// Do its pids mean other processes than ours?
+    foreign: bool,
     /// What it has made.
     pub ready: Ready,
 }
@@ -107,7 +99,7 @@ pub struct Helper {
 impl Helper {
     /// Start it, and wait until the mounts exist.
     pub fn start(job: &Job<'_>) -> Result<Self, HelperError> {
-        let (ours, its) = UnixStream::pair().map_err(HelperError::new)?;
+        let (ours, its) = UnixStream::pair().map_err(failed)?;
         let mut ours = Some(ours);
         let body = || {
             // In its copy of our descriptors, where this end would hide our death.
@@ -118,12 +110,13 @@ impl Helper {
             None => fork::fork(body),
             Some(namespace) => fork::fork_into(namespace, body),
         };
-        let child = child.map_err(|errno| HelperError::new(format!("cannot start the helper: {errno}")))?;
-        let channel = Channel(ours.ok_or_else(|| HelperError::new("the helper's channel is gone"))?);
-        let mut helper = Self { child: Some(child), channel, ready: Ready::default() };
+        let child = child.map_err(|errno| failed(format!("cannot start the helper: {errno}")))?;
+        let channel = Channel(ours.ok_or_else(|| failed("the helper's channel is gone"))?);
+        let foreign = job.pid_namespace.is_some();
+        let mut helper = Self { child: Some(child), channel, foreign, ready: Ready::default() };
         match helper.report()? {
             Report::Ready(ready) => helper.ready = ready,
-            _ => return Err(HelperError::new("the helper is out of step")),
+            _ => return Err(failed("the helper is out of step")),
         }
         Ok(helper)
     }
@@ -133,26 +126,32 @@ impl Helper {
         self.child.as_ref().map_or(0, Child::pid)
     }
 
+    /// Can it find the processes that have to be held while mounts change hands?
+    pub fn sees_everybody(&self) -> bool {
+        self.ready.sees_proc && !self.foreign
+    }
+
     /// Tell it that mounts are about to change hands: if we die now it serves them.
-    pub fn attaching(&mut self) -> Result<(), HelperError> {
-        self.channel.send(&Order::Attaching).map_err(HelperError::new)
+    pub fn attaching(&mut self) {
+        // If it has died, the next step says so.
+        let _ = self.channel.send(&Order::Attaching);
     }
 
     /// Everything is done: without an engine it ends.
     pub fn end(mut self) -> Result<(), HelperError> {
-        self.channel.send(&Order::GoOn).map_err(HelperError::new)?;
+        self.channel.send(&Order::GoOn).map_err(failed)?;
         match self.child.take().map(Child::wait) {
             Some(Ok(0)) => Ok(()),
-            _ => Err(HelperError::new("the helper did not end well")),
+            _ => Err(failed("the helper did not end well")),
         }
     }
 
     /// Let it serve. Returns it, as a process that lives on, and how many waiters were handed on to it.
     pub fn serve(mut self) -> Result<(Child, usize), HelperError> {
-        self.channel.send(&Order::GoOn).map_err(HelperError::new)?;
+        self.channel.send(&Order::GoOn).map_err(failed)?;
         match (self.report()?, self.child.take()) {
             (Report::Serving(waiters), Some(child)) => Ok((child, waiters)),
-            _ => Err(HelperError::new("the helper is out of step")),
+            _ => Err(failed("the helper is out of step")),
         }
     }
 
@@ -177,8 +176,8 @@ impl Helper {
         let error = match self.channel.receive() {
             Ok(Some(Report::Failed(error))) => error,
             Ok(Some(report)) => return Ok(report),
-            Ok(None) => HelperError::new("the helper died"),
-            Err(error) => HelperError::new(error),
+            Ok(None) => failed("the helper died"),
+            Err(error) => failed(error),
         };
         if let Some(child) = self.child.take() {
             let _ = child.wait();
@@ -202,14 +201,13 @@ fn run(job: &Job<'_>, mut channel: Channel) -> bool {
     let (ready, pipe) = match result {
         Ok(made) => made,
         Err(error) => {
-            channel.tell(&Report::Failed(undo.fail(error).into()));
+            channel.tell(&Report::Failed(undo.fail(error.to_string())));
             return false;
         }
     };
     channel.tell(&Report::Ready(ready));
     if !wait_for_go(&mut channel) {
-        let causal = "taken back, as told".to_owned();
-        channel.tell(&Report::Failed(HelperError { causal, rollback: texts(&undo.roll_back()) }));
+        channel.tell(&Report::Failed(undo.fail("taken back, as told".to_owned())));
         return false;
     }
     let (Some(serve), Some(pipe)) = (job.serve, pipe) else { return true };
@@ -220,9 +218,7 @@ fn run(job: &Job<'_>, mut channel: Channel) -> bool {
     });
     let Err(causal) = served else { return true };
     match undo {
-        Some(undo) => {
-            channel.tell(&Report::Failed(HelperError { causal, rollback: texts(&undo.roll_back()) }));
-        }
+        Some(undo) => channel.tell(&Report::Failed(undo.fail(causal))),
         None => tracing::error!("{causal}"),
     }
     false
@@ -265,10 +261,6 @@ fn wait_for_go(channel: &mut Channel) -> bool {
             Ok(None) | Err(_) => return attaching,
         }
     }
-}
-
-fn texts(errors: &[UndoError]) -> Vec<String> {
-    errors.iter().map(ToString::to_string).collect()
 }
 
 /// Messages with their length before them.

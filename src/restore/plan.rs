@@ -1,6 +1,6 @@
 //! What a restore will do: a pure function of the image, the namespace as it is now, and the wishes.
 
-use crate::discover::facts::{AutofsMount, End, Master, MountType};
+use crate::discover::facts::{AutofsMount, Master, MountType};
 use crate::discover::mountinfo::{self, Entry};
 use crate::image::checkpoint::DumpedMount;
 use crate::image::{Checkpoint, Command};
@@ -71,6 +71,16 @@ pub struct Step {
     pub action: Action,
     /// Who gets it.
     pub attach: Attach,
+}
+
+impl Step {
+    /// The number of a mount that gets another master.
+    pub fn adopted(&self) -> Option<DevNum> {
+        match self.action {
+            Action::Adopt { dev, .. } if self.attach != Attach::Nobody => Some(dev),
+            _ => None,
+        }
+    }
 }
 
 /// How a mount comes to be there.
@@ -445,7 +455,7 @@ impl<'a> Planner<'a> {
     fn give(&mut self, dumped: &DumpedMount, step: &mut Step) {
         step.attach = match self.wishes.master {
             NewMaster::Nobody => Attach::Nobody,
-            NewMaster::Process => match read_end(&dumped.facts) {
+            NewMaster::Process => match dumped.facts.read_end() {
                 Some(read_fd) => Attach::Process { read_fd },
                 None => Attach::Nobody,
             },
@@ -511,13 +521,6 @@ fn below(root: &Path, path: &Path) -> Option<PathBuf> {
     let inside = path.strip_prefix("/").ok()?;
     let plain = inside.components().all(|part| matches!(part, Component::Normal(_)));
     (plain && !inside.as_os_str().is_empty()).then(|| root.join(inside))
-}
-
-/// The descriptor from which its master read requests.
-fn read_end(facts: &AutofsMount) -> Option<i32> {
-    let process = facts.master.process()?;
-    let own = |end: &&crate::discover::facts::PipeEnd| end.end == End::Read && end.process == process;
-    facts.pipe_ends.iter().find(own).map(|end| end.fd)
 }
 
 fn name(master: &Master) -> String {

@@ -1,5 +1,6 @@
 //! Undo: what acts registers first how to take it back.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -34,12 +35,12 @@ impl<'a> UndoStack<'a> {
         self.entries.push((what, path.into(), Box::new(|| action().map_err(Into::into))));
     }
 
-    /// Take everything back, newest first. A failure stops nothing.
-    pub fn roll_back(self) -> Vec<UndoError> {
+    /// Take everything back, newest first. A failure stops nothing; all are returned.
+    pub fn roll_back(self) -> Vec<String> {
         let entries = self.entries.into_iter().rev();
         let failed = entries.filter_map(|(what, path, action)| {
-            let source = action().err()?;
-            Some(UndoError { what, path, source })
+            let error = action().err()?;
+            Some(format!("cannot {what} {}: {error}", path.display()))
         });
         failed.collect()
     }
@@ -53,22 +54,20 @@ impl<'a> UndoStack<'a> {
     }
 }
 
-/// Something could not be taken back.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {what} {}: {source}", path.display())]
-pub struct UndoError {
-    what: &'static str,
-    path: PathBuf,
-    source: Box<dyn std::error::Error + Send + Sync>,
-}
-
 /// An error, and what went wrong while everything before it was taken back.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RollbackError<E> {
     /// Why.
     pub causal: E,
     /// What remains; empty when all is as it was.
-    pub rollback: Vec<UndoError>,
+    pub rollback: Vec<String>,
+}
+
+impl<E> RollbackError<E> {
+    /// The same with another cause.
+    pub fn map<F>(self, f: impl FnOnce(E) -> F) -> RollbackError<F> {
+        RollbackError { causal: f(self.causal), rollback: self.rollback }
+    }
 }
 
 impl<E: fmt::Display> fmt::Display for RollbackError<E> {
@@ -78,11 +77,7 @@ impl<E: fmt::Display> fmt::Display for RollbackError<E> {
     }
 }
 
-impl<E: std::error::Error + 'static> std::error::Error for RollbackError<E> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.causal)
-    }
-}
+impl<E: fmt::Display + fmt::Debug> std::error::Error for RollbackError<E> {}
 
 #[cfg(test)]
 mod tests {

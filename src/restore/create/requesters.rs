@@ -3,6 +3,7 @@
 
 use super::{CreateError, Item, StepError, open_root};
 use crate::discover::facts::MountType;
+use crate::restore::resume::take_ids;
 use crate::sys::control::{Control, Requester};
 use crate::sys::mount::{self, DetachedMount, MountFlags};
 use crate::sys::packet::{PacketPipe, read_packet};
@@ -127,14 +128,9 @@ fn visit(
     }
 }
 
-/// In the child. Only the real ids count for the kernel's note; with its effective ones it passes any mode.
+/// In the child.
 fn look_up(who: Requester, lookups: &[Lookup<'_>]) -> u8 {
-    use nix::unistd::{Gid, Pid, Uid, setpgid, setresgid, setresuid};
-    let keep = u32::MAX;
-    let changed = setpgid(Pid::from_raw(0), Pid::from_raw(0))
-        .and_then(|()| setresgid(Gid::from_raw(who.gid), Gid::from_raw(keep), Gid::from_raw(keep)))
-        .and_then(|()| setresuid(Uid::from_raw(who.uid), Uid::from_raw(keep), Uid::from_raw(keep)));
-    if changed.is_err() {
+    if !take_ids(who) {
         return 1;
     }
     for lookup in lookups {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::discover::facts::{AutofsOptions, CoveringMount, PipeEnd, Propagation, TreeEntry};
+use crate::discover::facts::{AutofsOptions, CoveringMount, End, PipeEnd, Propagation, TreeEntry};
 use crate::image::When;
 use crate::image::checkpoint::{ActiveKey, Left, Origin, Service};
 use crate::sys::process::ProcessId;
