@@ -161,11 +161,7 @@ pub fn attach_here(targets: &[Target], pipe: BorrowedFd<'_>) -> Result<Attached,
 
 /// Make process `master` the owner of every mount, requests written to its pipes. The paths are those of
 /// `space`. Returns how many waiters were handed on.
-pub fn attach_to(
-    master: i32,
-    space: &discover::Target,
-    shares: &[Share],
-) -> Result<usize, AttachError> {
+pub fn attach_to(master: i32, space: &discover::Target, shares: &[Share]) -> Result<usize, AttachError> {
     let control = Control::open().map_err(AttachError::Device)?;
     let targets: Vec<_> = shares.iter().flat_map(|share| share.targets.iter().cloned()).collect();
     let roots = space_of(space)

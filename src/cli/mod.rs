@@ -6,6 +6,7 @@ mod check;
 mod human;
 mod list;
 mod output;
+mod restore;
 mod show;
 mod table;
 
@@ -38,6 +39,7 @@ struct Cli {
 enum Command {
     List(list::List),
     Check(check::Check),
+    Restore(restore::Restore),
     Show(show::Show),
 }
 
@@ -46,6 +48,7 @@ impl Command {
         match self {
             Self::List(list) => list.run(output),
             Self::Check(check) => check.run(output),
+            Self::Restore(restore) => restore.run(output),
             Self::Show(show) => show.run(output),
         }
     }

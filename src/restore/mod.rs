@@ -12,6 +12,7 @@
 
 pub mod claim;
 pub mod create;
+mod foreground;
 pub mod helper;
 pub mod plan;
 pub mod resume;
@@ -19,6 +20,8 @@ pub mod rollback;
 mod serve;
 mod trust;
 pub mod verify;
+
+pub use foreground::supervise;
 
 use crate::attach::{self, AttachError, Share};
 use crate::discover::facts::Survey;
@@ -169,7 +172,8 @@ fn start_helper(
     before: &Survey,
     request: &Request,
 ) -> Result<Option<Helper>, RestoreError> {
-    let makes = plan.steps.iter().any(|step| matches!(step.action, Action::Create { .. } | Action::Bind { .. }));
+    let makes =
+        plan.steps.iter().any(|step| matches!(step.action, Action::Create { .. } | Action::Bind { .. }));
     if !makes && request.master != Master::Engine {
         return Ok(None);
     }

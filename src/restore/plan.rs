@@ -6,6 +6,7 @@ use crate::image::checkpoint::DumpedMount;
 use crate::image::{Checkpoint, Command};
 use crate::sys::DevNum;
 use crate::sys::control::Requester;
+use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fmt;
@@ -124,7 +125,8 @@ pub enum Number {
 }
 
 /// Why nothing is done for a mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Why {
     /// It belongs to an active key, and comes back when the key is mounted again.
     MadeOnDemand,

@@ -82,12 +82,15 @@ fn end_holder(holder: ProcessId, plan: &RestorePlan, done: &mut Resumed) {
         return;
     }
     if plan.steps.iter().any(|step| left_alone(&step.action)) {
-        done.problems.push(format!("the holder, process {}, stays for mounts that got no master", holder.pid));
+        done.problems
+            .push(format!("the holder, process {}, stays for mounts that got no master", holder.pid));
         return;
     }
     match holder.signal(Signal::TERM) {
         Ok(()) => done.holder_ended = true,
-        Err(errno) => done.problems.push(format!("the holder, process {}, cannot be ended: {errno}", holder.pid)),
+        Err(errno) => {
+            done.problems.push(format!("the holder, process {}, cannot be ended: {errno}", holder.pid))
+        }
     }
 }
 

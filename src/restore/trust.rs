@@ -106,8 +106,14 @@ mod tests {
             commands.into_iter().map(|command| command.mount_point).collect::<Vec<_>>()
         };
         // the same, here and in an included file; a plain file; a program that is not there
-        assert_eq!(of(&[("/home", "program:/etc/auto.sh"), ("/net", "/etc/auto.net")]), [""; 0].map(PathBuf::from));
-        assert_eq!(of(&[("/data", "/etc/auto.data"), ("/gone", "/etc/auto.gone")]), [""; 0].map(PathBuf::from));
+        assert_eq!(
+            of(&[("/home", "program:/etc/auto.sh"), ("/net", "/etc/auto.net")]),
+            [""; 0].map(PathBuf::from)
+        );
+        assert_eq!(
+            of(&[("/data", "/etc/auto.data"), ("/gone", "/etc/auto.gone")]),
+            [""; 0].map(PathBuf::from)
+        );
         // another place, another program, an executable file that the master map does not name
         let bad = [("/other", "program:/etc/auto.sh"), ("/home", "exec:/bin/rm"), ("/x", "/etc/auto.net")];
         assert_eq!(of(&bad), ["/other", "/home", "/x"].map(PathBuf::from));

@@ -1,7 +1,7 @@
 //! What is there in the end, compared with the image.
 
-use super::plan::{Action, Attach, Number, RestorePlan, Step};
-use crate::discover::facts::{AutofsMount, AutofsOptions, Master, MountType, Propagation};
+use super::plan::{Action, Attach, Number, RestorePlan, Step, Why};
+use crate::discover::facts::{AutofsMount, AutofsOptions, MountType, Propagation};
 use crate::image::Checkpoint;
 use crate::sys::DevNum;
 use serde::Serialize;
@@ -19,15 +19,16 @@ pub struct Outcome {
     pub mount_type: MountType,
     /// How it came to be there.
     pub how: How,
+    /// Why nothing was done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<Why>,
     /// Its number in the image.
     pub old_dev: DevNum,
-    /// Its number now; `None`: it is not there.
-    pub dev: Option<DevNum>,
     /// What has its old number, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub taken_by: Option<String>,
-    /// Who answers now; `None`: it is not there.
-    pub master: Option<Master>,
+    /// The facts as they are now; `None`: it is not there.
+    pub now: Option<AutofsMount>,
     /// What is not as in the image, or not as it should be.
     pub differences: Vec<Difference>,
 }
@@ -91,10 +92,13 @@ pub fn compare(
             path: step.path.clone(),
             mount_type: old.options.mount_type,
             how,
+            why: match step.action {
+                Action::Skip(why) => Some(why),
+                _ => None,
+            },
             old_dev: old.dev,
-            dev: here.map(|here| here.dev),
             taken_by,
-            master: here.map(|here| here.master.clone()),
+            now: here.cloned(),
             differences: match (here, dev) {
                 (Some(here), _) => differences(old, here, how, expected),
                 (None, Some(dev)) => vec![difference("mount", dev, "none")],

@@ -13,6 +13,7 @@ mod mount;
 mod mountns;
 mod packet;
 mod quiesce;
+mod restore;
 mod statmount;
 mod tracee;
 mod tree;
