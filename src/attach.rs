@@ -8,15 +8,19 @@
 //! unmount. If anything fails it gets its mounts back.
 
 mod old;
+mod open;
 mod remote;
 
 use crate::discover::{self, DiscoverError};
 use crate::faults::{self, Fault};
 use crate::quiesce::{QuiesceError, Quiesced, Scope};
 use crate::sys::control::{Control, ControlError, MountFd};
+use crate::sys::mount::MountError;
 use crate::sys::mountns::Space;
 use crate::sys::tracee::TraceeError;
 use crate::sys::{DevNum, Errno, process};
+pub use open::open_roots;
+
 use old::OldMasters;
 use remote::Remote;
 use std::collections::HashSet;
@@ -30,15 +34,6 @@ pub struct Target {
     pub path: PathBuf,
     /// Superblock number.
     pub dev: DevNum,
-}
-
-/// Mounts that have their new master.
-#[derive(Debug)]
-pub struct Attached {
-    /// Their roots, in the order of the targets.
-    pub roots: Vec<MountFd>,
-    /// How many visitors waited for the old master, and wait for the new one now.
-    pub waiters: usize,
 }
 
 /// Mounts whose requests another process shall read from one pipe.
@@ -81,6 +76,20 @@ pub enum AttachError {
         /// Inode of its pid namespace.
         its: Option<u64>,
     },
+    /// Nothing could be mounted on the trigger, in a mount namespace of our own, to open it from there.
+    #[error("{}: {source}", path.display())]
+    Lid {
+        /// The mount.
+        path: PathBuf,
+        /// Why.
+        source: MountError,
+    },
+    /// Its master is dead, a request waits for it, and there is no way to open it without waiting as well.
+    #[error(
+        "{}: a program waits for it and nobody answers; end that program (autofs-cr list names it) and try \
+         again", .0.display()
+    )]
+    Waits(PathBuf),
     /// The namespace of the mounts cannot be entered.
     #[error("the mount namespace cannot be entered: {0}")]
     Namespace(Errno),
@@ -129,11 +138,12 @@ fn namespace(inode: &Option<u64>) -> String {
 type Opened<'a> = (&'a Target, &'a MountFd);
 
 /// Make this process (its group) the owner of every target, requests written to `pipe`. The paths are those
-/// of this process. Mounts that it owns already stay as they are.
-pub fn attach_here(targets: &[Target], pipe: BorrowedFd<'_>) -> Result<Attached, AttachError> {
+/// of this process. Mounts that it owns already stay as they are. Returns how many visitors waited for an old
+/// master, and wait for this one now.
+pub fn attach_here(targets: &[Target], pipe: BorrowedFd<'_>) -> Result<usize, AttachError> {
     let control = Control::open().map_err(AttachError::Device)?;
     let space = discover::Target::Own;
-    let roots = open(&control, targets)?;
+    let roots = open_roots(&space, targets)?;
     let me = rustix::process::getpid().as_raw_pid();
     let set = |(target, root): Opened<'_>| {
         let set = control.set_pipe(root.as_fd(), pipe);
@@ -150,13 +160,12 @@ pub fn attach_here(targets: &[Target], pipe: BorrowedFd<'_>) -> Result<Attached,
             Err(error) => return Err(detach(&control, &done, error)),
         }
     }
-    let waiters = match live.is_empty() {
-        true => 0,
-        false => HandOver { control: &control, space: &space, live: &live, spare: &[] }
-            .run(|| live.iter().copied().try_for_each(set))
-            .map_err(|error| detach(&control, &done, error))?,
-    };
-    Ok(Attached { roots, waiters })
+    if live.is_empty() {
+        return Ok(0);
+    }
+    HandOver { control: &control, space: &space, live: &live, spare: &[] }
+        .run(|| live.iter().copied().try_for_each(set))
+        .map_err(|error| detach(&control, &done, error))
 }
 
 /// Make process `master` the owner of every mount, requests written to its pipes. The paths are those of
@@ -164,9 +173,7 @@ pub fn attach_here(targets: &[Target], pipe: BorrowedFd<'_>) -> Result<Attached,
 pub fn attach_to(master: i32, space: &discover::Target, shares: &[Share]) -> Result<usize, AttachError> {
     let control = Control::open().map_err(AttachError::Device)?;
     let targets: Vec<_> = shares.iter().flat_map(|share| share.targets.iter().cloned()).collect();
-    let roots = space_of(space)
-        .and_then(|space| space.run(|| open(&control, &targets)))
-        .map_err(AttachError::Namespace)??;
+    let roots = open_roots(space, &targets)?;
     let pipes = shares.iter().map(|share| write_end(master, share.read_fd)).collect::<Result<Vec<_>, _>>()?;
     let survey = discover::survey(space)?;
     let live: HashSet<_> = survey.mounts.iter().filter(|m| !m.catatonic).map(|m| m.dev).collect();
@@ -203,8 +210,7 @@ fn write_end(pid: i32, fd: i32) -> Result<OwnedFd, AttachError> {
 /// Make mounts catatonic: whoever waits on them is told that there is nothing (ENOENT).
 pub fn abandon(space: &discover::Target, targets: &[Target]) -> Result<(), AttachError> {
     let control = Control::open().map_err(AttachError::Device)?;
-    let space = space_of(space).map_err(AttachError::Namespace)?;
-    let roots = space.run(|| open(&control, targets)).map_err(AttachError::Namespace)??;
+    let roots = open_roots(space, targets)?;
     targets.iter().zip(&roots).try_for_each(|(target, root)| {
         let failed = |source| AttachError::Control { path: target.path.clone(), source };
         control.make_catatonic(root.as_fd()).map_err(failed)
@@ -218,14 +224,6 @@ pub fn space_of(target: &discover::Target) -> Result<Space, Errno> {
         discover::Target::Process(pid) => Space::of_process(*pid),
         discover::Target::Namespace(path) => Space::of_file(path),
     }
-}
-
-fn open(control: &Control, targets: &[Target]) -> Result<Vec<MountFd>, AttachError> {
-    let open = |target: &Target| {
-        let failed = |source| AttachError::Control { path: target.path.clone(), source };
-        control.open_mount(&target.path, target.dev).map_err(failed)
-    };
-    targets.iter().map(open).collect()
 }
 
 /// Mounts that had no master have none again.

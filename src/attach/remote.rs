@@ -1,8 +1,9 @@
 //! A master that is another process: what only it may do is done in its place, by ptrace.
 
-use super::{AttachError, Opened};
+use super::{AttachError, Opened, Target};
 use crate::discover::{self, proc::TaskDir};
-use crate::sys::control::{Control, DEVICE};
+use crate::sys::control::{Control, DEVICE, MountFd};
+use crate::sys::process;
 use crate::sys::tracee::{Held, Injected, RemoteFd, Seized, TraceeError};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -76,6 +77,18 @@ impl<'a> Remote<'a> {
         mounts.iter().zip(roots).try_for_each(|((target, _), root)| {
             control.set_pipe(*root, *pipe).map_err(|error| AttachError::of(error, target, pid, space))
         })
+    }
+
+    /// OPENMOUNT in its context; the descriptor is copied out.
+    pub(super) fn open(&mut self, target: &Target) -> Result<MountFd, AttachError> {
+        let pid = self.pid;
+        let injected = Injected::new(&mut self.held, &self.device)
+            .map_err(|source| AttachError::Master { pid, source })?;
+        let opened = Control::with_caller(injected).open_mount(&target.path, target.dev);
+        let its = opened.map_err(|error| AttachError::of(error, target, pid, self.space))?;
+        let copy = process::copy_fd(pid, its.0);
+        self.close(its)?;
+        copy.map(MountFd::from).map_err(|errno| AttachError::Pipe { pid, fd: its.0, errno })
     }
 
     /// Give it a copy of a descriptor.

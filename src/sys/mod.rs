@@ -12,6 +12,7 @@
 //! | [`netgroup`] | netgroups of the name service |
 //! | [`process`] | pidfds, descriptors of other processes, process groups |
 //! | [`tracee`] | ptrace: hold a task, read and change its registers, call in its place |
+//! | [`uncovered`] | directories that a mount hides |
 //! | [`features`] | what this kernel can do, probed once |
 
 pub mod control;
@@ -25,6 +26,7 @@ pub mod packet;
 pub mod process;
 pub mod statmount;
 pub mod tracee;
+pub mod uncovered;
 
 pub use devnum::DevNum;
 pub use rustix::io::Errno;

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod attach;
 mod common;
 mod control;
 mod discover;
