@@ -8,9 +8,9 @@
 
 use super::remote::Remote;
 use super::{AttachError, Target, space_of};
+use crate::discover;
 use crate::discover::facts::{AutofsOptions, MountType, Pipe};
 use crate::discover::mountinfo::{self, Entry};
-use crate::discover;
 use crate::sys::control::{Control, ControlError, MountFd};
 use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
 use crate::sys::{DevNum, mountns, uncovered::uncovered};
@@ -36,9 +36,7 @@ pub fn open_roots(space: &discover::Target, targets: &[Target]) -> Result<Vec<Mo
             false => None,
         };
         let open = |target: &Target| match &lid {
-            Some(lid) if triggers.contains(&target.dev) => {
-                open_trigger(&control, lid, target).transpose()
-            }
+            Some(lid) if triggers.contains(&target.dev) => open_trigger(&control, lid, target).transpose(),
             _ => Some(control.open_mount(&target.path, target.dev).map_err(failed(target))),
         };
         targets.iter().map(|target| open(target).transpose()).collect::<Result<Vec<_>, _>>()
@@ -84,8 +82,8 @@ fn open_trigger(
     let failed_lid = |source| AttachError::Lid { path: path(), source };
     let (Some(above), Some(name)) = (target.path.parent(), target.path.file_name()) else { return Ok(None) };
     let parent = rustix::fs::open(above, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let parent = parent
-        .map_err(|errno| failed_lid(MountError::At { what: "open", path: above.to_owned(), errno }))?;
+    let parent =
+        parent.map_err(|errno| failed_lid(MountError::At { what: "open", path: above.to_owned(), errno }))?;
     let Ok(place) = uncovered(&parent, name) else { return Ok(None) };
     let lid = mount::bind(lid, Path::new(""), false).map_err(failed_lid)?;
     lid.attach(&place, Path::new("")).map_err(|source| AttachError::Lid { path: path(), source })?;

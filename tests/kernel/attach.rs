@@ -231,8 +231,10 @@ fn a_master_of_another_pid_namespace_is_refused_and_nothing_changes() {
     catatonic.control.make_catatonic(catatonic.fd.as_fd()).unwrap();
     let visitor = mount.waiter();
     let old_descriptors = mount.master.descriptors();
-    let (outer, write) =
-        Holder::running("unshare", &["--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "60"]);
+    let (outer, write) = Holder::running(
+        "unshare",
+        &["--pid", "--fork", "--kill-child", "--mount-proc", "setsid", "sleep", "60"],
+    );
     drop(write);
     let children = format!("/proc/{0}/task/{0}/children", outer.pid());
     let inner: i32 = wait_until(|| {

@@ -1,9 +1,7 @@
 //! `autofs-cr restore` as a user calls it, on images that are made here.
 
 use crate::common::{LIMIT, private_mount_namespace};
-use autofs_cr::discover::facts::{
-    AutofsMount, AutofsOptions, Master, MountType, Propagation, TreeEntry,
-};
+use autofs_cr::discover::facts::{AutofsMount, AutofsOptions, Master, MountType, Propagation, TreeEntry};
 use autofs_cr::image::checkpoint::{Checkpoint, DumpedMount, Left, Origin};
 use autofs_cr::image::{self, Existing};
 use autofs_cr::sys::DevNum;
