@@ -105,7 +105,7 @@ pub enum RestoreError {
     Helper(#[from] HelperError),
     /// The mounts could not be given to the new master.
     #[error(transparent)]
-    Attach(RollbackError<AttachError>),
+    Attach(RollbackError<Box<AttachError>>),
     /// Stopped by a test.
     #[error(transparent)]
     Fault(#[from] Fault),
@@ -228,7 +228,7 @@ fn give_master(
 ) -> Result<(Option<Child>, usize), RestoreError> {
     let undo = |causal, helper: Option<Helper>| {
         let rollback = helper.map(Helper::undo).unwrap_or_default();
-        RestoreError::Attach(RollbackError { causal, rollback })
+        RestoreError::Attach(RollbackError { causal: Box::new(causal), rollback })
     };
     let Some(mut helper) = helper else {
         return match request.master {

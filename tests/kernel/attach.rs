@@ -1,7 +1,7 @@
 //! Mounts change hands. The masters here are programs that only hold a pipe's read end.
 
 use crate::common::{Autofs, Visitor, next_packet, private_mount_namespace, tmpfs, wait_until};
-use autofs_cr::attach::{AttachError, Share, Target, attach_here, attach_to};
+use autofs_cr::attach::{AttachError, Share, Target, abandon, attach_here, attach_to};
 use autofs_cr::discover::facts::{AutofsMount, End};
 use autofs_cr::discover::{self, Target as Namespace};
 use autofs_cr::sys::control::Control;
@@ -33,6 +33,12 @@ impl Holder {
         let arguments: Vec<_> = arguments.iter().map(Path::new).collect();
         let process = Visitor::run_as(program, &arguments, |command| {
             command.stdin(Stdio::from(read));
+        });
+        // Its loader has files open at first.
+        let proc = format!("/proc/{}", process.pid());
+        wait_until(|| {
+            let asleep = fs::read_to_string(format!("{proc}/stat")).ok()?.contains(") S ");
+            (asleep && fs::read_dir(format!("{proc}/fd")).ok()?.count() == 3).then_some(())
         });
         (Self { process, pipe }, write)
     }
@@ -105,10 +111,7 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        let control = Control::open().unwrap();
-        if let Ok(root) = control.open_mount(&self.target.path, self.target.dev) {
-            let _ = control.make_catatonic(root.as_fd());
-        }
+        let _ = abandon(&Namespace::Own, std::slice::from_ref(&self.target));
     }
 }
 
