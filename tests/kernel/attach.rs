@@ -35,10 +35,10 @@ impl Holder {
             command.stdin(Stdio::from(read));
         });
         // Its loader has files open at first.
-        let proc = format!("/proc/{}", process.pid());
+        let wchan = format!("/proc/{}/wchan", process.pid());
         wait_until(|| {
-            let asleep = fs::read_to_string(format!("{proc}/stat")).ok()?.contains(") S ");
-            (asleep && fs::read_dir(format!("{proc}/fd")).ok()?.count() == 3).then_some(())
+            let asleep = fs::read_to_string(&wchan).ok()?;
+            ["nanosleep", "do_wait"].iter().any(|call| asleep.contains(call)).then_some(())
         });
         (Self { process, pipe }, write)
     }
