@@ -2,6 +2,7 @@
 //!
 //! A new command: a module here, a variant of [`Command`], a line in [`Command::run`].
 
+mod automount;
 mod check;
 mod human;
 mod list;
@@ -41,6 +42,7 @@ enum Command {
     Check(check::Check),
     Restore(restore::Restore),
     Show(show::Show),
+    Automount(automount::Automount),
 }
 
 impl Command {
@@ -50,6 +52,7 @@ impl Command {
             Self::Check(check) => check.run(output),
             Self::Restore(restore) => restore.run(output),
             Self::Show(show) => show.run(output),
+            Self::Automount(automount) => automount.run(output),
         }
     }
 }

@@ -1,4 +1,71 @@
 //! The automounter.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`maps`] | from a key to what must be mounted |
+//! | [`config`] | which maps are served where |
+//! | [`state`] | the machine: events in, actions out; pure |
+//! | [`jobs`] | what a worker does for one action: mount a key, unmount it, read a map |
+//! | [`kernel`] | what jobs ask of the kernel, as a trait: linux and simulated |
+//! | [`mount`] | mounts by system call, mount(8) for the rest |
+//! | [`workers`] | the threads that jobs run in |
+//! | [`reactor`] | the thread that reads pipe, signals, results and clock |
+//! | [`reconnect`] | attaching the mounts that exist when it starts |
+//!
+//! A request's way: pipe → reactor → machine → worker, which mounts and answers the kernel itself.
 
+pub mod config;
+pub mod jobs;
+pub mod kernel;
 pub mod maps;
 pub mod mount;
+pub mod reactor;
+pub mod reconnect;
+pub mod served;
+pub mod state;
+pub mod task;
+pub mod workers;
+
+use crate::sys::control::{Control, ControlError};
+use crate::sys::packet::PacketPipe;
+use config::Wanted;
+use kernel::linux::Linux;
+use reactor::{Reactor, ReactorError};
+use reconnect::ConnectError;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// An engine could not start, or not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// `/dev/autofs` cannot be used.
+    #[error(transparent)]
+    Device(#[from] ControlError),
+    /// A descriptor could not be copied.
+    #[error("cannot copy the pipe's write end: {0}")]
+    Pipe(crate::sys::Errno),
+    /// It cannot connect to its mounts.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The event loop.
+    #[error(transparent)]
+    Reactor(#[from] ReactorError),
+}
+
+/// Serve maps until TERM or INT; all requests come through `pipe`. `ready` is called when every mount that is wanted
+/// exists and belongs to this process's group, with the number of waiters that were handed on.
+///
+/// On return idle mounts are gone, and busy ones stay, catatonic: the next engine attaches them.
+pub fn serve(wanted: Vec<Wanted>, pipe: PacketPipe, ready: &mut dyn FnMut(usize)) -> Result<(), EngineError> {
+    let PacketPipe { read, write } = pipe;
+    // Signals are blocked before any thread is started.
+    let reactor = Reactor::new(read)?;
+    let own_write = write.try_clone().map_err(|_| EngineError::Pipe(crate::sys::Errno::MFILE))?;
+    let kernel = Arc::new(Linux::new(Control::open()?, write));
+    let mut state = reactor::machine();
+    let waiters = reconnect::connect(&mut state, &*kernel, &wanted, own_write.as_fd())?;
+    ready(waiters);
+    reactor.run(state, kernel)?;
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! What an engine serves: maps from a checkpoint, or from a master map.
+
+use super::maps::conf::Conf;
+use super::maps::master::{self, Files, MapKind, MapName, Propagation};
+use super::maps::vars::Environment;
+use super::maps::{Credentials, Map, MapError, Resolved, Site};
+use super::served::{Opener, PropagationType, ServeOptions, Served, Source};
+use crate::discover::facts::MountType;
+use crate::image::Checkpoint;
+use crate::image::checkpoint::Service;
+use crate::sys::Errno;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where automount's own configuration is.
+const CONF: &str = "/etc/autofs.conf";
+
+/// A map, and where it is (to be) mounted.
+#[derive(Debug)]
+pub struct Wanted {
+    /// The map.
+    pub served: Arc<Served>,
+    /// Mount points: one of an indirect map, any number of a direct one.
+    pub paths: Vec<PathBuf>,
+}
+
+/// The master map cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("master map {name}: {error}")]
+    Master {
+        /// As given.
+        name: String,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+/// The maps that serve the mounts of a checkpoint, at the mount points of those mounts below `root`. A map that cannot be
+/// opened is left out with a warning; its mounts stay without a master.
+pub fn of_checkpoint(image: &Checkpoint, root: &Path) -> Vec<Wanted> {
+    let site = Arc::new(site());
+    let maps = image.services.iter().enumerate();
+    maps.filter_map(|(index, service)| {
+        let mounts = image.mounts.iter().filter(|mount| mount.served_by == Some(index));
+        let own: Vec<_> = mounts
+            .filter(|mount| is_top(service, &mount.facts.path, mount.facts.options.mount_type))
+            .collect();
+        let first = own.first()?;
+        let map = Map::of_service(service, site.clone())
+            .inspect_err(|error| tracing::warn!("{error}; mounts of this map get no master"))
+            .ok()?;
+        let mut options = options(&map, &site.conf);
+        // As it was, whatever the configuration says today.
+        options.timeout = Duration::from_secs(first.facts.options.timeout);
+        options.strict_expire = first.facts.options.strict_expire;
+        options.ignore = first.facts.options.ignore;
+        let paths = own.iter().map(|mount| below(root, &mount.facts.path)).collect();
+        Some(Wanted { served: Arc::new(served(map, site.clone(), root, options)), paths })
+    })
+    .collect()
+}
+
+/// Every map of a master map. Maps that cannot be opened are left out with a warning.
+pub fn of_master_map(name: Option<&str>) -> Result<Vec<Wanted>, ConfigError> {
+    let site = Arc::new(site());
+    let name = name.unwrap_or(&site.conf.master_map_name);
+    let kind = if name.starts_with('/') { MapKind::Path } else { MapKind::Named };
+    let map = MapName { kind, format: None, name: name.into() };
+    let files = Files { directory: "/etc".into() };
+    let master =
+        master::read(&map, &files).map_err(|error| ConfigError::Master { name: name.into(), error })?;
+    for warning in &master.warnings {
+        tracing::warn!("{warning:?}");
+    }
+    let maps = master.entries.into_iter().filter_map(|entry| {
+        let map = Map::open(entry, site.clone()).inspect_err(|error| tracing::warn!("{error}")).ok()?;
+        let options = options(&map, &site.conf);
+        let served = served(map, site.clone(), Path::new("/"), options);
+        let paths = match &served.point {
+            Some(point) => vec![point.clone()],
+            None => direct_paths(&served),
+        };
+        Some(Wanted { served: Arc::new(served), paths })
+    });
+    Ok(maps.collect())
+}
+
+fn direct_paths(served: &Served) -> Vec<PathBuf> {
+    let keys = served.source.keys().ok().flatten().unwrap_or_default();
+    keys.into_iter().map(|key| OsString::from_vec(key).into()).collect()
+}
+
+fn site() -> Site {
+    let mut conf = Conf::default();
+    let mut warnings = Vec::new();
+    // Without the file the defaults hold.
+    conf.apply(&std::fs::read(CONF).unwrap_or_default(), &mut warnings);
+    for warning in warnings {
+        tracing::warn!("{CONF}:{}: {}", warning.at, warning.message);
+    }
+    Site { conf, environment: Environment::probe(), ..Site::default() }
+}
+
+/// Is the mount the map's own, and not one that belongs to a key of it?
+fn is_top(service: &Service, path: &Path, kind: MountType) -> bool {
+    match service {
+        Service::MasterEntry { mount_point, .. } if mount_point == Path::new("/-") => {
+            kind == MountType::Direct
+        }
+        Service::MasterEntry { mount_point, .. } => kind == MountType::Indirect && path == mount_point,
+        Service::Unit { mount_point, .. } => path == mount_point,
+    }
+}
+
+fn options(map: &Map, conf: &Conf) -> ServeOptions {
+    let given = &map.entry.options;
+    ServeOptions {
+        timeout: given.timeout.unwrap_or(conf.timeout),
+        negative_timeout: given.negative_timeout.unwrap_or(conf.negative_timeout),
+        browse: given.browse.unwrap_or(conf.browse_mode),
+        propagation: match given.propagation {
+            Propagation::Slave => PropagationType::Slave,
+            Propagation::Private => PropagationType::Private,
+            Propagation::Shared => PropagationType::Shared,
+        },
+        mode: given.mode.unwrap_or(0o755),
+        strict_expire: given.strict_expire,
+        ignore: conf.use_ignore_mount_option,
+        strict: given.strict,
+        ..ServeOptions::default()
+    }
+}
+
+fn served(map: Map, site: Arc<Site>, root: &Path, options: ServeOptions) -> Served {
+    let point = map.entry.mount_point.as_ref().map(|point| below(root, point));
+    let direct_below = if point.is_none() { root.to_owned() } else { PathBuf::from("/") };
+    let name = map.entry.map.name.clone();
+    let opened = Arc::new(Opened { map, site, root: direct_below });
+    Served { point, name, source: Box::new(opened.clone()), options, opener: opened }
+}
+
+fn below(root: &Path, path: &Path) -> PathBuf {
+    if root == Path::new("/") { path.to_owned() } else { root.join(path.strip_prefix("/").unwrap_or(path)) }
+}
+
+/// A map as the engine sees it.
+#[derive(Debug)]
+struct Opened {
+    map: Map,
+    site: Arc<Site>,
+    /// The keys of a direct map are mount points below this root; the engine sees them with it.
+    root: PathBuf,
+}
+
+impl Opened {
+    /// The map's own key.
+    fn own_key<'a>(&self, key: &'a [u8]) -> &'a [u8] {
+        if self.root == Path::new("/") {
+            return key;
+        }
+        key.strip_prefix(self.root.as_os_str().as_bytes()).unwrap_or(key)
+    }
+}
+
+impl Source for Arc<Opened> {
+    fn lookup(&self, key: &[u8], who: Credentials) -> Result<Option<Resolved>, Errno> {
+        self.map.lookup(self.own_key(key), who).map_err(|error| refuse(&error))
+    }
+
+    fn keys(&self) -> Result<Option<Vec<Vec<u8>>>, Errno> {
+        let keys = self.map.keys().map_err(|error| refuse(&error))?;
+        if self.root == Path::new("/") {
+            return Ok(keys);
+        }
+        let with_root =
+            |key: Vec<u8>| below(&self.root, Path::new(OsStr::from_bytes(&key))).into_os_string().into_vec();
+        Ok(keys.map(|keys| keys.into_iter().map(with_root).collect()))
+    }
+
+    fn reload(&self) -> Result<(), Errno> {
+        self.map.refresh().map(drop).map_err(|error| refuse(&error))
+    }
+}
+
+impl Opener for Opened {
+    fn submount(
+        &self,
+        parent: &Served,
+        target: &Path,
+        map: &OsStr,
+        options: &OsStr,
+    ) -> Result<Served, Errno> {
+        let entry = self.map.submount(target.to_owned(), map, options).map_err(|error| refuse(&error))?;
+        let map = Map::open(entry, self.site.clone()).map_err(|error| refuse(&error))?;
+        let mut own = self::options(&map, &self.site.conf);
+        own.timeout = map.entry.options.timeout.unwrap_or(parent.options.timeout);
+        own.browse = map.entry.options.browse.unwrap_or(false);
+        Ok(served(map, self.site.clone(), Path::new("/"), own))
+    }
+}
+
+/// What a visitor is told; the log is told why.
+fn refuse(error: &MapError) -> Errno {
+    tracing::warn!("{error}");
+    match error {
+        MapError::Source(super::maps::source::SourceError::TimeLimit { .. }) => Errno::TIMEDOUT,
+        _ => Errno::NOENT,
+    }
+}

@@ -1,0 +1,381 @@
+//! What workers do: one function for each [`Task`]. Each ends in the state it reports, and leaves
+//! nothing behind when it fails.
+
+use super::kernel::Kernel;
+use super::maps::{MountSpec, Resolved, What};
+use super::served::Served;
+use super::task::*;
+use crate::discover::facts::MountType;
+use crate::sys::{DevNum, Errno};
+use std::collections::HashSet;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Run a task to its end.
+pub fn run(kernel: &dyn Kernel, task: &Task) -> Outcome {
+    match task {
+        Task::Mount(task) => mount(kernel, task),
+        Task::Unmount(task) => unmount(kernel, task),
+        Task::Reread(served, root) => Outcome::Reread(reread(kernel, served, root.as_deref())),
+        Task::Sync(task) => sync(kernel, task),
+        Task::TearDown(places) => {
+            tear_down(kernel, places);
+            Outcome::TornDown
+        }
+    }
+}
+
+// Mounting
+
+fn mount(kernel: &dyn Kernel, task: &MountTask) -> Outcome {
+    let target = task.place.target(&task.key);
+    if task.check && is_mounted(kernel, task, &target) {
+        return Outcome::Mounted { result: Ok(()), children: task.known.clone() };
+    }
+    let mut made = Made::new(kernel, task, target);
+    let result = made.entry();
+    match &result {
+        Ok(()) => tracing::debug!(target = %made.target.display(), "mounted"),
+        Err(errno) => {
+            tracing::debug!(target = %made.target.display(), %errno, "not mounted");
+            made.undo();
+        }
+    }
+    Outcome::Mounted { result, children: made.children }
+}
+
+/// Mounted already: covered, or a multi-mount without root whose triggers are all there.
+fn is_mounted(kernel: &dyn Kernel, task: &MountTask, target: &Path) -> bool {
+    kernel.is_covered(&task.place, target).unwrap_or(false)
+        || !task.known.is_empty() && task.known.iter().all(|child| kernel.exists(&child.place))
+}
+
+/// What a mount job has made so far.
+struct Made<'a> {
+    kernel: &'a dyn Kernel,
+    task: &'a MountTask,
+    target: PathBuf,
+    /// Something is mounted on the target.
+    covered: bool,
+    children: Vec<Child>,
+}
+
+impl<'a> Made<'a> {
+    fn new(kernel: &'a dyn Kernel, task: &'a MountTask, target: PathBuf) -> Self {
+        Self { kernel, task, target, covered: false, children: Vec::new() }
+    }
+
+    fn entry(&mut self) -> Result<(), Errno> {
+        let at = match &self.task.offset {
+            Some(offset) => offset.as_ref().clone(),
+            None => Offset {
+                key: match self.task.key.as_slice() {
+                    [] => self.target.as_os_str().as_bytes().to_vec(),
+                    key => key.to_vec(),
+                },
+                top: self.target.clone(),
+                below: PathBuf::new(),
+                entry: None,
+            },
+        };
+        let entry = match &at.entry {
+            Some(entry) => entry.clone(),
+            None => {
+                let found = self.task.served.source.lookup(&at.key, self.task.asker.who)?;
+                Arc::new(found.ok_or(Errno::NOENT)?)
+            }
+        };
+        let here = entry.mounts.iter().find(|spec| spec.offset == at.below);
+        let offsets = level(&entry, &at.below);
+        if here.is_none() && offsets.is_empty() {
+            return Err(Errno::NOENT);
+        }
+        match here.map(|spec| &spec.what) {
+            Some(What::Symlink(to)) => return self.symlink(to),
+            Some(what) => self.root(what)?,
+            None => self.directory()?,
+        }
+        let mut failed = None;
+        for spec in &offsets {
+            let path = at.top.join(&spec.offset);
+            let offset = Offset { below: spec.offset.clone(), entry: Some(entry.clone()), ..at.clone() };
+            if let Err(errno) = self.offset(&path, offset) {
+                tracing::warn!(path = %path.display(), %errno, "no trigger for an offset");
+                failed = Some(errno);
+            }
+        }
+        match failed {
+            Some(errno) if self.task.served.options.strict || (!self.covered && self.children.is_empty()) => {
+                Err(errno)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn directory(&mut self) -> Result<(), Errno> {
+        if !self.task.key.is_empty() {
+            self.kernel.make_dir(&self.target, self.task.served.options.mode)?;
+        }
+        Ok(())
+    }
+
+    fn symlink(&mut self, to: &Path) -> Result<(), Errno> {
+        // a browse directory may be in its place
+        let _ = self.kernel.remove(&self.target);
+        self.kernel.symlink(to, &self.target)
+    }
+
+    fn root(&mut self, what: &What) -> Result<(), Errno> {
+        self.directory()?;
+        let served = &self.task.served;
+        match what {
+            What::Submount { map, options } => {
+                let served = Arc::new(served.opener.submount(served, &self.target, map, options)?);
+                let place = self.kernel.make_trigger(&self.target, MountType::Indirect, &served)?;
+                self.child(place, Duty::Map(served));
+            }
+            _ => self.kernel.mount(what, &self.target, served).map_err(|error| {
+                tracing::warn!(target = %self.target.display(), %error, "mount failed");
+                error.errno()
+            })?,
+        }
+        self.covered = true;
+        Ok(())
+    }
+
+    fn offset(&mut self, path: &Path, offset: Offset) -> Result<(), Errno> {
+        let known = self.task.known.iter().find(|child| child.place.path == path);
+        if let Some(known) = known.filter(|child| self.kernel.exists(&child.place)) {
+            self.children.push(known.clone());
+            return Ok(());
+        }
+        let served = &self.task.served;
+        self.kernel.make_dir(path, served.options.mode)?;
+        let place = self.kernel.make_trigger(path, MountType::Offset, served)?;
+        self.child(place, Duty::Offset(Arc::new(offset)));
+        Ok(())
+    }
+
+    fn child(&mut self, place: Place, duty: Duty) {
+        self.children.push(Child { place: Arc::new(place), under: self.task.place.dev, duty });
+    }
+
+    /// Take away what was made; what cannot be taken away stays reported.
+    fn undo(&mut self) {
+        let kernel = self.kernel;
+        let mut below = Vec::new();
+        self.children.retain(|child| {
+            let submount = matches!(child.duty, Duty::Map(_));
+            let stays = kernel.unmount(&child.place.path).is_err();
+            if !stays && !submount {
+                below.push(child.place.path.clone());
+            }
+            stays
+        });
+        let covered = self.covered && kernel.is_covered(&self.task.place, &self.target).unwrap_or(true);
+        if covered && (!self.children.is_empty() || kernel.unmount(&self.target).is_err()) {
+            // what is left expires later
+            return;
+        }
+        remove_dirs(kernel, &self.target, &below);
+        remove_key_dir(kernel, &self.task.served, &self.task.key, &self.target);
+    }
+}
+
+/// The offsets directly below `top`: those with no other offset in between.
+fn level<'a>(entry: &'a Resolved, top: &Path) -> Vec<&'a MountSpec> {
+    let below = |spec: &&MountSpec| is_below(&spec.offset, top);
+    let nested = |spec: &MountSpec| {
+        let mut between = entry.mounts.iter().filter(below);
+        between.any(|other| is_below(&spec.offset, &other.offset))
+    };
+    entry.mounts.iter().filter(below).filter(|spec| !nested(spec)).collect()
+}
+
+// Unmounting
+
+fn unmount(kernel: &dyn Kernel, task: &UnmountTask) -> Outcome {
+    let target = task.place.target(&task.key);
+    let mut tree = Tree { kernel, task, left: Vec::new() };
+    let result = tree.clear_slot(&task.place, &target);
+    match result {
+        Ok(()) => {
+            tracing::debug!(target = %target.display(), "unmounted");
+            let below: Vec<_> = task.below.iter().map(|child| child.place.path.clone()).collect();
+            remove_dirs(kernel, &target, &below);
+            remove_key_dir(kernel, &task.served, &task.key, &target);
+        }
+        Err(errno) => tracing::debug!(target = %target.display(), %errno, "not unmounted"),
+    }
+    Outcome::Unmounted { result, below: tree.left }
+}
+
+/// Takes a tree of triggers away, leaf first; where that fails, its siblings are made again, so that
+/// no directory is left without its trigger.
+struct Tree<'a> {
+    kernel: &'a dyn Kernel,
+    task: &'a UnmountTask,
+    /// What exists afterwards, parents before children.
+    left: Vec<Child>,
+}
+
+impl Tree<'_> {
+    /// Everything on one trigger: the triggers below, then the mounts on it.
+    fn clear_slot(&mut self, place: &Place, target: &Path) -> Result<(), Errno> {
+        let children: Vec<&Child> = self.task.below.iter().filter(|child| child.under == place.dev).collect();
+        for (done, child) in children.iter().enumerate() {
+            if let Err(errno) = self.clear_child(child) {
+                self.keep(&children[done + 1..]);
+                self.make_again(&children[..done]);
+                return Err(errno);
+            }
+        }
+        if let Err(errno) = self.uncover(place, target) {
+            self.make_again(&children);
+            return Err(errno);
+        }
+        Ok(())
+    }
+
+    fn clear_child(&mut self, child: &Child) -> Result<(), Errno> {
+        // the keys of a submount keep it busy; an offset's own mounts go first
+        let offset = matches!(child.duty, Duty::Offset(_));
+        let mark = self.left.len();
+        if offset && let Err(errno) = self.clear_slot(&child.place, &child.place.path) {
+            self.left.insert(mark, (*child).clone());
+            return Err(errno);
+        }
+        match self.kernel.unmount(&child.place.path) {
+            Err(errno) if self.kernel.exists(&child.place) => {
+                if offset {
+                    self.left.push((*child).clone());
+                } else {
+                    self.keep(&[child]);
+                }
+                Err(errno)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn uncover(&self, place: &Place, target: &Path) -> Result<(), Errno> {
+        while self.kernel.is_covered(place, target)? {
+            self.kernel.unmount(target)?;
+        }
+        Ok(())
+    }
+
+    /// Not touched: they and what is below them stay.
+    fn keep(&mut self, children: &[&Child]) {
+        let mut devs: HashSet<DevNum> = children.iter().map(|child| child.place.dev).collect();
+        for child in &self.task.below {
+            if devs.contains(&child.place.dev) || devs.contains(&child.under) {
+                devs.insert(child.place.dev);
+                self.left.push(child.clone());
+            }
+        }
+    }
+
+    fn make_again(&mut self, children: &[&Child]) {
+        for child in children {
+            let path = &child.place.path;
+            let served = match &child.duty {
+                Duty::Map(served) => served,
+                Duty::Offset(_) => &self.task.served,
+            };
+            match self.kernel.make_trigger(path, child.place.kind, served) {
+                Ok(place) => self.left.push(Child { place: Arc::new(place), ..(*child).clone() }),
+                Err(errno) => tracing::error!(path = %path.display(), %errno, "a trigger is lost"),
+            }
+        }
+    }
+}
+
+/// Directories that were made for offsets: each path below `top`, deepest first, and its parents.
+/// Those in mounted file systems went away with them; what is not empty stays.
+fn remove_dirs(kernel: &dyn Kernel, top: &Path, paths: &[PathBuf]) {
+    let parents = paths.iter().flat_map(|path| path.ancestors().take_while(|dir| is_below(dir, top)));
+    let mut dirs: Vec<&Path> = parents.collect();
+    dirs.sort_by_key(|dir| std::cmp::Reverse(dir.components().count()));
+    dirs.dedup();
+    for dir in dirs {
+        let _ = kernel.remove(dir);
+    }
+}
+
+/// The directory or symlink of a key is ours, unless it is there for browsing.
+fn remove_key_dir(kernel: &dyn Kernel, served: &Served, key: &[u8], target: &Path) {
+    if !key.is_empty() && !served.options.browse {
+        let _ = kernel.remove(target);
+    }
+}
+
+// Maps
+
+fn reread(kernel: &dyn Kernel, served: &Served, root: Option<&Place>) -> Option<Vec<PathBuf>> {
+    let keys = served.source.reload().and_then(|()| served.source.keys());
+    let keys = match keys {
+        Ok(keys) => keys.unwrap_or_default(),
+        Err(errno) => {
+            tracing::warn!(map = ?served.source, %errno, "a map cannot be read; it stays as it was");
+            return None;
+        }
+    };
+    if served.point.is_none() {
+        return Some(keys.into_iter().map(|key| std::ffi::OsString::from_vec(key).into()).collect());
+    }
+    if let Some(root) = root.filter(|_| served.options.browse) {
+        browse(kernel, served, root, &keys);
+    }
+    None
+}
+
+/// Directories for exactly these keys; mounted ones cannot be removed, and stay.
+pub fn browse(kernel: &dyn Kernel, served: &Served, root: &Place, keys: &[Key]) {
+    let wanted: HashSet<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    for name in kernel.names(&root.path).unwrap_or_default() {
+        if !wanted.contains(name.as_bytes()) {
+            let _ = kernel.remove(&root.path.join(name));
+        }
+    }
+    for key in keys {
+        if let Err(errno) = kernel.make_dir(&root.target(key), served.options.mode) {
+            tracing::warn!(root = %root.path.display(), %errno, "no directory for a key");
+        }
+    }
+}
+
+fn sync(kernel: &dyn Kernel, task: &SyncTask) -> Outcome {
+    let gone = |place: &&Arc<Place>| kernel.unmount(&place.path).is_ok() || !kernel.exists(place);
+    let removed = task.remove.iter().filter(gone).map(|place| place.dev).collect();
+    let made = task.make.iter().filter_map(|path| {
+        let made = direct(kernel, path, &task.served);
+        made.inspect_err(|errno| tracing::warn!(path = %path.display(), %errno, "no trigger")).ok()
+    });
+    Outcome::Synced { removed, made: made.map(Arc::new).collect() }
+}
+
+/// A direct trigger, with its directory.
+pub fn direct(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place, Errno> {
+    match kernel.make_trigger(path, MountType::Direct, served) {
+        Err(Errno::NOENT) => {
+            kernel.make_dir(path, served.options.mode)?;
+            kernel.make_trigger(path, MountType::Direct, served)
+        }
+        made => made,
+    }
+}
+
+fn tear_down(kernel: &dyn Kernel, places: &[Arc<Place>]) {
+    for place in places {
+        // an idle mount was expired before: what covers the root now is in use
+        let covered = kernel.is_covered(place, &place.path).unwrap_or(false);
+        if (covered || kernel.unmount(&place.path).is_err())
+            && kernel.exists(place)
+            && let Err(errno) = kernel.make_catatonic(place)
+        {
+            tracing::warn!(path = %place.path.display(), %errno, "busy, and cannot be made catatonic");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What jobs ask of the kernel, as a trait: [`linux`] does it, [`simulated`] pretends in memory.
+
+use super::maps::What;
+use super::mount::MountError;
+use super::served::Served;
+use super::task::Place;
+use crate::discover::facts::MountType;
+use crate::sys::control::Token;
+use crate::sys::{DevNum, Errno};
+use std::ffi::OsString;
+use std::path::Path;
+
+pub mod linux;
+#[cfg(test)]
+pub mod simulated;
+
+/// The kernel, as far as jobs need it. Every call may block, so only workers make them.
+pub trait Kernel: Send + Sync {
+    /// Answer a request: READY or FAIL.
+    fn answer(&self, place: &Place, token: Token, result: Result<(), Errno>) -> Result<(), Errno>;
+    /// Where the autofs mount with this number is, when nobody remembers it.
+    fn find(&self, dev: DevNum) -> Result<Place, Errno>;
+    /// Send one expire request for something idle and wait for its answer. `false`: nothing is idle.
+    fn expire(&self, place: &Place, immediate: bool) -> Result<bool, Errno>;
+    /// Is something mounted on the trigger `target` of `place`?
+    fn is_covered(&self, place: &Place, target: &Path) -> Result<bool, Errno>;
+    /// Does this autofs mount still exist?
+    fn exists(&self, place: &Place) -> bool;
+    /// A new autofs mount on an existing directory, answered by this engine.
+    fn make_trigger(&self, path: &Path, kind: MountType, served: &Served) -> Result<Place, Errno>;
+    /// Mount a file system on a directory.
+    fn mount(&self, what: &What, target: &Path, served: &Served) -> Result<(), MountError>;
+    /// Unmount the topmost mount at a path; EBUSY when it is in use.
+    fn unmount(&self, path: &Path) -> Result<(), Errno>;
+    /// Detach the pipe; waiters wake with ENOENT.
+    fn make_catatonic(&self, place: &Place) -> Result<(), Errno>;
+    /// Make a directory and its parents; `true` when the last one is new.
+    fn make_dir(&self, path: &Path, mode: u32) -> Result<bool, Errno>;
+    /// Remove an empty directory or a symbolic link.
+    fn remove(&self, path: &Path) -> Result<(), Errno>;
+    /// Make a symbolic link.
+    fn symlink(&self, target: &Path, path: &Path) -> Result<(), Errno>;
+    /// The names in a directory.
+    fn names(&self, dir: &Path) -> Result<Vec<OsString>, Errno>;
+}

@@ -1,0 +1,217 @@
+//! The real kernel.
+//!
+//! The process group of this process owns every mount that is made here, so none of its own path walks
+//! triggers or waits. Plain paths are therefore safe everywhere.
+
+use super::Kernel;
+use crate::discover::facts::AutofsOptions;
+use crate::discover::mountinfo;
+use crate::engine::maps::What;
+use crate::engine::mount::{self, Manner, MountError};
+use crate::engine::served::{PropagationType, Served};
+use crate::engine::task::Place;
+use crate::sys::control::{Control, ControlError, ExpireHow, MountFd, Token};
+use crate::sys::mount::{self as mounts, AutofsParams, Change, MountFlags, MountType, Propagation, Unmount};
+use crate::sys::{DevNum, Errno};
+use rustix::fs::{AtFlags, CWD, Mode, StatxAttributes, StatxFlags};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// The kernel, through `/dev/autofs` and the mount API.
+#[derive(Debug)]
+pub struct Linux {
+    control: Control,
+    pipe: OwnedFd,
+}
+
+impl Linux {
+    /// All mounts it makes write their requests to `pipe`, the write end.
+    pub fn new(control: Control, pipe: OwnedFd) -> Self {
+        Self { control, pipe }
+    }
+
+    /// The root of an autofs mount, for one command: an open one counts as a use.
+    fn open(&self, place: &Place) -> Result<MountFd, Errno> {
+        self.control.open_mount(&place.path, place.dev).map_err(errno_of)
+    }
+
+    fn set_up(&self, place: &Place, mount: impl AsFd, served: &Served) -> Result<(), Errno> {
+        // After it is attached: a mount on a shared one becomes shared there.
+        if let Some(to) = propagation(served) {
+            Change::propagation(to, false).apply(mount, Path::new("")).map_err(mount_errno)?;
+        }
+        let root = self.open(place)?;
+        let seconds = served.options.timeout.as_secs();
+        self.control.set_timeout(root.as_fd(), seconds).map(drop).map_err(errno_of)
+    }
+}
+
+impl Kernel for Linux {
+    fn answer(&self, place: &Place, token: Token, result: Result<(), Errno>) -> Result<(), Errno> {
+        let root = match self.open(place) {
+            // Somebody moved it, or a directory above it has another name now.
+            Err(Errno::NOENT) => self.open(&self.find(place.dev)?)?,
+            opened => opened?,
+        };
+        match result {
+            Ok(()) => self.control.ready(root.as_fd(), token),
+            Err(errno) => self.control.fail(root.as_fd(), token, errno),
+        }
+        .map_err(errno_of)
+    }
+
+    fn find(&self, dev: DevNum) -> Result<Place, Errno> {
+        let table = std::fs::read("/proc/thread-self/mountinfo").map_err(io_errno)?;
+        let entries = mountinfo::parse(&table).map_err(|_| Errno::BADMSG)?;
+        let found = entries.iter().filter(|entry| entry.is_autofs() && entry.dev == dev);
+        // A bind of a part of it is enough to answer through.
+        let entry = found.min_by_key(|entry| entry.root != b"/").ok_or(Errno::NOENT)?;
+        let kind = AutofsOptions::parse(entry.super_options).mount_type;
+        Ok(Place { path: mountinfo::path(entry.mount_point), dev, kind })
+    }
+
+    fn expire(&self, place: &Place, immediate: bool) -> Result<bool, Errno> {
+        let root = self.open(place)?;
+        self.control.expire(root.as_fd(), ExpireHow { immediate, ..ExpireHow::default() }).map_err(errno_of)
+    }
+
+    fn is_covered(&self, place: &Place, target: &Path) -> Result<bool, Errno> {
+        if target == place.path {
+            // No file system is asked for anything on the way: a dead server cannot hold this up.
+            let top = self.control.is_mount_point(target).map_err(errno_of)?;
+            return Ok(top.is_some_and(|top| top.dev != place.dev));
+        }
+        // ISMOUNTPOINT would follow the symbolic link that a key may be.
+        let key = target.file_name().ok_or(Errno::INVAL)?;
+        let root = self.open(place)?;
+        // No mount, and no question to a server that may be dead. (openat2 with RESOLVE_NO_XDEV is no test: on 6.18 it
+        // is EXDEV for a key without a mount, too.)
+        let flags = AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+        match rustix::fs::statx(&root, key, flags, StatxFlags::empty()) {
+            Ok(found) => Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn exists(&self, place: &Place) -> bool {
+        self.open(place).is_ok()
+    }
+
+    fn make_trigger(&self, path: &Path, kind: MountType, served: &Served) -> Result<Place, Errno> {
+        let params = AutofsParams {
+            pipe: self.pipe.as_fd(),
+            pgrp: None,
+            mount_type: kind,
+            protocol: (5, 5),
+            uid: None,
+            gid: None,
+            strict_expire: served.options.strict_expire,
+            ignore: served.options.ignore,
+        };
+        let mount =
+            mounts::autofs(&params, Path::new(&served.name), MountFlags::empty()).map_err(mount_errno)?;
+        let place = Place { path: path.to_owned(), dev: mount.dev()?, kind };
+        mount.attach(CWD, path).map_err(mount_errno)?;
+        if let Err(errno) = self.set_up(&place, mount, served) {
+            if let Err(error) = mounts::unmount(path, Unmount::Idle) {
+                tracing::error!(%error, "a trigger that is not complete stays");
+            }
+            return Err(errno);
+        }
+        Ok(place)
+    }
+
+    fn mount(&self, what: &What, target: &Path, served: &Served) -> Result<(), MountError> {
+        // Links and submounts are made with the calls above.
+        let What::Mount { fstype, options, sources, .. } = what else { return Err(MountError::NoSource) };
+        let manner = Manner { propagation: propagation(served), limit: served.options.mount_wait };
+        mount::mount(fstype, options, sources, target, manner)
+    }
+
+    fn unmount(&self, path: &Path) -> Result<(), Errno> {
+        mounts::unmount(path, Unmount::Idle).map_err(mount_errno)
+    }
+
+    fn make_catatonic(&self, place: &Place) -> Result<(), Errno> {
+        self.control.make_catatonic(self.open(place)?.as_fd()).map_err(errno_of)
+    }
+
+    fn make_dir(&self, path: &Path, mode: u32) -> Result<bool, Errno> {
+        match make_one(path, mode) {
+            Err(Errno::NOENT) => match path.parent() {
+                Some(parent) => {
+                    self.make_dir(parent, mode)?;
+                    make_one(path, mode)
+                }
+                None => Err(Errno::NOENT),
+            },
+            made => made,
+        }
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), Errno> {
+        match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTDIR) => rustix::fs::unlink(path),
+            removed => removed,
+        }
+    }
+
+    fn symlink(&self, target: &Path, path: &Path) -> Result<(), Errno> {
+        rustix::fs::symlink(target, path)
+    }
+
+    fn names(&self, dir: &Path) -> Result<Vec<OsString>, Errno> {
+        let entries = std::fs::read_dir(dir).map_err(io_errno)?;
+        entries.map(|entry| Ok(entry.map_err(io_errno)?.file_name())).collect()
+    }
+}
+
+/// One directory with exactly this mode, whatever the umask is; `false` when there is one.
+fn make_one(path: &Path, mode: u32) -> Result<bool, Errno> {
+    let mode = Mode::from_raw_mode(mode);
+    match rustix::fs::mkdir(path, mode) {
+        Ok(()) => rustix::fs::chmod(path, mode).map(|()| true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn propagation(served: &Served) -> Option<Propagation> {
+    match served.options.propagation {
+        PropagationType::Slave => Some(Propagation::Slave),
+        PropagationType::Private => Some(Propagation::Private),
+        PropagationType::Shared => None,
+    }
+}
+
+/// The errno that a visitor or a job is told.
+fn errno_of(error: ControlError) -> Errno {
+    match error {
+        ControlError::Unavailable(errno) | ControlError::Other { errno, .. } => errno,
+        ControlError::NoPrivilege(_) => Errno::PERM,
+        ControlError::NotOwner(_) => Errno::ACCESS,
+        ControlError::BadDescriptor(_) => Errno::BADF,
+        ControlError::NoSuchMount { .. } | ControlError::NoSuchKey(_) => Errno::NOENT,
+        ControlError::AlreadyHasPipe => Errno::BUSY,
+        ControlError::NotAPipe => Errno::PIPE,
+        _ => Errno::INVAL,
+    }
+}
+
+fn mount_errno(error: mounts::MountError) -> Errno {
+    match error {
+        mounts::MountError::UnknownType(_) => Errno::NODEV,
+        mounts::MountError::Option { errno, .. }
+        | mounts::MountError::Create { errno, .. }
+        | mounts::MountError::At { errno, .. } => errno,
+        mounts::MountError::Busy(_) => Errno::BUSY,
+        mounts::MountError::NotMounted(_) => Errno::INVAL,
+    }
+}
+
+fn io_errno(error: io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}

@@ -1,0 +1,190 @@
+//! What the machine asks of the workers, and what they report back. Plain data.
+
+use super::maps::{Credentials, Resolved};
+use super::served::Served;
+use crate::discover::facts::MountType;
+use crate::sys::control::Token;
+use crate::sys::{DevNum, Errno};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A map key: one path component (indirect), or empty for the root of a direct or offset mount.
+pub type Key = Vec<u8>;
+
+/// Where an autofs mount is. No descriptor of it is kept: an open root would count as a use and keep
+/// the trees above from expiring, and opening one costs 2 µs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its mount point.
+    pub path: PathBuf,
+    /// Number of its superblock.
+    pub dev: DevNum,
+    /// Its type.
+    pub kind: MountType,
+}
+
+impl Place {
+    /// The trigger of `key`: the root itself for the empty key.
+    pub fn target(&self, key: &[u8]) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt;
+        if key.is_empty() { self.path.clone() } else { self.path.join(std::ffi::OsStr::from_bytes(key)) }
+    }
+}
+
+/// The part of a map entry that an offset trigger stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offset {
+    /// Key of the entry in its map.
+    pub key: Key,
+    /// Where the entry's root is.
+    pub top: PathBuf,
+    /// The offset, below `top`.
+    pub below: PathBuf,
+    /// The entry as it was when its root was mounted; `None` after a restart: it is looked up again.
+    pub entry: Option<Arc<Resolved>>,
+}
+
+/// An autofs mount that belongs to a mounted key: it comes and goes with it.
+#[derive(Clone, Debug)]
+pub struct Child {
+    /// It.
+    pub place: Arc<Place>,
+    /// Number of the autofs mount on whose trigger it depends.
+    pub under: DevNum,
+    /// What it serves.
+    pub duty: Duty,
+}
+
+/// What an autofs mount serves.
+#[derive(Clone, Debug)]
+pub enum Duty {
+    /// The keys of a map of its own.
+    Map(Arc<Served>),
+    /// A part of an entry.
+    Offset(Arc<Offset>),
+}
+
+/// A job of the work pool.
+#[derive(Debug)]
+pub enum Task {
+    /// Look a key up and mount it.
+    Mount(MountTask),
+    /// Unmount a key.
+    Unmount(UnmountTask),
+    /// Read a map again.
+    Reread(Arc<Served>, Option<Arc<Place>>),
+    /// Remove and make direct triggers, removals first.
+    Sync(SyncTask),
+    /// Unmount every autofs mount that is not busy, make the others catatonic. Deepest first.
+    TearDown(Vec<Arc<Place>>),
+}
+
+/// Mount a key and answer its request.
+#[derive(Debug)]
+pub struct MountTask {
+    /// The autofs mount.
+    pub place: Arc<Place>,
+    /// Its key.
+    pub key: Key,
+    /// The map.
+    pub served: Arc<Served>,
+    /// Set for an offset trigger.
+    pub offset: Option<Arc<Offset>>,
+    /// The request.
+    pub asker: Asker,
+    /// The key may be mounted already: ask the kernel first.
+    pub check: bool,
+    /// Autofs mounts that were made below when it was last mounted.
+    pub known: Vec<Child>,
+}
+
+/// Unmount a key with everything below and answer the kernel's expire request.
+#[derive(Debug)]
+pub struct UnmountTask {
+    /// The autofs mount.
+    pub place: Arc<Place>,
+    /// Its key.
+    pub key: Key,
+    /// The map.
+    pub served: Arc<Served>,
+    /// The expire request; none for a submount that is given up because nothing is mounted in it.
+    pub token: Option<Token>,
+    /// Autofs mounts below, parents before children.
+    pub below: Vec<Child>,
+}
+
+/// Direct triggers that go and come.
+#[derive(Debug)]
+pub struct SyncTask {
+    /// The map.
+    pub served: Arc<Served>,
+    /// To be removed, if nothing uses them.
+    pub remove: Vec<Arc<Place>>,
+    /// Mount points of new triggers.
+    pub make: Vec<PathBuf>,
+}
+
+/// A request and who made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// To be named in the answer.
+    pub token: Token,
+    /// For the map's variables.
+    pub who: Credentials,
+}
+
+/// How a [`Task`] ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Of [`Task::Mount`].
+    Mounted {
+        /// What was answered.
+        result: Result<(), Errno>,
+        /// Autofs mounts that exist directly below now.
+        children: Vec<Child>,
+    },
+    /// Of [`Task::Unmount`].
+    Unmounted {
+        /// What was answered.
+        result: Result<(), Errno>,
+        /// Autofs mounts that still exist, or exist again, below; parents before children.
+        below: Vec<Child>,
+    },
+    /// Of [`Task::Reread`]: mount points of the direct triggers wanted; `None` for an indirect map, or
+    /// when the source failed (then nothing changes).
+    Reread(Option<Vec<PathBuf>>),
+    /// Of [`Task::Sync`].
+    Synced {
+        /// Gone.
+        removed: Vec<DevNum>,
+        /// New.
+        made: Vec<Arc<Place>>,
+    },
+    /// Of [`Task::TearDown`].
+    TornDown,
+}
+
+impl Outcome {
+    /// The answer to the task's request.
+    pub fn result(&self) -> Result<(), Errno> {
+        match self {
+            Self::Mounted { result, .. } | Self::Unmounted { result, .. } => *result,
+            Self::Reread(_) | Self::Synced { .. } | Self::TornDown => Ok(()),
+        }
+    }
+}
+
+/// One run over the idle mounts of a map.
+#[derive(Debug)]
+pub struct ExpireRun {
+    /// Ignore the timeout.
+    pub immediate: bool,
+    /// Autofs mounts with something mounted; those deepest in offset trees first. The members of one
+    /// level do not depend on each other.
+    pub levels: Vec<Vec<Arc<Place>>>,
+}
+
+/// Is `path` strictly below `top`?
+pub fn is_below(path: &Path, top: &Path) -> bool {
+    path != top && path.starts_with(top)
+}
