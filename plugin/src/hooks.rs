@@ -36,7 +36,7 @@ impl Stage {
 struct State {
     stage: Option<Stage>,
     dump: Option<Dump>,
-    /// The facts could not be gathered.
+    /// The facts or the images could not be read: no autofs mount is dumped or restored, rather than half of it.
     failed: bool,
     restore: Option<Restore>,
     /// The mounts have their masters.
@@ -64,22 +64,21 @@ pub fn init(stage: Stage) {
     }
     if stage == Stage::Restore {
         criu::is_required(NAME);
-        state.restore = open_images();
+        open_images(&mut state);
     }
 }
 
-fn open_images() -> Option<Restore> {
-    let opened = criu::image_dir().map(Restore::open)?;
-    match opened {
-        Ok(None) => None,
-        Ok(Some((restore, unclaimed))) => {
+fn open_images(state: &mut State) {
+    match criu::image_dir().map(Restore::open) {
+        None | Some(Ok(None)) => {}
+        Some(Ok(Some((restore, unclaimed)))) => {
             unclaimed.iter().for_each(|line| criu::log(Level::Warning, line));
             criu::log(Level::Info, &format!("{} autofs mounts in the images", restore.len()));
-            Some(restore)
+            state.restore = Some(restore);
         }
-        Err(error) => {
+        Some(Err(error)) => {
             criu::log(Level::Error, &error.to_string());
-            None
+            state.failed = true;
         }
     }
 }
@@ -95,6 +94,7 @@ pub fn stopped(pid: c_int) {
         Ok(None) => {}
         Ok(Some(dump)) => {
             criu::log(Level::Info, &format!("{} autofs mounts in the container", dump.places()));
+            dump.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
             criu::require_at_restore(NAME);
             state.dump = Some(dump);
         }
@@ -108,6 +108,9 @@ pub fn stopped(pid: c_int) {
 /// Dump: the image of one superblock.
 pub fn dump(mount: MountInfo) -> c_int {
     let state = state();
+    if state.failed {
+        return -1;
+    }
     let (Some(dump), Some(read)) = (&state.dump, mount.read()) else {
         criu::log(
             Level::Warning,
@@ -139,6 +142,9 @@ fn write(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
 /// Restore, in the root task: one superblock. `None`: the image is CRIU's own.
 pub fn mount(mount: MountInfo, flags: c_ulong) -> Option<c_int> {
     let state = state();
+    if state.failed {
+        return Some(-1);
+    }
     let restore = state.restore.as_ref()?;
     let dev = dev(mount.read()?.s_dev);
     if !restore.has(dev) {

@@ -68,6 +68,7 @@ pub struct Dump {
     /// The facts as this process sees them, and as the container does, for every place of every superblock. Where
     /// namespaces share one, the places of the first.
     mounts: Vec<(AutofsMount, Result<DumpedMount, String>)>,
+    warnings: Vec<String>,
 }
 
 impl Dump {
@@ -75,7 +76,7 @@ impl Dump {
     /// of its processes, and they are stopped.
     pub fn begin(root: i32) -> Result<Option<Self>, DumpError> {
         let tree = Tree::of(root);
-        let mut dump = Self { tree, mounts: Vec::new() };
+        let mut dump = Self { tree, mounts: Vec::new(), warnings: Vec::new() };
         let mut known: HashSet<DevNum> = HashSet::new();
         for member in dump.tree.mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
             let mut mounts = survey(&Target::Process(member.pid))?.mounts;
@@ -90,6 +91,11 @@ impl Dump {
     /// How many places have an autofs mount.
     pub fn places(&self) -> usize {
         self.mounts.len()
+    }
+
+    /// What will be lost, though the dump goes on.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The image of the superblock `dev`.
@@ -156,7 +162,7 @@ impl Dump {
             let mut held = Held::adopt(pid);
             let asked = Owner::new(&mut held, &control).and_then(|owner| owner.ask(&roots, &mut mounts));
             if let Err(error) = asked.and_then(|()| held.release()) {
-                tracing::warn!("requesters and timeouts of keys are lost: {error}");
+                self.warnings.push(format!("requesters and timeouts of keys are lost: {error}"));
             }
         }
     }

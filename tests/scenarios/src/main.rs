@@ -62,6 +62,11 @@ const SCENARIOS: &[Scenario] = &[
         run: plugin::carry::run,
     },
     Scenario {
+        name: "automount",
+        about: "real automount in a container: its indirect maps go on after two restores",
+        run: plugin::automount::run,
+    },
+    Scenario {
         name: "systemd",
         about: "real systemd with two automount units: dumped, restored, goes on; and without the plugin",
         run: plugin::systemd::run,

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 /// A small master with an indirect and a direct mount.
 pub fn run(checks: &mut Checks) -> Result<()> {
-    exports(&["a", "b", "d", "e"])?;
+    exports(&["a", "b", "c", "d", "e"])?;
     let container = Container::start(&[
         "catatonit",
         "--",
@@ -22,6 +22,13 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     checks.equal("a direct mount is served", container.enter(&["cat", "/mnt/e/e"])?.trim(), "e");
     let before: Vec<_> = ["/mnt/i", "/mnt/d", "/mnt/e"].iter().map(|path| container.autofs(path)).collect();
 
+    let left = Criu::with_plugin("carry.left")?;
+    left.dump_with(&container, &["--leave-running"])?;
+    checks.equal(
+        "a dump that leaves it running: served",
+        container.enter(&["cat", "/mnt/i/c/c"])?.trim(),
+        "c",
+    );
     let criu = Criu::with_plugin("carry")?;
     criu.dump(&container)?;
     checks.that("the dump ends the container", wait_until(|| container.ended()));

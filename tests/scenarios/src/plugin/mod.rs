@@ -1,5 +1,6 @@
 //! Scenarios of the CRIU plugin.
 
+pub mod automount;
 pub mod carry;
 mod container;
 pub mod gaps;
