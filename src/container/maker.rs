@@ -119,7 +119,7 @@ impl Held {
         // What fills numbers up stays out of every other namespace.
         mountns::unshare_private().map_err(call("unshare"))?;
         raise_limit(mounts.len());
-        let mut held = Self { claims: Claims::new().map_err(call("open"))?, placeholders: Vec::new() };
+        let mut held = Self { claims: Claims::new()?, placeholders: Vec::new() };
         let mut lines = Vec::new();
         let mut numbers: Vec<DevNum> = mounts.iter().map(|mount| mount.facts.dev).collect();
         numbers.sort();

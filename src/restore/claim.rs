@@ -5,13 +5,17 @@
 //! made before they are attached anywhere, nothing has to be reserved: each is made when its number is
 //! next, lowest first.
 //!
-//! Fillers would need a descriptor each, and wanted minors go up to 2^20. They are stacked in the caller's
-//! private mount namespace instead, where only the topmost needs one.
+//! Fillers would need a descriptor each, and wanted minors go up to 2^20. They are mounted in the caller's
+//! private mount namespace instead. (Side by side: a stack of them would cost the kernel a walk along the whole
+//! stack for each.)
 
+use crate::sys::control::DEVICE;
 use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
 use crate::sys::{DevNum, Errno};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How many fillers are made at most: each costs memory in the kernel (a few KiB), and an image can ask
 /// for any number.
@@ -21,15 +25,19 @@ pub const REACH: usize = 1 << 16;
 /// how long between.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(1);
+/// How long to wait for other restores.
+const TURN: Duration = Duration::from_secs(5);
 /// The tries of all numbers together.
 const PATIENCE: u32 = 500;
 
 /// Gives superblocks their numbers, lowest first. Must live until all are made: it holds what is below.
 #[derive(Debug)]
 pub struct Claims {
-    /// The namespace's root, or the topmost filler.
-    top: std::os::fd::OwnedFd,
+    /// A tmpfs with a directory for each filler.
+    shelf: DetachedMount,
     fillers: usize,
+    /// Keeps other restores from filling numbers at the same time: each would take what the other wants.
+    _turn: Option<OwnedFd>,
     /// The last number that the kernel gave.
     last: Option<u32>,
     patience: u32,
@@ -48,11 +56,10 @@ pub enum NoClaim {
 
 impl Claims {
     /// To be used in a mount namespace that nobody else sees, and that goes away afterwards.
-    pub fn new() -> Result<Self, Errno> {
-        use rustix::fs::{Mode, OFlags};
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let top = rustix::fs::open("/", flags, Mode::empty())?;
-        Ok(Self { top, fillers: 0, last: None, patience: PATIENCE })
+    pub fn new() -> Result<Self, MountError> {
+        let shelf = tmpfs()?;
+        shelf.attach(CWD, Path::new("/"))?;
+        Ok(Self { shelf, fillers: 0, _turn: turn(), last: None, patience: PATIENCE })
     }
 
     /// The superblock that `make` makes, with the number `dev`. To be called in ascending order.
@@ -65,7 +72,7 @@ impl Claims {
         loop {
             // Where the number must be next, the tmpfs is spared.
             if self.last.is_none_or(|last| last + 1 != dev.minor) {
-                let filler = filler()?;
+                let filler = tmpfs()?;
                 let minor = self.note(&filler)?;
                 if minor < dev.minor {
                     if !self.keep(filler)? {
@@ -107,20 +114,35 @@ impl Claims {
         Ok(minor)
     }
 
-    /// Stack a filler; `false` when there are too many.
+    /// Put a filler away; `false` when there are too many.
     fn keep(&mut self, filler: DetachedMount) -> Result<bool, MountError> {
-        match filler.attach(&self.top, Path::new("")) {
+        let name = self.fillers.to_string();
+        rustix::fs::mkdirat(&self.shelf, &name, Mode::RWXU)
+            .map_err(|errno| failed("make a directory in", errno))?;
+        match filler.attach(&self.shelf, Path::new(&name)) {
             // The namespace is full (fs.mount-max).
             Err(MountError::At { errno: Errno::NOSPC, .. }) => return Ok(false),
             result => result?,
         }
-        self.top = filler.into();
         self.fillers += 1;
         Ok(self.fillers < REACH)
     }
 }
 
-fn filler() -> Result<DetachedMount, MountError> {
+/// A lock on the device, which every restore has; without it if another one has it for too long.
+fn turn() -> Option<OwnedFd> {
+    let device = rustix::fs::open(DEVICE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let start = Instant::now();
+    while start.elapsed() < TURN {
+        match rustix::fs::flock(&device, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::AGAIN) => std::thread::sleep(PAUSE),
+            result => return result.ok().map(|()| device),
+        }
+    }
+    None
+}
+
+fn tmpfs() -> Result<DetachedMount, MountError> {
     mount::new_superblock::<&str>("tmpfs", Path::new("autofs-cr"), &[], MountFlags::empty())
 }
 

@@ -1,6 +1,6 @@
 //! `autofs-cr restore` as a user calls it, on images that are made here.
 
-use crate::common::{LIMIT, private_mount_namespace};
+use crate::common::{LIMIT, private_mount_namespace, tmpfs};
 use autofs_cr::discover::facts::{AutofsMount, AutofsOptions, Master, MountType, Propagation, TreeEntry};
 use autofs_cr::image::checkpoint::{Checkpoint, DumpedMount, Left, Origin};
 use autofs_cr::image::{self, Existing};
@@ -114,12 +114,12 @@ fn everything_inside_a_mount_comes_back() {
 
     let report = restore(&["-D", image.to_str().unwrap()]);
     println!("{report:#}");
-    for (index, minor) in [(0, 300), (1, 299)] {
+    let dev = |index: usize| {
         let mount = &report["mounts"][index];
         assert_eq!(mount["how"], "created");
-        assert_eq!(mount["now"]["dev"]["minor"], minor);
         assert_eq!(mount["differences"], serde_json::json!([]));
-    }
+        serde_json::from_value::<DevNum>(mount["now"]["dev"].clone()).unwrap()
+    };
     let data = fs::metadata(home.join("data")).unwrap();
     assert_eq!((data.mode() & 0o7777, data.uid(), data.gid()), (0o711, 10, 20));
     assert_eq!(fs::metadata(home.join("data/sub")).unwrap().mode() & 0o7777, 0o2750);
@@ -131,8 +131,192 @@ fn everything_inside_a_mount_comes_back() {
     assert_eq!(fs::read_link(mnt.join("link")).unwrap(), PathBuf::from("/srv/x y"));
 
     let control = Control::open().unwrap();
-    let root = control.open_mount(&home.join("data"), DevNum::anonymous(300)).unwrap();
+    let root = control.open_mount(&home.join("data"), dev(0)).unwrap();
     assert_eq!(Some(control.requester(root.as_fd(), &home.join("data")).unwrap()), who);
-    let root = control.open_mount(&mnt, DevNum::anonymous(299)).unwrap();
+    let root = control.open_mount(&mnt, dev(1)).unwrap();
     assert_eq!(control.set_dentry_timeout(root.as_fd(), b"key", Some(1)).unwrap(), 17);
+}
+
+/// The mounts here, as text.
+fn mount_table() -> String {
+    fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+}
+
+fn fails(arguments: &[&str], fault: Option<&str>) -> String {
+    let output = autofs_cr(&[&["restore"], arguments].concat(), fault);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    error
+}
+
+/// A number that no test beside this one gets by chance.
+const HIGH: u32 = 30_000;
+
+#[test]
+fn numbers_that_are_taken() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    let dir = image.to_str().unwrap();
+    // One that this namespace shows, and one that it does not.
+    fs::create_dir(home.join("taken")).unwrap();
+    let shown = tmpfs();
+    shown.attach(rustix::fs::CWD, &home.join("taken")).unwrap();
+    let hidden = tmpfs();
+    let (shown, hidden_minor) = (shown.dev().unwrap().minor, hidden.dev().unwrap().minor);
+    write_image(
+        &image,
+        vec![
+            dumped(&home.join("a"), shown, MountType::Direct),
+            dumped(&home.join("b"), hidden_minor, MountType::Indirect),
+            dumped(&home.join("c"), HIGH, MountType::Indirect),
+        ],
+    );
+    let before = mount_table();
+    let error = fails(&["-D", dir, "--require-devid"], None);
+    assert!(error.contains(&format!("0:{shown} is taken by tmpfs at ")), "{error}");
+    assert_eq!(mount_table(), before);
+
+    write_image(&image, vec![dumped(&home.join("b"), hidden_minor, MountType::Indirect)]);
+    let error = fails(&["-D", dir, "--require-devid"], None);
+    assert!(error.contains(&format!("device number 0:{hidden_minor} cannot be had")), "{error}");
+    assert_eq!(mount_table(), before);
+    assert!(!home.join("b").exists());
+
+    write_image(
+        &image,
+        vec![
+            dumped(&home.join("a"), shown, MountType::Direct),
+            dumped(&home.join("b"), hidden_minor, MountType::Indirect),
+            dumped(&home.join("c"), HIGH, MountType::Indirect),
+        ],
+    );
+    let report = restore(&["-D", dir]);
+    let minor = |index: usize| report["mounts"][index]["now"]["dev"]["minor"].as_u64().unwrap();
+    assert_ne!(minor(0), u64::from(shown));
+    assert_ne!(minor(1), u64::from(hidden_minor));
+    assert_eq!(minor(2), u64::from(HIGH));
+    assert!(report["mounts"][0]["taken_by"].as_str().unwrap().starts_with("tmpfs at "));
+}
+
+#[test]
+fn a_number_out_of_reach() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    write_image(&image, vec![dumped(&home.join("a"), 0xf_ffff, MountType::Direct)]);
+    let error = fails(&["-D", image.to_str().unwrap(), "--require-devid"], None);
+    assert!(error.contains("too many free numbers"), "{error}");
+}
+
+#[test]
+fn a_symbolic_link_on_the_way_is_refused() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    let root = home.join("root");
+    let outside = home.join("outside");
+    fs::create_dir_all(&root).unwrap();
+    fs::create_dir_all(&outside).unwrap();
+    std::os::unix::fs::symlink(&outside, root.join("link")).unwrap();
+    std::os::unix::fs::symlink("..", root.join("up")).unwrap();
+    for path in ["/link", "/link/x", "/up/outside/x"] {
+        write_image(
+            &image,
+            vec![
+                dumped(Path::new("/first"), 300, MountType::Direct),
+                dumped(Path::new(path), 301, MountType::Direct),
+            ],
+        );
+        let before = mount_table();
+        let error = fails(&["-D", image.to_str().unwrap(), "--root", root.to_str().unwrap()], None);
+        assert!(error.contains(&format!("{}{path}: a symbolic link", root.display())), "{error}");
+        assert_eq!(mount_table(), before);
+        assert!(!root.join("first").exists());
+    }
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[test]
+fn copies_and_nested_mounts() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    let mut whole = dumped(&home.join("mnt"), 300, MountType::Indirect);
+    whole.tree = vec![entry("key", 0o755), entry("key/x", 0o755), entry("part", 0o700)];
+    let mut child = dumped(&home.join("mnt/key/x"), 301, MountType::Offset);
+    child.facts.parent_id = 300;
+    let mut copy = dumped(&home.join("copy"), 300, MountType::Indirect);
+    copy.facts.mount_id = 900;
+    let mut part = dumped(&home.join("part"), 300, MountType::Indirect);
+    (part.facts.mount_id, part.facts.root) = (901, "/part".into());
+    write_image(&image, vec![whole, child, copy, part]);
+    let dir = image.to_str().unwrap();
+    let report = restore(&["-D", dir]);
+    let how = |report: &serde_json::Value| {
+        let mounts = report["mounts"].as_array().unwrap().iter();
+        mounts.map(|mount| mount["how"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(how(&report), ["created", "created", "bound", "bound"]);
+    assert_eq!(fs::metadata(home.join("copy/part")).unwrap().mode() & 0o7777, 0o700);
+    let inode = |path: &str| fs::metadata(home.join(path)).map(|file| file.ino()).unwrap();
+    assert_eq!(inode("part"), inode("mnt/part"));
+
+    // The same again: it is all there.
+    let before = mount_table();
+    let report = restore(&["-D", dir]);
+    assert_eq!(how(&report), ["adopted", "adopted", "skipped", "skipped"]);
+    assert_eq!(mount_table(), before);
+}
+
+#[test]
+fn a_fault_before_anything_is_attached_leaves_everything_as_it_was() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    let mut direct = dumped(&home.join("deep/data"), 300, MountType::Direct);
+    direct.root_requester = Some(Requester { uid: 1, gid: 1 });
+    let mut indirect = dumped(&home.join("mnt"), 301, MountType::Indirect);
+    indirect.tree = vec![entry("key", 0o755)];
+    write_image(&image, vec![direct, indirect]);
+    let dir = image.to_str().unwrap();
+    let before = mount_table();
+    for point in [
+        "restore.image-read",
+        "restore.planned",
+        "restore.superblocks-made",
+        "restore.requesters-replayed",
+        "restore.mounts-prepared",
+        "restore.first-attached",
+        "restore.all-attached",
+    ] {
+        let error = fails(&["-D", dir], Some(point));
+        assert!(error.contains(point), "{error}");
+        assert_eq!(mount_table(), before, "{point}");
+        assert!(!home.join("deep").exists() && !home.join("mnt").exists(), "{point}");
+    }
+}
+
+#[test]
+fn after_a_kill_a_second_restore_finishes() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    let dir = image.to_str().unwrap();
+    for (round, point) in
+        ["superblocks-made", "requesters-replayed", "mounts-prepared", "first-attached", "all-attached"]
+            .iter()
+            .enumerate()
+    {
+        let top = home.join(format!("{round}"));
+        let mut indirect = dumped(&top.join("mnt"), 300 + 3 * round as u32, MountType::Indirect);
+        indirect.tree = vec![entry("key", 0o755), entry("key/x", 0o755)];
+        let mut child = dumped(&top.join("mnt/key/x"), 301 + 3 * round as u32, MountType::Offset);
+        child.facts.parent_id = indirect.facts.mount_id;
+        let direct = dumped(&top.join("data"), 302 + 3 * round as u32, MountType::Direct);
+        write_image(&image, vec![indirect, child, direct]);
+        let before = mount_table();
+        autofs_cr(&["restore", "-D", dir], Some(&format!("restore.{point}:kill")));
+        if round < 3 {
+            assert_eq!(mount_table(), before, "{point}");
+        }
+        let report = restore(&["-D", dir]);
+        for mount in report["mounts"].as_array().unwrap() {
+            assert_eq!(mount["differences"], serde_json::json!([]), "{point}: {mount:#}");
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub(super) fn make<'a>(
         Number::New { .. } => (true, DevNum::anonymous(0)),
     });
 
-    let mut claims = Claims::new().map_err(StepError::call("open the root directory"))?;
+    let mut claims = Claims::new().map_err(StepError::from)?;
     let mut items = Vec::with_capacity(order.len());
     let mut without = Vec::new();
     for (index, step, number) in order {
