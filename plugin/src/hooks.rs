@@ -96,6 +96,7 @@ pub fn stopped(pid: c_int) {
             criu::log(Level::Info, &format!("{} autofs mounts in the container", dump.places()));
             dump.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
             criu::require_at_restore(NAME);
+            state.failed = dump.parked_image().is_some_and(|file| !save(&file));
             state.dump = Some(dump);
         }
         Err(error) => {
@@ -118,17 +119,27 @@ pub fn dump(mount: MountInfo) -> c_int {
         );
         return criu::stock().map_or(-1, |stock| (stock.dump)(mount));
     };
-    let written = dump.image(dev(read.s_dev)).map_err(|error| error.to_string()).and_then(|file| {
-        let dir = criu::image_dir().ok_or("CRIU's image directory is not open")?;
-        write(dir, &file.name, &file.bytes).map_err(|error| format!("{}: {error}", file.name))
-    });
-    match written {
-        Ok(()) => 0,
+    match dump.image(dev(read.s_dev)) {
+        Ok(file) if save(&file) => 0,
+        Ok(_) => -1,
         Err(error) => {
-            criu::log(Level::Error, &error);
+            criu::log(Level::Error, &error.to_string());
             -1
         }
     }
+}
+
+/// Write an image; what goes wrong is logged.
+fn save(file: &autofs_cr::image::File) -> bool {
+    let Some(dir) = criu::image_dir() else {
+        criu::log(Level::Error, "CRIU's image directory is not open");
+        return false;
+    };
+    let written = write(dir, &file.name, &file.bytes);
+    if let Err(error) = &written {
+        criu::log(Level::Error, &format!("{}: {error}", file.name));
+    }
+    written.is_ok()
 }
 
 fn write(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
@@ -174,9 +185,11 @@ pub fn whole(pid: c_int) {
     criu::log(Level::Info, &format!("{} autofs mounts, {} without a master", restore.len(), errors.len()));
 }
 
-/// CRIU ends. What is held goes back with the state.
-pub fn exit(_stage: Stage, _ok: bool) {
-    *state() = State::default();
+/// CRIU ends. What is held goes back.
+pub fn exit() {
+    let state = std::mem::take(&mut *state());
+    let errors = state.dump.map(Dump::end).unwrap_or_default();
+    errors.iter().for_each(|error| criu::log(Level::Error, error));
 }
 
 /// From the kernel's internal encoding, as CRIU keeps it.

@@ -62,8 +62,8 @@ extern "C" fn init(stage: c_int) -> c_int {
     0
 }
 
-extern "C" fn exit(stage: c_int, result: c_int) {
-    guard((), || Stage::of(stage).map_or((), |stage| hooks::exit(stage, result == 0)));
+extern "C" fn exit(_stage: c_int, _result: c_int) {
+    guard((), hooks::exit);
 }
 
 extern "C" fn checkpoint_devices(pid: c_int) -> c_int {

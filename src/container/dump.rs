@@ -2,6 +2,7 @@
 
 use super::inside::{self, Inside};
 use super::owner::{self, Owner};
+use super::parked::{self, Parked};
 use super::tree::{Member, Tree};
 use crate::attach;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
@@ -69,6 +70,7 @@ pub struct Dump {
     /// namespaces share one, the places of the first.
     mounts: Vec<(AutofsMount, Result<DumpedMount, String>)>,
     warnings: Vec<String>,
+    parked: Vec<Parked>,
 }
 
 impl Dump {
@@ -76,7 +78,7 @@ impl Dump {
     /// of its processes, and they are stopped.
     pub fn begin(root: i32) -> Result<Option<Self>, DumpError> {
         let tree = Tree::of(root);
-        let mut dump = Self { tree, mounts: Vec::new(), warnings: Vec::new() };
+        let mut dump = Self { tree, mounts: Vec::new(), warnings: Vec::new(), parked: Vec::new() };
         let mut known: HashSet<DevNum> = HashSet::new();
         for member in dump.tree.mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
             let mut mounts = survey(&Target::Process(member.pid))?.mounts;
@@ -85,12 +87,45 @@ impl Dump {
             dump.look(&member, mounts)?;
         }
         dump.ask_owners();
+        dump.park();
         Ok((!dump.mounts.is_empty()).then_some(dump))
     }
 
     /// How many places have an autofs mount.
     pub fn places(&self) -> usize {
         self.mounts.len()
+    }
+
+    /// Descriptors that CRIU would refuse are taken away.
+    fn park(&mut self) {
+        let mounts: Vec<_> = self.mounts.iter().map(|(mount, _)| mount).collect();
+        let inner = self.mounts.iter().filter_map(|(_, dumped)| Some(&dumped.as_ref().ok()?.facts));
+        let owners: BTreeMap<i32, &Member> = inner
+            .filter_map(|facts| owner::of(&self.tree, facts))
+            .map(|member| (member.pid, member))
+            .collect();
+        for member in owners.into_values() {
+            match parked::park(member, &mounts) {
+                Ok(parked) => self.parked.extend(parked),
+                Err(error) => self.warnings.push(format!("descriptors on covered mounts: {error}")),
+            }
+        }
+    }
+
+    /// The image of the descriptors that were taken away; `None` when there are none.
+    pub fn parked_image(&self) -> Option<File> {
+        let descriptor = |parked: &Parked| {
+            let descriptor = parked.descriptor;
+            (descriptor.inner, descriptor.fd, descriptor.dev.minor, descriptor.cloexec)
+        };
+        (!self.parked.is_empty()).then(|| criu::encode_parked(self.parked.iter().map(descriptor)))
+    }
+
+    /// The dump is over, well or not, and everybody is still stopped: what was taken away is given back. Returns
+    /// what could not be.
+    pub fn end(self) -> Vec<String> {
+        let failed = self.parked.iter().filter_map(|parked| parked.unpark().err());
+        failed.map(|error| format!("a descriptor is lost: {error}")).collect()
     }
 
     /// What will be lost, though the dump goes on.

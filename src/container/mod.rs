@@ -16,6 +16,7 @@ mod dump;
 mod inside;
 mod maker;
 mod owner;
+mod parked;
 mod restore;
 mod tree;
 

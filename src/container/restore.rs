@@ -2,6 +2,7 @@
 
 use super::maker::{AskError, Maker};
 use super::owner::{self, Owner};
+use super::parked::{self, Descriptor};
 use super::tree::Tree;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
 use crate::image::{Checkpoint, ImageError, criu};
@@ -10,7 +11,7 @@ use crate::sys::mount::{Change, MountError, MountFlags};
 use crate::sys::process::reopen_write_end;
 use crate::sys::tracee::{Held, TraceeError};
 use crate::sys::{DevNum, Errno};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -69,6 +70,8 @@ pub struct Restore {
     /// The first place of each superblock, in the order of the images.
     images: Checkpoint,
     by_dev: BTreeMap<DevNum, u32>,
+    /// Descriptors on covered roots.
+    parked: Vec<Descriptor>,
     maker: Maker,
 }
 
@@ -77,6 +80,15 @@ impl Restore {
     /// could not be claimed.
     pub fn open(dir: BorrowedFd<'_>) -> Result<Option<(Self, Vec<String>)>, RestoreError> {
         let mut images = criu::read(dir)?;
+        let parked = criu::read_parked(dir)?.into_iter();
+        let parked = parked
+            .map(|(inner, fd, minor, cloexec)| Descriptor {
+                inner,
+                fd,
+                dev: DevNum::anonymous(minor),
+                cloexec,
+            })
+            .collect();
         let mut by_dev = BTreeMap::new();
         images.mounts.retain(|image| {
             !by_dev.contains_key(&image.facts.dev) && {
@@ -88,7 +100,7 @@ impl Restore {
             return Ok(None);
         }
         let (maker, unclaimed) = Maker::start(&images).map_err(RestoreError::NoMaker)?;
-        Ok(Some((Self { images, by_dev, maker }, unclaimed)))
+        Ok(Some((Self { images, by_dev, parked, maker }, unclaimed)))
     }
 
     /// How many superblocks.
@@ -131,7 +143,13 @@ impl Restore {
         let mut errors = Vec::new();
         // One stop for each owner, however many mounts it has.
         let mut by_owner: BTreeMap<i32, Vec<&AutofsMount>> = BTreeMap::new();
-        for image in self.images.mounts.iter().map(|image| &image.facts) {
+        let mounts = self.with_their_numbers();
+        let new: HashMap<DevNum, DevNum> =
+            self.images.mounts.iter().zip(&mounts).map(|(image, now)| (image.facts.dev, now.dev)).collect();
+        let now =
+            |one: &Descriptor| Descriptor { dev: new.get(&one.dev).copied().unwrap_or(one.dev), ..*one };
+        let parked: Vec<_> = self.parked.iter().map(now).collect();
+        for image in &mounts {
             match owner::of(&tree, image) {
                 Some(owner) => by_owner.entry(owner.pid).or_default().push(image),
                 // Nobody answered it before, and nobody will.
@@ -143,7 +161,7 @@ impl Restore {
             }
         }
         for (pid, mounts) in by_owner {
-            let mut owned = Owned { tree: &tree, pid, errors: &mut errors };
+            let mut owned = Owned { tree: &tree, pid, parked: &parked, errors: &mut errors };
             if let Err(error) = owned.attach(&mounts) {
                 errors.push(RestoreError::Master { pid, error });
             }
@@ -152,11 +170,31 @@ impl Restore {
     }
 }
 
+impl Restore {
+    /// The facts of every mount, with the number that it really got: the maker has them all, still.
+    fn with_their_numbers(&self) -> Vec<AutofsMount> {
+        let number = |index: usize| -> Option<DevNum> {
+            let made = self.maker.fetch(u32::try_from(index).ok()?).ok()?;
+            Some(DevNum::from_st_dev(rustix::fs::fstat(&made).ok()?.st_dev))
+        };
+        let mounts = self.images.mounts.iter().enumerate();
+        mounts
+            .map(|(index, image)| {
+                let mut facts = image.facts.clone();
+                facts.dev = number(index).unwrap_or(facts.dev);
+                facts
+            })
+            .collect()
+    }
+}
+
 /// The mounts of one owner.
 struct Owned<'a> {
     tree: &'a Tree,
     /// The owner.
     pid: i32,
+    /// Of all processes.
+    parked: &'a [Descriptor],
     errors: &'a mut Vec<RestoreError>,
 }
 
@@ -179,10 +217,29 @@ impl Owned<'_> {
             self.attach_pipe(&control, &owner, &mounts)?;
         }
         drop(owner);
+        self.place_descriptors(&control, &mut held, mounts)?;
         if mounts.iter().any(|mount| matches!(mount.master, Master::Systemd { .. })) {
             owner::delay_timers(&mut held)?;
         }
         held.release()
+    }
+
+    /// Its descriptors on covered roots.
+    fn place_descriptors(
+        &mut self,
+        control: &Control,
+        held: &mut Held,
+        mounts: &[&AutofsMount],
+    ) -> Result<(), TraceeError> {
+        let inner = self.tree.by_pid(self.pid).map(|member| member.inner);
+        for descriptor in self.parked.iter().filter(|descriptor| Some(descriptor.inner) == inner) {
+            let Some(mount) = mounts.iter().find(|mount| mount.dev == descriptor.dev) else { continue };
+            match owner::open_root(control, self.pid, mount) {
+                Ok(root) => parked::place(held, descriptor, root.as_fd())?,
+                Err(error) => self.fail(&[mount], |_| error.to_string()),
+            }
+        }
+        Ok(())
     }
 
     /// The mounts of one pipe; those without one only learn who owns them.

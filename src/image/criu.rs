@@ -2,14 +2,19 @@
 //! says which plugin wrote what; the directory is its own, and so is the decision to trust it.
 
 use super::checkpoint::{Checkpoint, DumpedMount, Left, Origin};
-use super::error::{ImageError, io};
-use super::framing::{Frames, MOUNT_MAGIC, Writer};
+use super::error::{Fault, ImageError, io};
+use super::framing::{Frame, Frames, MOUNT_MAGIC, Writer};
 use super::pack::{File, open_mounts};
 use super::{LIMITS, check, convert, files, wire};
 use rustix::fs::{Dir, Mode, OFlags, openat};
 use std::io::Read;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+
+/// Descriptors on covered roots.
+const PARKED: &str = "autofs-cr-parked.img";
+/// Second word of that file: "AFCP".
+const PARKED_MAGIC: u32 = u32::from_le_bytes(*b"AFCP");
 
 /// The file of one superblock. `places`: every place where it is attached, with its position among all
 /// places of the dump (parents before children).
@@ -43,6 +48,35 @@ pub fn read(dir: BorrowedFd<'_>) -> Result<Checkpoint, ImageError> {
     let checkpoint = Checkpoint { origin: nowhere(), mounts, services: Vec::new() };
     check::check(&checkpoint)?;
     Ok(checkpoint)
+}
+
+/// The file of the descriptors on covered roots: process, number, minor of the mount, close-on-exec.
+pub fn encode_parked(descriptors: impl IntoIterator<Item = (i32, i32, u32, bool)>) -> File {
+    let mut file = Writer::new(PARKED_MAGIC);
+    for (pid, fd, dev_minor, cloexec) in descriptors {
+        let (pid, fd, dev_minor, cloexec) = (Some(pid), Some(fd), Some(dev_minor), Some(cloexec));
+        file.push(&wire::Parked { pid, fd, dev_minor, cloexec });
+    }
+    File { name: PARKED.to_owned(), bytes: file.finish() }
+}
+
+/// What [`encode_parked`] was given; nothing when there is no such file.
+pub fn read_parked(dir: BorrowedFd<'_>) -> Result<Vec<(i32, i32, u32, bool)>, ImageError> {
+    let bytes = match read_file(dir, PARKED) {
+        Err(ImageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Vec::new());
+        }
+        bytes => bytes?,
+    };
+    let mut budget = LIMITS.entries;
+    let parked = |frame: Result<Frame<'_>, ImageError>| {
+        let message: wire::Parked = frame?.decode(&[], &mut budget)?;
+        let missing = || Fault::Missing.at("pid, fd, dev_minor or cloexec").in_file(PARKED);
+        let natural = |number: Option<i32>| number.filter(|number| *number >= 0).ok_or_else(missing);
+        let minor = message.dev_minor.ok_or_else(missing)?;
+        Ok((natural(message.pid)?, natural(message.fd)?, minor, message.cloexec.ok_or_else(missing)?))
+    };
+    Frames::open(PARKED, &bytes, PARKED_MAGIC)?.map(parked).collect()
 }
 
 /// Does the first message have fields of ours? CRIU's own has none.

@@ -383,19 +383,54 @@ proptest! {
 #[test]
 fn dbg() {
     let steps = [
-        Step::Visit(0), Step::Visit(0), Step::Visit(1), Step::Work(0), Step::Pass(11), Step::Work(0), Step::Visit(9),
-        Step::Work(1), Step::Leave(0), Step::Pass(61), Step::Yank(8), Step::Work(0), Step::Work(0), Step::Pass(11),
+        Step::Visit(0),
+        Step::Visit(0),
+        Step::Visit(1),
+        Step::Work(0),
+        Step::Pass(11),
+        Step::Work(0),
+        Step::Visit(9),
+        Step::Work(1),
+        Step::Leave(0),
+        Step::Pass(61),
+        Step::Yank(8),
+        Step::Work(0),
+        Step::Work(0),
+        Step::Pass(11),
     ];
     let mut bench = Bench::new();
     let show = |bench: &Bench| {
         let world = bench.kernel.world();
-        for m in &world.mounts { eprintln!("    {m:?}"); }
-        eprintln!("    pending {:?} runs {:?} jobs {:?}", world.pending, bench.runs.len(), bench.jobs.iter().map(|(id, t, _)| (id, match t { Task::Mount(m) => format!("mount {:?} {:?}", m.place.path, m.key), Task::Unmount(m) => format!("unmount {:?} {:?}", m.place.path, m.key), _ => "?".into()})).collect::<Vec<_>>());
+        for m in &world.mounts {
+            eprintln!("    {m:?}");
+        }
+        eprintln!(
+            "    pending {:?} runs {:?} jobs {:?}",
+            world.pending,
+            bench.runs.len(),
+            bench
+                .jobs
+                .iter()
+                .map(|(id, t, _)| (
+                    id,
+                    match t {
+                        Task::Mount(m) => format!("mount {:?} {:?}", m.place.path, m.key),
+                        Task::Unmount(m) => format!("unmount {:?} {:?}", m.place.path, m.key),
+                        _ => "?".into(),
+                    }
+                ))
+                .collect::<Vec<_>>()
+        );
     };
     for step in &steps {
         eprintln!("{step:?}");
         play(&mut bench, step);
         show(&bench);
     }
-    for _ in 0..8 { eprintln!("work"); bench.work(0); bench.pump(); show(&bench); }
+    for _ in 0..8 {
+        eprintln!("work");
+        bench.work(0);
+        bench.pump();
+        show(&bench);
+    }
 }

@@ -24,7 +24,19 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     let first = carry(checks, &criu, container)?;
     // What is restored can be dumped again.
     let again = Criu::with_plugin("automount.again")?;
-    carry(checks, &again, first)?;
+    let second = carry(checks, &again, first)?;
+
+    // When another file system has the number the mount gets a new one, which automount does not mind here.
+    let moved = Criu::with_plugin("automount.moved")?;
+    moved.dump(&second)?;
+    ensure!(wait_until(|| second.ended()), "the dump left the container running");
+    drop(second);
+    let taken = super::Fillers::take(60)?;
+    let container = moved.restore()?;
+    checks.that("a taken number is told", moved.log("restore").contains("cannot be kept"));
+    let read = container.enter_within(QUICK, &["cat", "/ind/c/c"]);
+    checks.equal("and the mount is served", read.ok().as_deref().map(str::trim), Some("c"));
+    drop(taken);
     Ok(())
 }
 

@@ -147,6 +147,19 @@ const GAPS: &[Gap] = &[
         },
     },
     Gap {
+        name: "descriptors on covered roots",
+        mounts: &["direct:/mnt/d:keep-fd", "direct:/mnt/e:keep-fd"],
+        before: |container| read(container, "/mnt/d/d"),
+        stock: Stock::Refuses("Open files on overmounted mounts"),
+        right: |now, _| {
+            read(now, "/mnt/d/d")?;
+            // The master answers by its descriptors.
+            now.enter(&["umount", "/mnt/d"])?;
+            read(now, "/mnt/d/d")?;
+            read(now, "/mnt/e/e")
+        },
+    },
+    Gap {
         name: "a master that died",
         mounts: &["direct:/mnt/d", "dies"],
         before: |container| {
