@@ -89,7 +89,7 @@ impl Restore {
             bail!("--root {}: not an absolute path", self.root.display());
         }
         let master = match (self.serve, self.master) {
-            (true, _) => Master::Engine,
+            (true, _) => Master::Engine { foreground: self.foreground },
             (false, Some(pid)) => Master::Process(pid),
             (false, None) => Master::Nobody,
         };

@@ -4,6 +4,7 @@
 //! through a socket. Until it is told to go on it takes everything back when its parent ends.
 
 use super::create::{self, CreateError, Made, Root, StepError};
+use super::daemon;
 use super::plan::{Action, RestorePlan};
 use super::rollback::{RollbackError, UndoStack};
 use crate::image::Checkpoint;
@@ -34,6 +35,8 @@ pub struct Job<'a> {
     pub root: PathBuf,
     /// The engine that it becomes; `None`: it ends.
     pub serve: Option<Serve>,
+    /// The engine gives up our terminal and our pipes.
+    pub background: bool,
 }
 
 /// Serves the mounts of a job through a pipe; reports when it does.
@@ -214,6 +217,9 @@ fn run(job: &Job<'_>, mut channel: Channel) -> bool {
     let mut undo = Some(undo);
     let served = serve(job, pipe, &mut |waiters| {
         undo = None;
+        if job.background {
+            daemon::leave_stdio();
+        }
         channel.tell(&Report::Serving(waiters));
     });
     let Err(causal) = served else { return true };

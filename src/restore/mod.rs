@@ -12,6 +12,7 @@
 
 pub mod claim;
 pub mod create;
+mod daemon;
 mod foreground;
 pub mod helper;
 pub mod plan;
@@ -64,9 +65,18 @@ pub enum Master {
     /// Nobody.
     Nobody,
     /// Our engine, in a process of its own.
-    Engine,
+    Engine {
+        /// It keeps our stdin, stdout and stderr.
+        foreground: bool,
+    },
     /// This process, with its descriptors as they were.
     Process(i32),
+}
+
+impl Master {
+    fn is_engine(self) -> bool {
+        matches!(self, Self::Engine { .. })
+    }
 }
 
 /// A restore that is done.
@@ -126,7 +136,7 @@ pub fn restore(request: &Request) -> Result<Restored, RestoreError> {
     let (engine, waiters) = give_master(&plan, &before, request, helper)?;
     let master = match request.master {
         Master::Nobody => None,
-        Master::Engine => engine.as_ref().map(Child::pid),
+        Master::Engine { .. } => engine.as_ref().map(Child::pid),
         Master::Process(pid) => Some(pid),
     };
 
@@ -144,7 +154,7 @@ fn make_plan(
 ) -> Result<RestorePlan, RestoreError> {
     let (_, file) = discover::survey::read(&request.target)?;
     let table = mountinfo::parse(&file).map_err(DiscoverError::from)?;
-    let untrusted = match request.trust_programs || request.master != Master::Engine {
+    let untrusted = match request.trust_programs || !request.master.is_engine() {
         true => Vec::new(),
         false => attach::space_of(&request.target)
             .and_then(|space| space.run(|| trust::untrusted(image, &request.root)))
@@ -155,7 +165,7 @@ fn make_plan(
         require_devid: request.require_devid,
         master: match request.master {
             Master::Nobody => NewMaster::Nobody,
-            Master::Engine => NewMaster::Engine,
+            Master::Engine { .. } => NewMaster::Engine,
             Master::Process(_) => NewMaster::Process,
         },
         remount_active: request.remount_active,
@@ -174,7 +184,7 @@ fn start_helper(
 ) -> Result<Option<Helper>, RestoreError> {
     let makes =
         plan.steps.iter().any(|step| matches!(step.action, Action::Create { .. } | Action::Bind { .. }));
-    if !makes && request.master != Master::Engine {
+    if !makes && !request.master.is_engine() {
         return Ok(None);
     }
     let job = Job {
@@ -183,7 +193,8 @@ fn start_helper(
         space: attach::space_of(&request.target).map_err(RestoreError::Namespace)?,
         pid_namespace: pid_namespace(plan, before, request)?,
         root: request.root.clone(),
-        serve: (request.master == Master::Engine).then_some(serve::serve as helper::Serve),
+        serve: request.master.is_engine().then_some(serve::serve as helper::Serve),
+        background: request.master == Master::Engine { foreground: false },
     };
     Ok(Some(Helper::start(&job)?))
 }
@@ -198,7 +209,7 @@ fn pid_namespace(
     let process = match request.master {
         Master::Process(pid) => Some(pid),
         Master::Nobody => None,
-        Master::Engine => {
+        Master::Engine { .. } => {
             let adopted = plan.steps.iter().filter_map(|step| step.adopted());
             adopted.filter_map(|dev| owner(before, dev)).next()
         }
@@ -235,7 +246,7 @@ fn give_master(
             Master::Process(pid) => attach::attach_to(pid, &request.target, &shares(plan, None))
                 .map(|waiters| (None, waiters))
                 .map_err(|error| undo(error, None)),
-            Master::Nobody | Master::Engine => Ok((None, 0)),
+            Master::Nobody | Master::Engine { .. } => Ok((None, 0)),
         };
     };
     let shares = shares(plan, Some(&helper.ready));
@@ -253,12 +264,12 @@ fn give_master(
             Ok((None, waiters))
         }
         // It attaches its mounts itself, unless it cannot see the processes that have to be held.
-        Master::Engine if helper.sees_everybody() => {
+        Master::Engine { .. } if helper.sees_everybody() => {
             helper.attaching();
             let (engine, waiters) = helper.serve()?;
             Ok((Some(engine), waiters))
         }
-        Master::Engine => {
+        Master::Engine { .. } => {
             helper.attaching();
             let waiters = match attach::attach_to(helper.pid(), &request.target, &shares) {
                 Ok(waiters) => waiters,

@@ -1,13 +1,17 @@
 //! `autofs-cr restore` as a user calls it, on images that are made here.
 
-use crate::common::{LIMIT, private_mount_namespace, tmpfs};
+use crate::attach::Owned;
+use crate::common::{LIMIT, Visitor, private_mount_namespace, tmpfs, wait_until};
 use autofs_cr::discover::facts::{AutofsMount, AutofsOptions, Master, MountType, Propagation, TreeEntry};
-use autofs_cr::image::checkpoint::{Checkpoint, DumpedMount, Left, Origin};
+use autofs_cr::image::checkpoint::{ActiveKey, Checkpoint, DumpedMount, Left, Origin, Service};
 use autofs_cr::image::{self, Existing};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::control::{Control, Requester};
+use autofs_cr::sys::process::ProcessId;
+use rustix::process::Signal;
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -81,8 +85,43 @@ pub fn dumped(path: &Path, minor: u32, mount_type: MountType) -> DumpedMount {
 }
 
 pub fn write_image(dir: &Path, mounts: Vec<DumpedMount>) {
-    let checkpoint = Checkpoint { origin: origin(Left::Running), mounts, services: vec![] };
+    write_served(dir, mounts, vec![]);
+}
+
+pub fn write_served(dir: &Path, mounts: Vec<DumpedMount>, services: Vec<Service>) {
+    let checkpoint = Checkpoint { origin: origin(Left::Running), mounts, services };
     image::write(dir, &checkpoint, Existing::Replace).unwrap();
+}
+
+/// A map whose every key is a tmpfs.
+pub fn tmpfs_map(mount_point: &Path, keys: &[&Path]) -> Service {
+    let entry = |key: &&Path| (key.as_os_str().as_bytes().to_vec(), b"-fstype=tmpfs :tmpfs".to_vec());
+    Service::MasterEntry {
+        mount_point: mount_point.into(),
+        map: b"file:/nonexistent/auto.x".to_vec(),
+        options: vec![],
+        entries: keys.iter().map(entry).collect(),
+    }
+}
+
+/// An engine that a restore started, ended with the test.
+pub struct Engine(ProcessId);
+
+impl Engine {
+    pub fn of(report: &serde_json::Value) -> Self {
+        Self(ProcessId::of(report["master"].as_i64().unwrap() as i32).unwrap())
+    }
+
+    pub fn end(self) {
+        self.0.signal(Signal::TERM).unwrap();
+        wait_until(|| (!self.0.is_alive()).then_some(()));
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let _ = self.0.signal(Signal::KILL);
+    }
 }
 
 fn entry(path: &str, mode: u32) -> TreeEntry {
@@ -319,4 +358,49 @@ fn after_a_kill_a_second_restore_finishes() {
             assert_eq!(mount["differences"], serde_json::json!([]), "{point}: {mount:#}");
         }
     }
+}
+
+/// What `stat -f` says of a path, by a program that may wait.
+fn fstype(path: &Path) -> String {
+    let (status, text) = Visitor::run("stat", &[Path::new("-fc%T"), &path.join(".")]).outcome();
+    if status.success() { text.trim().to_owned() } else { format!("error: {text}") }
+}
+
+#[test]
+fn the_engine_serves_what_was_made_and_what_was_taken_over() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    let old = Owned::new(home.join("old"), MountType::Direct);
+    let waiter = old.waiter();
+    let mut adopted = dumped(&old.target.path, old.target.dev.minor, MountType::Direct);
+    adopted.facts.options.timeout = 0;
+    let mut direct = dumped(&home.join("data"), 300, MountType::Direct);
+    let mut indirect = dumped(&home.join("mnt"), 301, MountType::Indirect);
+    (adopted.served_by, direct.served_by, indirect.served_by) = (Some(0), Some(0), Some(1));
+    indirect.tree = vec![TreeEntry { requester: Some(Requester { uid: 7, gid: 8 }), ..entry("a", 0o755) }];
+    indirect.active = vec![ActiveKey { key: b"a".to_vec(), entry: None }];
+    let services = vec![
+        tmpfs_map(Path::new("/-"), &[&home.join("data"), &old.target.path]),
+        tmpfs_map(&home.join("mnt"), &[Path::new("a"), Path::new("b")]),
+    ];
+    write_served(&image, vec![adopted, direct, indirect], services);
+    let report = restore(&["-D", image.to_str().unwrap(), "--serve", "--remount-active"]);
+    println!("{report:#}");
+    let engine = Engine::of(&report);
+    let (status, text) = waiter.outcome();
+    assert!(status.success(), "{text}");
+    assert_eq!(text, "tmpfs\n");
+    assert_eq!(report["waiters"], 1);
+    assert_eq!(report["remounted"], 1);
+    for mount in report["mounts"].as_array().unwrap() {
+        assert_eq!(mount["differences"], serde_json::json!([]));
+    }
+    let before = mount_table();
+    assert!(before.contains(&format!("{}/a ", home.join("mnt").display())));
+    for path in ["data", "mnt/b"] {
+        assert_eq!(fstype(&home.join(path)), "tmpfs");
+    }
+    assert!(fstype(&home.join("mnt/none")).starts_with("error"));
+    engine.end();
+    assert!(!mount_table().contains(" autofs "), "{}", mount_table());
 }
