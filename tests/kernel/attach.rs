@@ -275,3 +275,8 @@ fn what_is_not_there() {
     assert!(matches!(error, AttachError::Pipe { fd: 9, .. }), "{error}");
     assert!(attach_to(i32::MAX, &Namespace::Own, &share(0)).is_err());
 }
+
+/// Nobody's any more.
+pub fn take_away(target: &Target) {
+    abandon(&Namespace::Own, std::slice::from_ref(target)).unwrap();
+}

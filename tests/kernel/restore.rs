@@ -404,3 +404,105 @@ fn the_engine_serves_what_was_made_and_what_was_taken_over() {
     engine.end();
     assert!(!mount_table().contains(" autofs "), "{}", mount_table());
 }
+
+/// An image of a mount as it is now, for its own master.
+fn image_of(dir: &Path, mounts: &[&Owned]) {
+    let dumped_now = |owned: &&Owned| {
+        let facts = owned.facts();
+        DumpedMount { facts, ..dumped(&owned.target.path, 1, MountType::Direct) }
+    };
+    write_image(dir, mounts.iter().map(dumped_now).collect());
+}
+
+#[test]
+fn a_master_gets_back_what_was_taken_from_it() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    let mounts = [
+        Owned::new(home.join("direct"), MountType::Direct),
+        Owned::new(home.join("indirect"), MountType::Indirect),
+    ];
+    image_of(&image, &[&mounts[0], &mounts[1]]);
+    crate::attach::take_away(&mounts[0].target);
+    let pid = mounts[0].master.pid().to_string();
+    let report = restore(&["-D", image.to_str().unwrap(), "--master", &pid]);
+    assert!(mounts[0].is_own_masters(), "{report:#}");
+    // The other one is somebody else's: its descriptor is none of this process's business, but the pipe is that
+    // of the process that the user named.
+    assert_eq!(report["mounts"][0]["differences"], serde_json::json!([]));
+}
+
+/// Where mounts change hands, an error leaves everything with the old master, and nobody who waits sees it.
+#[test]
+fn a_fault_while_mounts_change_hands_gives_them_back() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    let dir = image.to_str().unwrap();
+    let mounts =
+        [Owned::new(home.join("one"), MountType::Direct), Owned::new(home.join("two"), MountType::Indirect)];
+    let mut images: Vec<_> = mounts
+        .iter()
+        .map(|owned| DumpedMount {
+            facts: owned.facts(),
+            served_by: Some(0),
+            ..dumped(&owned.target.path, 1, MountType::Direct)
+        })
+        .collect();
+    images.push(DumpedMount { served_by: Some(0), ..dumped(&home.join("made"), 300, MountType::Direct) });
+    images[1].served_by = Some(1);
+    let services = vec![
+        tmpfs_map(Path::new("/-"), &[&home.join("one"), &home.join("made")]),
+        tmpfs_map(&home.join("two"), &[Path::new("key")]),
+    ];
+    write_served(&image, images, services);
+    let waiter = mounts[0].waiter();
+    let before = mount_table();
+    let descriptors = || mounts.iter().map(|owned| owned.master.descriptors()).collect::<Vec<_>>();
+    let had = descriptors();
+    for point in ["visitors-held", "first-catatonic", "all-catatonic", "waiters-restarting", "pipes-set"] {
+        let point = format!("restore.{point}");
+        let error = fails(&["-D", dir, "--serve"], Some(&point));
+        assert!(error.contains(&point), "{error}");
+        assert!(!error.contains("could not"), "{error}");
+        for owned in &mounts {
+            assert!(owned.is_own_masters(), "{point}");
+        }
+        assert_eq!(descriptors(), had, "{point}");
+        assert!(!home.join("made").exists(), "{point}");
+        wait_until(|| mounts[0].requests().then_some(()));
+        let stable = |table: &str| {
+            // The number of the pipe's descriptor is that of whoever set it last.
+            let lines =
+                table.lines().map(|line| line.split(",fd=").next().unwrap().split(" rw,fd=").next().unwrap());
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(stable(&mount_table()), stable(&before), "{point}");
+    }
+    let engine = Engine::of(&restore(&["-D", dir, "--serve"]));
+    let (status, text) = waiter.outcome();
+    assert!(status.success(), "{text}");
+    assert_eq!(text, "tmpfs\n");
+    drop(engine);
+}
+
+/// Killed in the middle: a second restore repairs it, and whoever waits gets its answer from that.
+#[test]
+fn a_kill_while_mounts_change_hands_is_repaired_by_a_second_restore() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    let dir = image.to_str().unwrap();
+    for point in ["visitors-held", "first-catatonic", "all-catatonic", "waiters-restarting", "pipes-set"] {
+        let owned = Owned::new(home.join(point), MountType::Direct);
+        let dumped = DumpedMount {
+            facts: owned.facts(),
+            served_by: Some(0),
+            ..dumped(&owned.target.path, 1, MountType::Direct)
+        };
+        write_served(&image, vec![dumped], vec![tmpfs_map(Path::new("/-"), &[&owned.target.path])]);
+        let output = autofs_cr(&["restore", "-D", dir, "--serve"], Some(&format!("restore.{point}:kill")));
+        assert!(!output.status.success());
+        let engine = Engine::of(&restore(&["-D", dir, "--serve"]));
+        assert_eq!(fstype(&owned.target.path), "tmpfs", "{point}");
+        drop(engine);
+    }
+}
