@@ -16,8 +16,7 @@ use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
 use crate::sys::{DevNum, mountns, uncovered::uncovered};
 use rustix::fs::{CWD, Mode, OFlags};
 use std::collections::HashSet;
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -87,9 +86,11 @@ fn open_trigger(
     let Ok(place) = uncovered(&parent, name) else { return Ok(None) };
     let lid = mount::bind(lid, Path::new(""), false).map_err(failed_lid)?;
     lid.attach(&place, Path::new("")).map_err(|source| AttachError::Lid { path: path(), source })?;
-    // The dot: OPENMOUNT follows no link that comes last.
-    let top = PathBuf::from(format!("/proc/thread-self/fd/{}/.", lid.as_fd().as_raw_fd()));
-    control.open_mount(&top, target.dev).map(Some).map_err(failed(target))
+    // By the working directory, which is this thread's own: the `/proc` of the namespace may not show us. (OPENMOUNT
+    // wants a slash in its path.)
+    rustix::process::fchdir(&lid)
+        .map_err(|errno| failed_lid(MountError::At { what: "enter what covers", path: path(), errno }))?;
+    control.open_mount(Path::new("./."), target.dev).map(Some).map_err(failed(target))
 }
 
 /// By the master, who never waits; or by a thread that is left behind if it has to wait.

@@ -47,6 +47,15 @@ impl Holder {
         self.process.pid()
     }
 
+    /// The process that it started, once that runs this program.
+    pub fn only_child(&self, program: &str) -> i32 {
+        let children = format!("/proc/{0}/task/{0}/children", self.pid());
+        wait_until(|| {
+            let pid: i32 = fs::read_to_string(&children).ok()?.trim().parse().ok()?;
+            (fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim() == program).then_some(pid)
+        })
+    }
+
     /// What it has open: number, and what it is.
     pub fn descriptors(&self) -> Vec<(String, PathBuf)> {
         let dir = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
@@ -239,11 +248,7 @@ fn a_master_of_another_pid_namespace_is_refused_and_nothing_changes() {
         &["--pid", "--fork", "--kill-child", "--mount-proc", "setsid", "sleep", "60"],
     );
     drop(write);
-    let children = format!("/proc/{0}/task/{0}/children", outer.pid());
-    let inner: i32 = wait_until(|| {
-        let pid: i32 = fs::read_to_string(&children).ok()?.trim().parse().ok()?;
-        (fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim() == "sleep").then_some(pid)
-    });
+    let inner = outer.only_child("sleep");
     let targets = vec![Target { path: catatonic.path.clone(), dev: catatonic.dev }, mount.target.clone()];
     let shares = [Share { read_fd: 0, targets: targets.clone() }];
     for shares in [&shares[..], &[Share { read_fd: 0, targets: targets[1..].to_vec() }]] {

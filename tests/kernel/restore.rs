@@ -1,13 +1,16 @@
 //! `autofs-cr restore` as a user calls it, on images that are made here.
 
-use crate::attach::Owned;
+use crate::attach::{Holder, Owned};
 use crate::common::{LIMIT, Visitor, private_mount_namespace, tmpfs, wait_until};
 use autofs_cr::discover::facts::{AutofsMount, AutofsOptions, Master, MountType, Propagation, TreeEntry};
 use autofs_cr::image::checkpoint::{ActiveKey, Checkpoint, DumpedMount, Left, Origin, Service};
 use autofs_cr::image::{self, Existing};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::control::{Control, Requester};
+use autofs_cr::sys::mount::{self, AutofsParams, MountFlags};
+use autofs_cr::sys::mountns::Space;
 use autofs_cr::sys::process::ProcessId;
+use rustix::fs::CWD;
 use rustix::process::Signal;
 use std::fs;
 use std::os::fd::AsFd;
@@ -505,4 +508,68 @@ fn a_kill_while_mounts_change_hands_is_repaired_by_a_second_restore() {
         assert_eq!(fstype(&owned.target.path), "tmpfs", "{point}");
         drop(engine);
     }
+}
+
+/// A container: its own mount and pid namespace. The mount belongs to a process in it, and a visitor in it waits.
+#[test]
+fn into_a_container() {
+    let home = private_mount_namespace();
+    let image = home.join("image");
+    let (outer, write) = Holder::running(
+        "unshare",
+        &["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "setsid", "sleep", "60"],
+    );
+    let inner = outer.only_child("sleep");
+    let in_container = |program: &str, arguments: &[&Path]| {
+        let pid = inner.to_string();
+        let enter = ["-t", &pid, "-m", "-p", "--", program].map(Path::new);
+        Visitor::run("nsenter", &[&enter, arguments].concat())
+    };
+    let path = home.join("data");
+    let space = Space::of_process(inner).unwrap();
+    let dev = space
+        .run(|| {
+            fs::create_dir_all(&path).unwrap();
+            let params = AutofsParams {
+                pipe: write.as_fd(),
+                pgrp: Some(inner),
+                mount_type: MountType::Direct,
+                protocol: (5, 5),
+                uid: None,
+                gid: None,
+                strict_expire: false,
+                ignore: false,
+            };
+            let mount = mount::autofs(&params, Path::new("test"), MountFlags::empty()).unwrap();
+            mount.attach(CWD, &path).unwrap();
+            mount.dev().unwrap()
+        })
+        .unwrap();
+    let waiter = in_container("stat", &[Path::new("-fc%T"), &path.join(".")]);
+    let read = autofs_cr::sys::process::copy_fd(inner, 0).unwrap();
+    wait_until(|| {
+        let mut fds = [rustix::event::PollFd::new(&read, rustix::event::PollFlags::IN)];
+        (rustix::event::poll(&mut fds, Some(&Default::default())).unwrap() == 1).then_some(())
+    });
+    let mut adopted = dumped(&path, dev.minor, MountType::Direct);
+    adopted.facts.options.timeout = 0;
+    let mut made = dumped(&home.join("made"), 300, MountType::Indirect);
+    (adopted.served_by, made.served_by) = (Some(0), Some(1));
+    let services =
+        vec![tmpfs_map(Path::new("/-"), &[&path]), tmpfs_map(&home.join("made"), &[Path::new("key")])];
+    write_served(&image, vec![adopted, made], services);
+    let report = restore(&["-D", image.to_str().unwrap(), "--tree", &inner.to_string(), "--serve"]);
+    println!("{report:#}");
+    let engine = Engine::of(&report);
+    let (status, text) = waiter.outcome();
+    assert!(status.success(), "{text}");
+    assert_eq!(text, "tmpfs\n");
+    assert_eq!(report["waiters"], 1);
+    for mount in report["mounts"].as_array().unwrap() {
+        assert_eq!(mount["differences"], serde_json::json!([]));
+    }
+    let (status, text) = in_container("stat", &[Path::new("-fc%T"), &home.join("made/key/.")]).outcome();
+    assert!(status.success(), "{text}");
+    assert!(!mount_table().contains(" autofs "));
+    engine.end();
 }
