@@ -10,6 +10,7 @@
 mod old;
 mod open;
 mod remote;
+pub mod take;
 
 use crate::discover::{self, DiscoverError};
 use crate::faults::{self, Fault};

@@ -18,8 +18,9 @@ pub const DUMP: &[&str] = &[
     "dump.first-catatonic",
     "dump.all-catatonic",
     "dump.waiters-restarting",
-    "dump.written",
     "dump.waiters-stopped",
+    "dump.unwritten",
+    "dump.written",
 ];
 
 /// The points of a restore, in the order in which it passes them.

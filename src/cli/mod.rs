@@ -4,6 +4,7 @@
 
 mod automount;
 mod check;
+mod dump;
 mod human;
 mod list;
 mod output;
@@ -40,9 +41,12 @@ struct Cli {
 enum Command {
     List(list::List),
     Check(check::Check),
+    Dump(dump::Dump),
     Restore(restore::Restore),
     Show(show::Show),
     Automount(automount::Automount),
+    #[command(hide = true)]
+    HoldPipes(dump::HoldPipes),
 }
 
 impl Command {
@@ -50,9 +54,11 @@ impl Command {
         match self {
             Self::List(list) => list.run(output),
             Self::Check(check) => check.run(output),
+            Self::Dump(dump) => dump.run(output),
             Self::Restore(restore) => restore.run(output),
             Self::Show(show) => show.run(output),
             Self::Automount(automount) => automount.run(output),
+            Self::HoldPipes(hold) => hold.run(),
         }
     }
 }

@@ -4,6 +4,7 @@ use super::mountinfo::number;
 pub use crate::sys::process::Stat;
 use crate::sys::{Errno, process::ProcessId};
 use rustix::fs::{Dir, Mode, OFlags, openat};
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, OsString};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -103,6 +104,22 @@ pub fn pids() -> Result<Vec<i32>, Errno> {
     numbers(&rustix::fs::open("/proc", flags, Mode::empty())?)
 }
 
+/// A process and all that descend from it, but for those whose parents have ended.
+pub fn tree(root: i32) -> Result<HashSet<i32>, Errno> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for pid in pids()? {
+        if let Some(stat) = TaskDir::process(pid).ok().and_then(|process| process.stat()) {
+            children.entry(stat.parent).or_default().push(pid);
+        }
+    }
+    let mut tree = HashSet::from([root]);
+    let mut next = vec![root];
+    while let Some(pid) = next.pop() {
+        next.extend(children.get(&pid).into_iter().flatten().filter(|&&child| tree.insert(child)));
+    }
+    Ok(tree)
+}
+
 /// The entries of a directory that are numbers.
 pub fn numbers(dir: impl AsFd) -> Result<Vec<i32>, Errno> {
     let number = |name: &CStr| number(name.to_bytes());
@@ -120,6 +137,17 @@ pub fn inode(path: &Path) -> std::io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn descendants_are_found() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let us = i32::try_from(std::process::id()).unwrap();
+        let found = tree(us).unwrap();
+        child.kill().unwrap();
+        assert!(found.contains(&us) && found.contains(&i32::try_from(child.id()).unwrap()));
+        assert!(!found.contains(&1) || us == 1);
+        child.wait().unwrap();
+    }
 
     #[test]
     fn this_process_is_there() {

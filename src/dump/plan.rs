@@ -26,10 +26,17 @@ pub enum Mode {
 pub struct Wishes {
     /// Only the mounts at these absolute paths, with what is mounted below them. Empty: all.
     pub paths: Vec<PathBuf>,
-    /// Only mounts whose master is one of these processes, or that have none.
-    pub masters: Option<HashSet<i32>>,
     /// What becomes of them.
     pub mode: Mode,
+}
+
+/// Processes that matter.
+#[derive(Clone, Debug, Default)]
+pub struct Who {
+    /// Our own process group.
+    pub our_group: i32,
+    /// The tree that is dumped: mounts with a master outside are foreign. `None`: no mount is.
+    pub tree: Option<HashSet<i32>>,
 }
 
 /// What will be done.
@@ -123,13 +130,13 @@ fn listed(paths: &[PathBuf]) -> String {
 }
 
 /// Decide.
-pub fn plan(survey: &Survey, wishes: &Wishes, our_group: i32) -> Result<DumpPlan, PlanError> {
+pub fn plan(survey: &Survey, wishes: &Wishes, who: &Who) -> Result<DumpPlan, PlanError> {
     if survey.mounts.is_empty() {
         return Err(PlanError::NoMounts);
     }
     let chosen = choose(survey, &wishes.paths)?;
-    let is_foreign = |mount: &AutofsMount| match (&wishes.masters, mount.master.process()) {
-        (Some(masters), Some(process)) => !masters.contains(&process.pid),
+    let is_foreign = |mount: &AutofsMount| match (&who.tree, mount.master.process()) {
+        (Some(tree), Some(process)) => !tree.contains(&process.pid),
         // its master is in a pid namespace that is not shown, and so is outside
         (Some(_), None) => mount.master == Master::NotVisible,
         (None, _) => false,
@@ -149,7 +156,7 @@ pub fn plan(survey: &Survey, wishes: &Wishes, our_group: i32) -> Result<DumpPlan
     if plan.mounts.is_empty() {
         return Err(PlanError::OnlyForeign);
     }
-    plan.find_questions(our_group);
+    plan.find_questions(who.our_group);
     plan.find_pipes();
     Ok(plan)
 }
@@ -310,8 +317,12 @@ pub(super) mod tests {
         mount
     }
 
-    fn survey(mounts: Vec<AutofsMount>) -> Survey {
+    fn survey_of(mounts: Vec<AutofsMount>) -> Survey {
         Survey { mounts, ..Survey::default() }
+    }
+
+    fn us(our_group: i32) -> Who {
+        Who { our_group, tree: None }
     }
 
     fn wish(paths: &[&str]) -> Wishes {
@@ -325,35 +336,35 @@ pub(super) mod tests {
     #[test]
     fn a_path_stands_for_the_mounts_there_and_below() {
         let survey =
-            survey(vec![mount(2, "/a", 7), mount(3, "/a/b", 7), mount(4, "/ab", 7), mount(5, "/c", 7)]);
-        assert_eq!(paths(&plan(&survey, &wish(&[]), 1).unwrap()), ["/a", "/a/b", "/ab", "/c"]);
-        assert_eq!(paths(&plan(&survey, &wish(&["/c", "/a"]), 1).unwrap()), ["/a", "/a/b", "/c"]);
+            survey_of(vec![mount(2, "/a", 7), mount(3, "/a/b", 7), mount(4, "/ab", 7), mount(5, "/c", 7)]);
+        assert_eq!(paths(&plan(&survey, &wish(&[]), &us(1)).unwrap()), ["/a", "/a/b", "/ab", "/c"]);
+        assert_eq!(paths(&plan(&survey, &wish(&["/c", "/a"]), &us(1)).unwrap()), ["/a", "/a/b", "/c"]);
     }
 
     #[test]
     fn a_wrong_path_is_answered_with_the_right_ones() {
-        let mounts = survey(vec![mount(2, "/net", 7), mount(3, "/net/x/y", 7), mount(4, "/misc", 7)]);
-        let error = plan(&mounts, &wish(&["/net/x"]), 1).unwrap_err();
+        let mounts = survey_of(vec![mount(2, "/net", 7), mount(3, "/net/x/y", 7), mount(4, "/misc", 7)]);
+        let error = plan(&mounts, &wish(&["/net/x"]), &us(1)).unwrap_err();
         assert_eq!(error.to_string(), "no autofs mount at /net/x; near it: /net, /net/x/y");
-        let error = plan(&mounts, &wish(&["/mics"]), 1).unwrap_err();
+        let error = plan(&mounts, &wish(&["/mics"]), &us(1)).unwrap_err();
         assert_eq!(error.to_string(), "no autofs mount at /mics; near it: /net, /misc");
-        let error = plan(&mounts, &wish(&["/far/away"]), 1).unwrap_err();
+        let error = plan(&mounts, &wish(&["/far/away"]), &us(1)).unwrap_err();
         assert_eq!(error.to_string(), "no autofs mount at /far/away");
-        assert_eq!(plan(&survey(vec![]), &wish(&[]), 1), Err(PlanError::NoMounts));
+        assert_eq!(plan(&survey_of(vec![]), &wish(&[]), &us(1)), Err(PlanError::NoMounts));
     }
 
     #[test]
     fn foreign_mounts_are_left_out_unless_they_were_named() {
         let survey =
-            survey(vec![mount(2, "/host", 7), mount(3, "/ours", 8), catatonic(mount(4, "/dead", 6))]);
-        let tree = |paths| Wishes { masters: Some(HashSet::from([8])), ..wish(paths) };
-        let made = plan(&survey, &tree(&[]), 1).unwrap();
+            survey_of(vec![mount(2, "/host", 7), mount(3, "/ours", 8), catatonic(mount(4, "/dead", 6))]);
+        let tree = |pids: &[i32]| Who { our_group: 1, tree: Some(pids.iter().copied().collect()) };
+        let made = plan(&survey, &wish(&[]), &tree(&[8])).unwrap();
         assert_eq!(paths(&made), ["/ours", "/dead"]);
         assert_eq!(made.foreign, [Path::new("/host")]);
         let foreign = PlanError::Foreign { path: "/host".into(), master: 7 };
-        assert_eq!(plan(&survey, &tree(&["/host"]), 1), Err(foreign));
-        let nobody = Wishes { masters: Some(HashSet::new()), ..wish(&["/host"]) };
-        assert!(plan(&survey, &nobody, 1).is_err());
+        assert_eq!(plan(&survey, &wish(&["/host"]), &tree(&[8])), Err(foreign));
+        let all_foreign = survey_of(vec![mount(2, "/host", 7)]);
+        assert_eq!(plan(&all_foreign, &wish(&[]), &tree(&[])), Err(PlanError::OnlyForeign));
     }
 
     #[test]
@@ -365,7 +376,7 @@ pub(super) mod tests {
         let mut bound = covered(mount(2, "/bound", 7));
         bound.mount_id = 99;
         let made = plan(
-            &survey(vec![
+            &survey_of(vec![
                 covered(mount(2, "/a", 7)),
                 bound,
                 mount(3, "/idle", 7),
@@ -377,7 +388,7 @@ pub(super) mod tests {
                 covered(mount(9, "/mine", 50)),
             ]),
             &wish(&[]),
-            50,
+            &us(50),
         )
         .unwrap();
         let asked = |mounts: &[Target]| -> Vec<_> { mounts.iter().map(|mount| mount.path.clone()).collect() };
@@ -393,7 +404,8 @@ pub(super) mod tests {
         let mut orphan = mount(3, "/orphan", 8);
         orphan.master = Master::Dead;
         orphan.pipe_ends.pop();
-        let made = plan(&survey(vec![mount(2, "/a", 7), mount(4, "/b", 7), orphan]), &wish(&[]), 1).unwrap();
+        let made =
+            plan(&survey_of(vec![mount(2, "/a", 7), mount(4, "/b", 7), orphan]), &wish(&[]), &us(1)).unwrap();
         let pipes: Vec<_> = made.pipes.iter().map(|(ino, end)| (*ino, end.process.pid)).collect();
         assert_eq!(pipes, [(1007, 7), (1008, 9)]);
     }
@@ -408,10 +420,10 @@ pub(super) mod tests {
             (unseen, PlanError::MasterNotVisible("/a".into())),
             (hidden, PlanError::PipeNotShown("/b".into())),
         ] {
-            let survey = survey(vec![mount]);
+            let survey = survey_of(vec![mount]);
             let catatonic = Wishes { mode: Mode::Catatonic, ..Wishes::default() };
-            assert_eq!(plan(&survey, &catatonic, 1), Err(error));
-            assert!(plan(&survey, &wish(&[]), 1).is_ok());
+            assert_eq!(plan(&survey, &catatonic, &us(1)), Err(error));
+            assert!(plan(&survey, &wish(&[]), &us(1)).is_ok());
         }
     }
 }

@@ -42,10 +42,11 @@ pub struct Quiesced {
     tracer: Tracer,
     waiting: Vec<Waiting>,
     not_held: Vec<NotHeld>,
+    restarting: Vec<Waiting>,
 }
 
 /// A visitor that slept on a request when it was seized.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Waiting {
     /// It.
     pub waiter: Waiter,
@@ -135,7 +136,7 @@ impl Quiesced {
     /// their programs see the end of that sleep.
     pub fn hold(scope: &Scope) -> Result<Self, QuiesceError> {
         let (tracer, held) = Tracer::start(scope.clone())?;
-        Ok(Self { tracer, waiting: held.waiting, not_held: held.not_held })
+        Ok(Self { tracer, waiting: held.waiting, not_held: held.not_held, restarting: Vec::new() })
     }
 
     /// Who slept in autofs when held: on one of the mounts, or on another autofs mount of the same namespaces (the
@@ -151,7 +152,13 @@ impl Quiesced {
 
     /// After CATATONIC: wait for the waiters to stop, set their calls to be made again. Returns how many.
     pub fn restart_waiters(&mut self) -> Result<usize, QuiesceError> {
-        self.tracer.ask(Command::Restart).map(|restarted| restarted.len())
+        self.restarting = self.tracer.ask(Command::Restart)?;
+        Ok(self.restarting.len())
+    }
+
+    /// Whose calls will be made again, as [`Self::restart_waiters`] found them.
+    pub fn restarting(&self) -> &[Waiting] {
+        &self.restarting
     }
 
     /// Do something with a held task of process `pid`, in the thread that holds it.

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn facts(state: u8, flags: u32, sees: bool, waits: bool) -> Facts {
-        let stat = Stat { name: b"x".to_vec(), state, pgrp: 1, flags, start_time: 1 };
+        let stat = Stat { name: b"x".to_vec(), state, parent: 1, pgrp: 1, flags, start_time: 1 };
         Facts { stat, sees, wanted: false, waits }
     }
 

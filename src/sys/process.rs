@@ -93,6 +93,8 @@ pub struct Stat {
     pub name: Vec<u8>,
     /// `R`, `S`, `D`, `Z` ...
     pub state: u8,
+    /// The process that waits for its end.
+    pub parent: i32,
     /// Process group, in the pid namespace of this `/proc`.
     pub pgrp: i32,
     /// What kind of task it is (`PF_*`).
@@ -112,7 +114,8 @@ impl Stat {
         Some(Self {
             name,
             state: *fields.next()?.as_bytes().first()?,
-            pgrp: fields.nth(1)?.parse().ok()?,
+            parent: fields.next()?.parse().ok()?,
+            pgrp: fields.next()?.parse().ok()?,
             flags: fields.nth(3)?.parse().ok()?,
             start_time: fields.nth(12)?.parse().ok()?,
         })
@@ -143,7 +146,10 @@ mod tests {
         let tail = "S 1 812 812 0 -1 4194560 1 0 0 0 1 2 3 4 20 0 1 0 555 9 9\n";
         let stat = Stat::parse(format!("7 (a) R 1 (b)\n) {tail}").as_bytes());
         let name = b"a) R 1 (b)\n".to_vec();
-        assert_eq!(stat, Some(Stat { name, state: b'S', pgrp: 812, flags: 4_194_560, start_time: 555 }));
+        assert_eq!(
+            stat,
+            Some(Stat { name, state: b'S', parent: 1, pgrp: 812, flags: 4_194_560, start_time: 555 })
+        );
         for text in ["", "7 ()", "7 )(", "7 (a) ", "7 (x) S 1 2"] {
             assert_eq!(Stat::parse(text.as_bytes()), None);
         }
