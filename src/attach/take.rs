@@ -1,8 +1,7 @@
 //! Mounts are taken from their masters and get no other one: for a dump that leaves them catatonic.
 
 use super::old::OldMasters;
-use super::open::open_roots;
-use super::{AttachError, Target};
+use super::{AttachError, Target, open_roots};
 use crate::discover;
 use crate::faults;
 use crate::quiesce::{Quiesced, Scope, Waiting};

@@ -181,9 +181,9 @@ fn give_back(mount_namespace: u64, taken: &Taken) -> Result<usize, Box<dyn std::
             targets.push(Target { path: mount.path.clone(), dev: mount.dev });
         }
     }
-    let count = targets.len();
+    let given = targets.len();
     attach_to(taken.master.pid, &space, &[Share { read_fd: taken.read_fd, targets }])?;
-    Ok(count)
+    Ok(given)
 }
 
 /// Somebody who lives there; the master itself, if it does.

@@ -9,6 +9,7 @@ mod attach;
 mod common;
 mod control;
 mod discover;
+mod dump;
 mod engine_kernel;
 mod image;
 mod mount;
