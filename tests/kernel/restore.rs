@@ -24,16 +24,14 @@ pub fn autofs_cr(arguments: &[&str], fault: Option<&str>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_autofs-cr"));
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.envs(fault.map(|fault| ("AUTOFS_CR_FAULT", fault)));
-    let mut child = command.spawn().unwrap();
-    let start = std::time::Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if start.elapsed() > LIMIT {
-            child.kill().unwrap();
-            panic!("took too long: {:?}", child.wait_with_output());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    child.wait_with_output().unwrap()
+    let child = command.spawn().unwrap();
+    let id = ProcessId::of(child.id() as i32).unwrap();
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || send.send(child.wait_with_output()));
+    receive.recv_timeout(LIMIT).map(Result::unwrap).unwrap_or_else(|_| {
+        id.signal(Signal::KILL).unwrap();
+        panic!("autofs-cr {arguments:?} took too long");
+    })
 }
 
 /// It succeeds; what it printed as JSON.
@@ -155,7 +153,6 @@ fn everything_inside_a_mount_comes_back() {
     write_image(&image, vec![direct, indirect]);
 
     let report = restore(&["-D", image.to_str().unwrap()]);
-    println!("{report:#}");
     let dev = |index: usize| {
         let mount = &report["mounts"][index];
         assert_eq!(mount["how"], "created");
@@ -388,7 +385,6 @@ fn the_engine_serves_what_was_made_and_what_was_taken_over() {
     ];
     write_served(&image, vec![adopted, direct, indirect], services);
     let report = restore(&["-D", image.to_str().unwrap(), "--serve", "--remount-active"]);
-    println!("{report:#}");
     let engine = Engine::of(&report);
     let (status, text) = waiter.outcome();
     assert!(status.success(), "{text}");
@@ -559,7 +555,6 @@ fn into_a_container() {
         vec![tmpfs_map(Path::new("/-"), &[&path]), tmpfs_map(&home.join("made"), &[Path::new("key")])];
     write_served(&image, vec![adopted, made], services);
     let report = restore(&["-D", image.to_str().unwrap(), "--tree", &inner.to_string(), "--serve"]);
-    println!("{report:#}");
     let engine = Engine::of(&report);
     let (status, text) = waiter.outcome();
     assert!(status.success(), "{text}");
