@@ -27,8 +27,8 @@ fn dead_master(checks: &mut Checks) -> Result<()> {
         .iter()
         .map(|file| Sitter::start(file))
         .collect::<Result<Vec<_>>>()?;
-    run_ok(Duration::from_secs(5), "mount", &["-t", "tmpfs", "over", "/ind"])?;
-    let dev = autofs_dev("/ind");
+    run_ok(Duration::from_secs(5), "mount", &["-t", "tmpfs", "over", "/short"])?;
+    let dev = autofs_dev("/short");
     cli::ok(&["dump", "-D", DIR])?;
     automount.kill9()?;
     drop(automount);
@@ -36,9 +36,9 @@ fn dead_master(checks: &mut Checks) -> Result<()> {
     cli::ok(&["restore", "-D", DIR, "--serve"])?;
     let engine = Engine::serving("/direct/one")?;
     checks.that("every program inside sees its directory", sitters.iter_mut().all(Sitter::goes_on));
-    checks.equal("the covered mount keeps its number", autofs_dev("/ind"), dev);
-    run_ok(Duration::from_secs(5), "umount", &["/ind"])?;
-    checks.equal("the covered mount is served", read_file("/ind/new/new")?, "new".to_owned());
+    checks.equal("the covered mount keeps its number", autofs_dev("/short"), dev);
+    run_ok(Duration::from_secs(5), "umount", &["/short"])?;
+    checks.equal("the covered mount is served", read_file("/short/new/new")?, "new".to_owned());
     checks.equal(
         "an offset that was idle is served",
         read_file("/direct/tree/sub2/sub2")?,

@@ -41,8 +41,12 @@ fn waiter(checks: &mut Checks, unread: Unread, mode: &[&str]) -> Result<()> {
         mode.join(" "),
         if unread == Unread::Yes { "unread" } else { "read by the old daemon" }
     );
-    // The old daemon never answers: the map's program sleeps while /tmp/slow exists.
-    fs::write("/etc/auto.slow", "#!/bin/sh\n[ -e /tmp/slow ] && sleep 60\necho :/srv/data/$1\n")?;
+    // The old daemon never answers: the map's program sleeps while /tmp/slow exists. (It is run in the mount, which would
+    // stay busy if it went on for ever.)
+    fs::write(
+        "/etc/auto.slow",
+        "#!/bin/sh\nwhile [ -e /tmp/slow ]; do sleep 0.1; done\necho :/srv/data/$1\n",
+    )?;
     fs::set_permissions("/etc/auto.slow", fs::Permissions::from_mode(0o755))?;
     fs::write("/etc/auto.master", "/slow /etc/auto.slow --timeout=600\n")?;
     fs::write("/tmp/slow", "")?;
