@@ -2,10 +2,9 @@
 //! of its own, and CRIU's process must have one only.
 
 use crate::attach::Target;
-use crate::discover::facts::TreeEntry;
+use crate::discover::{self, facts::TreeEntry};
 use crate::dump::tree::{self, Avoid};
 use crate::sys::control::Control;
-use crate::sys::mountns::Space;
 use crate::sys::{Errno, fork};
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
@@ -44,8 +43,8 @@ pub fn read(pid: i32, mounts: &[Target]) -> Result<Vec<Result<Inside, String>>, 
 fn look(pid: i32, mounts: &[Target]) -> Result<Vec<Result<Inside, String>>, i32> {
     // The container may have no /dev/autofs.
     let control = Control::open().map_err(|_| Errno::NODEV.raw_os_error())?;
-    Space::of_process(pid).and_then(|space| space.enter()).map_err(Errno::raw_os_error)?;
-    let trees = tree::read_all(&Arc::new(control), mounts, Avoid::default());
+    let space = discover::Target::Process(pid);
+    let trees = tree::read_all(&Arc::new(control), &space, mounts, Avoid::default());
     let inside =
         |tree: tree::Tree| Inside { mode: tree.mode, uid: tree.uid, gid: tree.gid, entries: tree.entries };
     Ok(trees.into_iter().map(|tree| tree.map(inside).map_err(|error| error.to_string())).collect())

@@ -108,11 +108,7 @@ impl Recorder<'_> {
         packets: &[Packet],
         recorded: &mut Recorded,
     ) -> Result<HashMap<DevNum, Tree>, RecordError> {
-        let mut avoid = Avoid::default();
-        for packet in packets {
-            avoid.insert(packet.dev, OsStr::from_bytes(&packet.name).into());
-        }
-        let results = self.inside(|| tree::read_all(self.control, targets, avoid))?;
+        let results = tree::read_all(self.control, self.target, targets, self.avoid(packets));
         let mut trees = HashMap::with_capacity(targets.len());
         for (target, result) in targets.iter().zip(results) {
             let shown = escape(target.path.as_os_str().as_bytes());
@@ -126,14 +122,33 @@ impl Recorder<'_> {
                 Err(TreeError::Open(ControlError::NoSuchMount { .. })) => {
                     recorded.warnings.push(format!("{shown} was unmounted meanwhile"));
                 }
-                Err(error @ TreeError::Hangs(_)) => {
-                    recorded.warnings.push(format!("{error}: what is inside is not recorded"));
+                Err(error @ TreeError::Unreachable(_)) => {
+                    recorded.warnings.push(format!("{shown}: {error}; what is inside is not recorded"));
                     trees.insert(target.dev, Tree { mode: 0o755, ..Tree::default() });
                 }
                 Err(source) => return Err(RecordError::Tree { path: target.path.clone(), source }),
             }
         }
         Ok(trees)
+    }
+
+    /// What is known to wait.
+    fn avoid(&self, packets: &[Packet]) -> Avoid {
+        let mut avoid = Avoid::default();
+        for mount in self.plan.superblocks() {
+            let asked = packets.iter().filter(|packet| packet.dev == mount.dev);
+            match mount.options.mount_type {
+                MountType::Indirect => {
+                    asked.for_each(|packet| avoid.key(mount.dev, OsStr::from_bytes(&packet.name).into()));
+                }
+                MountType::Direct | MountType::Offset => {
+                    if asked.count() > 0 || !mount.waiters.is_empty() {
+                        avoid.root(mount.dev);
+                    }
+                }
+            }
+        }
+        avoid
     }
 
     fn requesters(&self, warnings: &mut Vec<String>) -> Result<HashMap<DevNum, Requester>, RecordError> {
@@ -168,9 +183,7 @@ impl Recorder<'_> {
         let results = match again.is_empty() {
             true => Vec::new(),
             // what fails now stays a guess
-            false => {
-                self.inside(|| tree::read_all(self.control, &again, Avoid::default())).unwrap_or_default()
-            }
+            false => tree::read_all(self.control, self.target, &again, Avoid::default()),
         };
         for (target, tree) in again.iter().zip(results) {
             let Ok(tree) = tree else { continue };

@@ -9,7 +9,8 @@
 //!   where it waits; another one goes on without that key.
 //! - statx triggers a key whose directory was removed since the list was read. `ls -l` does that, too.
 
-use crate::attach::Target;
+use crate::attach::{AttachError, Target, open_roots, space_of};
+use crate::discover;
 use crate::discover::facts::TreeEntry;
 use crate::sys::control::{Control, ControlError, MountFd};
 use crate::sys::mount::{Change, Propagation, bind};
@@ -67,30 +68,36 @@ pub enum TreeError {
         /// The kernel's answer.
         errno: Errno,
     },
-    /// Its path leads through a file system that does not answer.
-    #[error("{} does not answer: what it is mounted on hangs", .0.display())]
-    Hangs(PathBuf),
+    /// OPENMOUNT waits, and there was no other way to the root.
+    #[error("its root cannot be reached: {0}")]
+    Unreachable(#[source] Box<AttachError>),
     /// The walker could not be started, or it died.
     #[error("the thread that reads mounts failed")]
     Thread,
 }
 
-/// Keys that are not to be looked at, because they would make us wait.
+/// Where to look would be to wait.
 #[derive(Clone, Debug, Default)]
 pub struct Avoid {
+    roots: HashSet<DevNum>,
     keys: HashMap<DevNum, HashSet<PathBuf>>,
     stalls: HashMap<DevNum, usize>,
 }
 
 impl Avoid {
-    /// A request for `key` is open.
-    pub fn insert(&mut self, dev: DevNum, key: PathBuf) {
+    /// A request for the root is open (a direct mount, an offset).
+    pub fn root(&mut self, dev: DevNum) {
+        self.roots.insert(dev);
+    }
+
+    /// A request for a key is open.
+    pub fn key(&mut self, dev: DevNum, key: PathBuf) {
         self.keys.entry(dev).or_default().insert(key);
     }
 
     fn stalled(&mut self, dev: DevNum, key: PathBuf) {
         *self.stalls.entry(dev).or_default() += 1;
-        self.insert(dev, key);
+        self.key(dev, key);
     }
 
     fn contains(&self, dev: DevNum, key: &Path) -> bool {
@@ -99,38 +106,64 @@ impl Avoid {
     }
 }
 
-/// Look at every mount, in the mount namespace of this thread; the results are in their order.
-pub fn read_all(control: &Arc<Control>, mounts: &[Target], mut avoid: Avoid) -> Vec<Result<Tree, TreeError>> {
+/// Look at every mount that `space` sees; the results are in their order.
+pub fn read_all(
+    control: &Arc<Control>,
+    space: &discover::Target,
+    mounts: &[Target],
+    mut avoid: Avoid,
+) -> Vec<Result<Tree, TreeError>> {
+    let mut roots = HashMap::new();
     let mut results = Vec::with_capacity(mounts.len());
-    while results.len() < mounts.len() {
-        let before = results.len();
-        let stalled = walk(control, &mounts[before..], &avoid, &mut results);
-        match (stalled, mounts.get(results.len())) {
-            (Some(key), Some(mount)) if key.as_os_str().is_empty() => {
-                results.push(Err(TreeError::Hangs(mount.path.clone())));
+    while let Some(next) = mounts.get(results.len()) {
+        if avoid.roots.contains(&next.dev) && !roots.contains_key(&next.dev) {
+            match open_roots(space, std::slice::from_ref(next)) {
+                Ok(opened) => roots.extend(opened.into_iter().map(|root| (next.dev, Arc::new(root)))),
+                Err(error) => {
+                    results.push(Err(TreeError::Unreachable(Box::new(error))));
+                    continue;
+                }
             }
+        }
+        let walker = Walker {
+            control: control.clone(),
+            roots: roots.clone(),
+            avoid: avoid.clone(),
+            progress: Arc::default(),
+        };
+        let before = results.len();
+        let stalled = walk(walker, space, &mounts[before..], &mut results);
+        match (stalled, mounts.get(results.len())) {
+            (Some(key), Some(mount)) if key.as_os_str().is_empty() => avoid.root(mount.dev),
             (Some(key), Some(mount)) => avoid.stalled(mount.dev, key),
-            _ if results.len() == before => results.push(Err(TreeError::Thread)),
+            _ if results.len() == before => {
+                results.push(Err(TreeError::Thread));
+            }
             _ => {}
         }
     }
     results
 }
 
-/// Have a thread of its own look. Returns the key that it waits on, if it came to wait: empty for the mount itself.
+/// Have a thread of its own look, until all is done, or it comes to a root that is to be avoided and was not opened
+/// otherwise. Returns the key that it waits on, if it came to wait: empty for the root.
 fn walk(
-    control: &Arc<Control>,
+    walker: Walker,
+    space: &discover::Target,
     mounts: &[Target],
-    avoid: &Avoid,
     results: &mut Vec<Result<Tree, TreeError>>,
 ) -> Option<PathBuf> {
-    let progress = Arc::new(Progress::default());
-    let walker = Walker { control: control.clone(), avoid: avoid.clone(), progress: progress.clone() };
+    let progress = walker.progress.clone();
+    let known =
+        |mount: &&Target| !walker.avoid.roots.contains(&mount.dev) || walker.roots.contains_key(&mount.dev);
+    let mounts: Vec<_> = mounts.iter().take_while(known).cloned().collect();
+    let entered = space_of(space).ok()?;
     let (send, receive) = channel();
-    let mounts = mounts.to_vec();
     // a thread that waits cannot be ended, but by the end of this process
-    let _left_alone =
-        std::thread::Builder::new().name("tree".into()).spawn(move || walker.run(&mounts, &send)).ok()?;
+    let _left_alone = std::thread::Builder::new()
+        .name("tree".into())
+        .spawn(move || entered.run(|| walker.run(&mounts, &send)))
+        .ok()?;
     loop {
         let before = progress.steps.load(Ordering::Relaxed);
         match receive.recv_timeout(STALLED) {
@@ -163,6 +196,8 @@ impl Progress {
 
 struct Walker {
     control: Arc<Control>,
+    /// Roots that were opened otherwise.
+    roots: HashMap<DevNum, Arc<MountFd>>,
     avoid: Avoid,
     progress: Arc<Progress>,
 }
@@ -179,7 +214,10 @@ impl Walker {
 
     fn tree(&self, mount: &Target) -> Result<Tree, TreeError> {
         self.progress.step(Path::new(""));
-        let root = self.control.open_mount(&mount.path, mount.dev)?;
+        let root = match self.roots.get(&mount.dev) {
+            Some(root) => root.clone(),
+            None => Arc::new(self.control.open_mount(&mount.path, mount.dev)?),
+        };
         let Inode { mode, uid, gid, .. } = stat_of(&root, Path::new(""))?;
         let mut tree = Tree { mode, uid, gid, ..Tree::default() };
         if names(&root, Path::new(""))?.is_empty() {

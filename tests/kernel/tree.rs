@@ -2,6 +2,7 @@
 
 use crate::common::{Autofs, LIMIT, Visitor, private_mount_namespace, tmpfs};
 use autofs_cr::attach::Target;
+use autofs_cr::discover;
 use autofs_cr::dump::tree::{Avoid, Tree, read_all};
 use autofs_cr::sys::control::Control;
 use autofs_cr::sys::mount::{Change, MountType, Propagation};
@@ -32,7 +33,7 @@ fn read(mounts: &[&Autofs], avoid: Avoid) -> Vec<Tree> {
     let targets: Vec<_> =
         mounts.iter().map(|mount| Target { path: mount.path.clone(), dev: mount.dev }).collect();
     let control = Arc::new(Control::open().unwrap());
-    read_all(&control, &targets, avoid).into_iter().map(Result::unwrap).collect()
+    read_all(&control, &discover::Target::Own, &targets, avoid).into_iter().map(Result::unwrap).collect()
 }
 
 /// `path mode uid gid -> target` of each entry.
@@ -136,7 +137,7 @@ fn a_key_with_an_open_request_stops_nobody() {
 
     // known beforehand, it costs nothing
     let mut avoid = Avoid::default();
-    avoid.insert(first.dev, "idle".into());
+    avoid.key(first.dev, "idle".into());
     let start = Instant::now();
     assert_eq!(read(&[&first, &second], avoid)[0], trees[0]);
     assert!(start.elapsed().as_millis() < 200);
