@@ -15,11 +15,13 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     fs::write("/etc/auto.ind", "* -fstype=bind :/srv/data/&\n")?;
     fs::write("/etc/auto.short", "* -fstype=bind :/srv/data/&\n")?;
     let automount = ["automount", "--foreground", "--dont-check-daemon"];
+    let below = super::Fillers::high()?;
     let container = Container::start(&[&["catatonit", "--"][..], &automount].concat())?;
     let up = wait_until(|| ["/ind", "/short"].iter().all(|path| container.autofs(path).is_some()));
     ensure!(up, "automount did not mount");
     checks.equal("automount serves", container.enter(&["cat", "/ind/a/a"])?.trim(), "a");
 
+    drop(below);
     let criu = Criu::with_plugin("automount")?;
     let first = carry(checks, &criu, container)?;
     // What is restored can be dumped again.
@@ -31,7 +33,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     moved.dump(&second)?;
     ensure!(wait_until(|| second.ended()), "the dump left the container running");
     drop(second);
-    let taken = super::Fillers::take(60)?;
+    let taken = super::Fillers::take(400)?;
     let container = moved.restore()?;
     checks.that("a taken number is told", moved.log("restore").contains("cannot be kept"));
     let read = container.enter_within(QUICK, &["cat", "/ind/c/c"]);

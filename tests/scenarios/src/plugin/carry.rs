@@ -1,13 +1,14 @@
 //! The plugin's main job: a container with autofs mounts is dumped, ends, and is restored.
 
 use super::container::{Container, Criu, Mounted};
-use super::{exports, program};
+use super::{Fillers, exports, program};
 use crate::check::{Checks, wait_until};
 use anyhow::Result;
 
 /// A small master with an indirect and a direct mount.
 pub fn run(checks: &mut Checks) -> Result<()> {
     exports(&["a", "b", "c", "d", "e"])?;
+    let below = Fillers::high()?;
     let container = Container::start(&[
         "catatonit",
         "--",
@@ -22,6 +23,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     checks.equal("a direct mount is served", container.enter(&["cat", "/mnt/e/e"])?.trim(), "e");
     let before: Vec<_> = ["/mnt/i", "/mnt/d", "/mnt/e"].iter().map(|path| container.autofs(path)).collect();
 
+    drop(below);
     let left = Criu::with_plugin("carry.left")?;
     left.dump_with(&container, &["--leave-running"])?;
     checks.equal(

@@ -74,7 +74,10 @@ impl Container {
             pid = child_of(launcher.pid()).unwrap_or(0);
             let program = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let entering = [&b"bash"[..], b"unshare", b"setsid"].iter().any(|its| program.starts_with(its));
-            !program.is_empty() && !entering
+            // Before it is there the child is one of the commands that prepare it.
+            let apart =
+                fs::read_link(format!("/proc/{pid}/ns/pid")).ok() != fs::read_link("/proc/self/ns/pid").ok();
+            !program.is_empty() && !entering && apart
         });
         if !entered {
             bail!("the container did not start: {}", fs::read_to_string("/tmp/container.log")?);

@@ -217,7 +217,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
 /// Dump and restore; is the container right?
 fn carry(gap: &Gap, criu: &Criu) -> Result<()> {
     // Numbers below those of the container's mounts, free again before the restore: the kernel would give them.
-    let below = Fillers::take(8)?;
+    let below = Fillers::high()?;
     let program = program()?;
     let container = Container::start(&master(&program, gap.mounts))?;
     ensure!(wait_until(|| container.enter(&["test", "-e", "/run/ready"]).is_ok()), "no master");

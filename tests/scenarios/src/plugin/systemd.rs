@@ -30,7 +30,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
 
 fn with_plugin(checks: &mut Checks) -> Result<()> {
     // Minors above 255 are encoded in another way, and are not the lowest free ones at the restore.
-    let below = super::Fillers::take(300)?;
+    let below = super::Fillers::high()?;
     let systemd = boot()?;
     drop(below);
     checks.equal("systemd serves", systemd.enter(&["cat", "/mnt/bind/a"])?.trim(), "a");
