@@ -30,19 +30,59 @@ pub fn run(kernel: &dyn Kernel, task: &Task) -> Outcome {
 
 fn mount(kernel: &dyn Kernel, task: &MountTask) -> Outcome {
     let target = task.place.target(&task.key);
+    let refused = |errno| Outcome::Mounted { result: Err(errno), children: Vec::new() };
+    // Nobody takes the trigger away under the job, even when its visitor has been answered and gone.
+    let _held = match kernel.hold(&task.place) {
+        Ok(held) => held,
+        Err(errno) => return refused(errno),
+    };
     if task.check && is_mounted(kernel, task, &target) {
         return Outcome::Mounted { result: Ok(()), children: task.known.clone() };
     }
-    let mut made = Made::new(kernel, task, target);
-    let result = made.entry();
-    match &result {
-        Ok(()) => tracing::debug!(target = %made.target.display(), "mounted"),
-        Err(errno) => {
-            tracing::debug!(target = %made.target.display(), %errno, "not mounted");
-            made.undo();
+    let (at, mut entry) = match look_up(task, &target) {
+        Ok(found) => found,
+        Err(errno) => return refused(errno),
+    };
+    loop {
+        let mut made = Made::new(kernel, task, &target);
+        let result = made.entry(&at, &entry);
+        if let Err(errno) = result {
+            tracing::debug!(target = %target.display(), %errno, "not mounted");
+            if made.undo()
+                && let Some(other) = &entry.otherwise
+            {
+                entry = Arc::new(Resolved::clone(other));
+                continue;
+            }
+        } else {
+            tracing::debug!(target = %target.display(), "mounted");
         }
+        return Outcome::Mounted { result, children: made.children };
     }
-    Outcome::Mounted { result, children: made.children }
+}
+
+/// Which part of which entry belongs on the trigger.
+fn look_up(task: &MountTask, target: &Path) -> Result<(Offset, Arc<Resolved>), Errno> {
+    let at = match &task.offset {
+        Some(offset) => offset.as_ref().clone(),
+        None => Offset {
+            key: match task.key.as_slice() {
+                [] => target.as_os_str().as_bytes().to_vec(),
+                key => key.to_vec(),
+            },
+            top: target.to_owned(),
+            below: PathBuf::new(),
+            entry: None,
+        },
+    };
+    let entry = match &at.entry {
+        Some(entry) => entry.clone(),
+        None => {
+            let found = task.served.source.lookup(&at.key, task.asker.who)?;
+            Arc::new(found.ok_or(Errno::NOENT)?)
+        }
+    };
+    Ok((at, entry))
 }
 
 /// Mounted already: covered, or a multi-mount without root whose triggers are all there.
@@ -55,39 +95,20 @@ fn is_mounted(kernel: &dyn Kernel, task: &MountTask, target: &Path) -> bool {
 struct Made<'a> {
     kernel: &'a dyn Kernel,
     task: &'a MountTask,
-    target: PathBuf,
+    target: &'a Path,
     /// Something is mounted on the target.
     covered: bool,
     children: Vec<Child>,
 }
 
 impl<'a> Made<'a> {
-    fn new(kernel: &'a dyn Kernel, task: &'a MountTask, target: PathBuf) -> Self {
+    fn new(kernel: &'a dyn Kernel, task: &'a MountTask, target: &'a Path) -> Self {
         Self { kernel, task, target, covered: false, children: Vec::new() }
     }
 
-    fn entry(&mut self) -> Result<(), Errno> {
-        let at = match &self.task.offset {
-            Some(offset) => offset.as_ref().clone(),
-            None => Offset {
-                key: match self.task.key.as_slice() {
-                    [] => self.target.as_os_str().as_bytes().to_vec(),
-                    key => key.to_vec(),
-                },
-                top: self.target.clone(),
-                below: PathBuf::new(),
-                entry: None,
-            },
-        };
-        let entry = match &at.entry {
-            Some(entry) => entry.clone(),
-            None => {
-                let found = self.task.served.source.lookup(&at.key, self.task.asker.who)?;
-                Arc::new(found.ok_or(Errno::NOENT)?)
-            }
-        };
+    fn entry(&mut self, at: &Offset, entry: &Arc<Resolved>) -> Result<(), Errno> {
         let here = entry.mounts.iter().find(|spec| spec.offset == at.below);
-        let offsets = level(&entry, &at.below);
+        let offsets = level(entry, &at.below);
         if here.is_none() && offsets.is_empty() {
             return Err(Errno::NOENT);
         }
@@ -106,24 +127,22 @@ impl<'a> Made<'a> {
             }
         }
         match failed {
-            Some(errno) if self.task.served.options.strict || (!self.covered && self.children.is_empty()) => {
-                Err(errno)
-            }
+            Some(errno) if entry.strict || (!self.covered && self.children.is_empty()) => Err(errno),
             _ => Ok(()),
         }
     }
 
     fn directory(&mut self) -> Result<(), Errno> {
         if !self.task.key.is_empty() {
-            self.kernel.make_dir(&self.target, self.task.served.options.mode)?;
+            self.kernel.make_dir(self.target, self.task.served.options.mode)?;
         }
         Ok(())
     }
 
     fn symlink(&mut self, to: &Path) -> Result<(), Errno> {
         // a browse directory may be in its place
-        let _ = self.kernel.remove(&self.target);
-        self.kernel.symlink(to, &self.target)
+        let _ = self.kernel.remove(self.target);
+        self.kernel.symlink(to, self.target)
     }
 
     fn root(&mut self, what: &What) -> Result<(), Errno> {
@@ -131,11 +150,11 @@ impl<'a> Made<'a> {
         let served = &self.task.served;
         match what {
             What::Submount { map, options } => {
-                let served = Arc::new(served.opener.submount(served, &self.target, map, options)?);
-                let place = self.kernel.make_trigger(&self.target, MountType::Indirect, &served)?;
+                let served = Arc::new(served.opener.submount(served, self.target, map, options)?);
+                let place = self.kernel.make_trigger(self.target, MountType::Indirect, &served)?;
                 self.child(place, Duty::Map(served));
             }
-            _ => self.kernel.mount(what, &self.target, served).map_err(|error| {
+            _ => self.kernel.mount(what, self.target, served).map_err(|error| {
                 tracing::warn!(target = %self.target.display(), %error, "mount failed");
                 error.errno()
             })?,
@@ -161,8 +180,8 @@ impl<'a> Made<'a> {
         self.children.push(Child { place: Arc::new(place), under: self.task.place.dev, duty });
     }
 
-    /// Take away what was made; what cannot be taken away stays reported.
-    fn undo(&mut self) {
+    /// Take away what was made; what cannot be taken away stays reported. `true`: nothing is left.
+    fn undo(&mut self) -> bool {
         let kernel = self.kernel;
         let mut below = Vec::new();
         self.children.retain(|child| {
@@ -173,30 +192,36 @@ impl<'a> Made<'a> {
             }
             stays
         });
-        let covered = self.covered && kernel.is_covered(&self.task.place, &self.target).unwrap_or(true);
-        if covered && (!self.children.is_empty() || kernel.unmount(&self.target).is_err()) {
+        let covered = self.covered && kernel.is_covered(&self.task.place, self.target).unwrap_or(true);
+        if covered && (!self.children.is_empty() || kernel.unmount(self.target).is_err()) {
             // what is left expires later
-            return;
+            return false;
         }
-        remove_dirs(kernel, &self.target, &below);
-        remove_key_dir(kernel, &self.task.served, &self.task.key, &self.target);
+        remove_dirs(kernel, self.target, &below);
+        remove_key_dir(kernel, &self.task.served, &self.task.key, self.target);
+        self.children.is_empty()
     }
 }
 
 /// The offsets directly below `top`: those with no other offset in between.
 fn level<'a>(entry: &'a Resolved, top: &Path) -> Vec<&'a MountSpec> {
-    let below = |spec: &&MountSpec| is_below(&spec.offset, top);
+    let all: HashSet<&Path> = entry.mounts.iter().map(|spec| spec.offset.as_path()).collect();
     let nested = |spec: &MountSpec| {
-        let mut between = entry.mounts.iter().filter(below);
-        between.any(|other| is_below(&spec.offset, &other.offset))
+        let mut between = spec.offset.ancestors().skip(1).take_while(|dir| is_below(dir, top));
+        between.any(|dir| all.contains(dir))
     };
-    entry.mounts.iter().filter(below).filter(|spec| !nested(spec)).collect()
+    entry.mounts.iter().filter(|spec| is_below(&spec.offset, top) && !nested(spec)).collect()
 }
 
 // Unmounting
 
 fn unmount(kernel: &dyn Kernel, task: &UnmountTask) -> Outcome {
     let target = task.place.target(&task.key);
+    let _held = match kernel.hold(&task.place) {
+        Ok(held) => held,
+        // it is gone, with all that was below
+        Err(errno) => return Outcome::Unmounted { result: Err(errno), below: Vec::new() },
+    };
     let mut tree = Tree { kernel, task, left: Vec::new() };
     let result = tree.clear_slot(&task.place, &target);
     match result {
@@ -242,19 +267,17 @@ impl Tree<'_> {
         // the keys of a submount keep it busy; an offset's own mounts go first
         let offset = matches!(child.duty, Duty::Offset(_));
         let mark = self.left.len();
-        if offset && let Err(errno) = self.clear_slot(&child.place, &child.place.path) {
-            self.left.insert(mark, (*child).clone());
-            return Err(errno);
-        }
-        match self.kernel.unmount(&child.place.path) {
+        let cleared = if offset { self.clear_slot(&child.place, &child.place.path) } else { Ok(()) };
+        match cleared.and_then(|()| self.kernel.unmount(&child.place.path)) {
             Err(errno) if self.kernel.exists(&child.place) => {
                 if offset {
-                    self.left.push((*child).clone());
+                    self.left.insert(mark, (*child).clone());
                 } else {
                     self.keep(&[child]);
                 }
                 Err(errno)
             }
+            // gone, by us or by somebody else
             _ => Ok(()),
         }
     }
@@ -304,9 +327,16 @@ fn remove_dirs(kernel: &dyn Kernel, top: &Path, paths: &[PathBuf]) {
     }
 }
 
-/// The directory or symlink of a key is ours, unless it is there for browsing.
+/// The directory or symbolic link of a key is ours. For browsing a directory stays: it is a trigger, which
+/// the link is not.
 fn remove_key_dir(kernel: &dyn Kernel, served: &Served, key: &[u8], target: &Path) {
-    if !key.is_empty() && !served.options.browse {
+    if key.is_empty() {
+        return;
+    }
+    if served.options.browse {
+        let _ = kernel.remove_link(target);
+        let _ = kernel.make_dir(target, served.options.mode);
+    } else {
         let _ = kernel.remove(target);
     }
 }
@@ -348,7 +378,7 @@ pub fn browse(kernel: &dyn Kernel, served: &Served, root: &Place, keys: &[Key]) 
 
 fn sync(kernel: &dyn Kernel, task: &SyncTask) -> Outcome {
     let gone = |place: &&Arc<Place>| kernel.unmount(&place.path).is_ok() || !kernel.exists(place);
-    let removed = task.remove.iter().filter(gone).map(|place| place.dev).collect();
+    let removed = task.remove.iter().filter(gone).cloned().collect();
     let made = task.make.iter().filter_map(|path| {
         let made = direct(kernel, path, &task.served);
         made.inspect_err(|errno| tracing::warn!(path = %path.display(), %errno, "no trigger")).ok()

@@ -14,18 +14,27 @@ pub mod linux;
 #[cfg(test)]
 pub mod simulated;
 
+/// A use of a mount, until it is dropped.
+pub trait Hold {}
+
 /// The kernel, as far as jobs need it. Every call may block, so only workers make them.
 pub trait Kernel: Send + Sync {
     /// Answer a request: READY or FAIL.
     fn answer(&self, place: &Place, token: Token, result: Result<(), Errno>) -> Result<(), Errno>;
     /// Where the autofs mount with this number is, when nobody remembers it.
     fn find(&self, dev: DevNum) -> Result<Place, Errno>;
-    /// Send one expire request for something idle and wait for its answer. `false`: nothing is idle.
+    /// Keep an autofs mount from being unmounted as long as the result lives: it counts as a use. NOENT: the
+    /// mount is not there.
+    fn hold<'a>(&'a self, place: &Place) -> Result<Box<dyn Hold + 'a>, Errno>;
+    /// Send one expire request for something idle and wait for its answer. `false`: nothing is idle. A trigger
+    /// is chosen again and again, even when nothing is mounted on it: ask once.
     fn expire(&self, place: &Place, immediate: bool) -> Result<bool, Errno>;
     /// Is something mounted on the trigger `target` of `place`?
     fn is_covered(&self, place: &Place, target: &Path) -> Result<bool, Errno>;
     /// Does this autofs mount still exist?
-    fn exists(&self, place: &Place) -> bool;
+    fn exists(&self, place: &Place) -> bool {
+        self.hold(place).is_ok()
+    }
     /// A new autofs mount on an existing directory, answered by this engine.
     fn make_trigger(&self, path: &Path, kind: MountType, served: &Served) -> Result<Place, Errno>;
     /// Mount a file system on a directory.
@@ -38,6 +47,8 @@ pub trait Kernel: Send + Sync {
     fn make_dir(&self, path: &Path, mode: u32) -> Result<bool, Errno>;
     /// Remove an empty directory or a symbolic link.
     fn remove(&self, path: &Path) -> Result<(), Errno>;
+    /// Remove a symbolic link, and nothing else.
+    fn remove_link(&self, path: &Path) -> Result<(), Errno>;
     /// Make a symbolic link.
     fn symlink(&self, target: &Path, path: &Path) -> Result<(), Errno>;
     /// The names in a directory.

@@ -86,7 +86,7 @@ fn make(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place, crat
 }
 
 fn place_of(mount: &AutofsMount) -> Place {
-    Place { path: mount.path.clone(), dev: mount.dev, kind: mount.options.mount_type }
+    Place { path: mount.path.clone(), dev: mount.dev, ino: None, kind: mount.options.mount_type }
 }
 
 /// The autofs mounts that exist.

@@ -103,8 +103,8 @@ pub struct State {
     alarms: BTreeMap<(Instant, u64), Alarm>,
     /// Something was unmounted since the last round of the stop.
     progress: bool,
-    /// Packets of mounts that no job has reported yet.
-    early: Vec<Packet>,
+    /// Packets of mounts that no job has reported yet, and when they are given up.
+    early: Vec<(Instant, Packet)>,
     next: u64,
 }
 
@@ -147,7 +147,8 @@ struct Group {
     /// A run is under way; `Some(true)`: an immediate one must follow.
     run: Option<bool>,
     armed: bool,
-    reading: bool,
+    /// The map is being read, or its triggers follow it; `Some(true)`: it must be read once more.
+    reading: Option<bool>,
     /// A submount: removed when nothing is mounted in it.
     submount: Option<MountId>,
 }
@@ -164,7 +165,8 @@ struct Job {
 enum Work {
     Slot(MountId, Key),
     Read(GroupId),
-    Sync(GroupId),
+    /// With `true` the second half of a reading.
+    Sync(GroupId, bool),
     TearDown,
 }
 
@@ -203,27 +205,21 @@ impl State {
     /// Serve one more map.
     pub fn add_group(&mut self, served: Arc<Served>) -> GroupId {
         let id = GroupId(self.number() as u32);
-        let group = Group {
-            served,
-            active: BTreeSet::new(),
-            run: None,
-            armed: false,
-            reading: false,
-            submount: None,
-        };
+        let group =
+            Group { served, active: BTreeSet::new(), run: None, armed: false, reading: None, submount: None };
         self.groups.insert(id, group);
         id
     }
 
     /// One more autofs mount of a map; `None` when the map is not served.
     pub fn add_mount(&mut self, group: GroupId, place: Arc<Place>) -> Option<MountId> {
-        self.insert(group, place, None, None, 0)
+        self.insert(group, place, None, None, 0, &mut Vec::new())
     }
 
     /// A key that was found mounted, with the autofs mounts below it (parents before children).
     pub fn add_mounted(&mut self, mount: MountId, key: Key, below: Vec<Child>, now: Instant) {
         self.set_slot(mount, &key, Some(Slot::Mounted { children: Vec::new() }), now);
-        self.reconcile(mount, &key, below, now, &mut Vec::new());
+        self.reconcile(mount, &key, below, true, now, &mut Vec::new());
     }
 
     /// The mount with a number.
@@ -239,7 +235,7 @@ impl State {
     /// Take an event; append what is to be done to `out`.
     pub fn step(&mut self, event: Event, now: Instant, out: &mut Out) {
         match event {
-            Event::Packet(packet) => self.packet(packet, now, out),
+            Event::Packet(packet) => self.packet(packet, None, now, out),
             Event::Done(job, outcome) => self.done(job, outcome, now, out),
             Event::ExpireEnded(group) => self.expire_ended(group, now, out),
             Event::Timer => self.timer(now, out),
@@ -252,48 +248,80 @@ impl State {
 
     // Requests
 
-    fn packet(&mut self, packet: Packet, now: Instant, out: &mut Out) {
-        let Some(&id) = self.by_dev.get(&packet.dev) else {
-            return self.unknown(packet, now, out);
+    /// `until`: set for a packet that has waited already.
+    fn packet(&mut self, packet: Packet, until: Option<Instant>, now: Instant, out: &mut Out) {
+        let missing = matches!(packet.kind, Kind::MissingIndirect | Kind::MissingDirect);
+        let id = match self.asks(&packet) {
+            Some(id) if missing => match self.busy_above(id) {
+                // the job may take this mount away
+                Some(job) if self.phase < Phase::TearingDown && !self.is_late(job) => {
+                    return self.wait(packet, until, now);
+                }
+                _ => id,
+            },
+            Some(id) => id,
+            None if self.making() => return self.wait(packet, until, now),
+            None => return out.push(Action::Orphan(packet.dev, packet.token, Errno::NOENT)),
         };
         let key = match packet.kind {
             Kind::MissingIndirect | Kind::ExpireIndirect => packet.name,
             // the name of a direct request is an address
             Kind::MissingDirect | Kind::ExpireDirect => Key::new(),
         };
-        match packet.kind {
-            Kind::MissingIndirect | Kind::MissingDirect => {
-                let who = super::maps::Credentials { uid: packet.uid, gid: packet.gid };
-                let asker = Asker { token: packet.token, who };
-                self.missing(id, key, asker, now, out);
-            }
-            Kind::ExpireIndirect | Kind::ExpireDirect => {
-                self.idle(id, key, Some(packet.token), now, out);
-            }
+        if missing {
+            let who = super::maps::Credentials { uid: packet.uid, gid: packet.gid };
+            self.missing(id, key, Asker { token: packet.token, who }, now, out);
+        } else {
+            self.idle(id, key, Some(packet.token), now, out);
         }
     }
 
-    fn unknown(&mut self, packet: Packet, now: Instant, out: &mut Out) {
-        if self.making() {
-            if self.early.is_empty() {
-                let at = now + self.limits.mount;
-                self.alarm(at, Alarm::Early);
+    /// The mount that a packet comes from. One with the same number and another root is gone, though the job that
+    /// unmounted it has not reported yet.
+    fn asks(&self, packet: &Packet) -> Option<MountId> {
+        let id = self.find(packet.dev)?;
+        let ino = self.mounts.get(&id)?.place.ino;
+        ino.is_none_or(|ino| ino == packet.ino).then_some(id)
+    }
+
+    /// Until a job ends.
+    fn wait(&mut self, packet: Packet, until: Option<Instant>, now: Instant) {
+        let until = until.unwrap_or_else(|| {
+            let until = now + self.limits.mount;
+            self.alarm(until, Alarm::Early);
+            until
+        });
+        self.early.push((until, packet));
+    }
+
+    /// The job on a slot that a mount depends on, directly or not.
+    fn busy_above(&self, id: MountId) -> Option<JobId> {
+        let mut at = self.mounts.get(&id)?;
+        while let Some((parent, key)) = &at.parent {
+            at = self.mounts.get(parent)?;
+            if let Some(Slot::Busy { job, .. }) = at.slots.get(key) {
+                return Some(*job);
             }
-            self.early.push(packet);
-        } else {
-            out.push(Action::Orphan(packet.dev, packet.token, Errno::NOENT));
         }
+        None
+    }
+
+    fn is_late(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|job| job.late)
     }
 
     /// May a mount exist that its job has not reported yet?
     fn making(&self) -> bool {
-        let makes = |job: &Job| matches!(job.work, Work::Slot(..) | Work::Sync(_));
+        let makes = |job: &Job| matches!(job.work, Work::Slot(..) | Work::Sync(..));
         self.phase < Phase::TearingDown && self.jobs.values().any(makes)
     }
 
     fn missing(&mut self, id: MountId, key: Key, asker: Asker, now: Instant, out: &mut Out) {
+        // a job above is late, or there is none
+        let above = self.busy_above(id).is_some();
         let Some(mount) = self.mounts.get_mut(&id) else { return };
         let refusal = match mount.slots.get_mut(&key) {
+            _ if above => Some(Errno::TIMEDOUT),
             Some(Slot::Busy { job, .. }) if is_late(&self.jobs, *job) => Some(Errno::TIMEDOUT),
             Some(Slot::Busy { kept, .. }) => {
                 kept.push(asker);
@@ -335,17 +363,18 @@ impl State {
     fn idle(&mut self, id: MountId, key: Key, token: Option<Token>, now: Instant, out: &mut Out) {
         let Some(mount) = self.mounts.get(&id) else { return };
         let children = match mount.slots.get(&key) {
-            Some(Slot::Mounted { children }) => children.clone(),
-            Some(Slot::Busy { .. }) => {
-                out.extend(token.map(|token| Action::Answer(mount.place.clone(), token, Err(Errno::BUSY))));
-                return;
-            }
-            Some(Slot::Failed { .. }) | None => Vec::new(),
+            Some(Slot::Busy { .. }) => None,
+            Some(Slot::Mounted { children }) => Some(children.clone()),
+            Some(Slot::Failed { .. }) | None => Some(Vec::new()),
         };
-        if self.phase >= Phase::TearingDown {
+        // a job that the kernel does not see (its visitor has gone, it has not begun) is a use as well
+        let free = |children: &Vec<_>| {
+            self.phase < Phase::TearingDown && self.busy_above(id).is_none() && !self.busy_below(children)
+        };
+        let Some(children) = children.filter(free) else {
             out.extend(token.map(|token| Action::Answer(mount.place.clone(), token, Err(Errno::BUSY))));
             return;
-        }
+        };
         let task = UnmountTask {
             place: mount.place.clone(),
             key: key.clone(),
@@ -394,28 +423,18 @@ impl State {
                 self.unmounted(job, id, key, result, below, now, out);
             }
             (Work::Read(group), Outcome::Reread(wanted)) => self.reread(group, wanted, now, out),
-            (Work::Sync(group), Outcome::Synced { removed, made }) => {
-                for dev in removed {
-                    if let Some(&id) = self.by_dev.get(&dev) {
-                        self.forget(id, now, out);
-                    }
-                }
-                for place in made {
-                    self.add_mount(group, place);
+            (Work::Sync(group, reading), Outcome::Synced { removed, made }) => {
+                self.synced(group, removed, made, now, out);
+                if reading {
+                    self.read_ended(group, now, out);
                 }
             }
             (Work::TearDown, _) => self.end(out),
             // a worker reports the outcome of its own task, so this does not happen; nothing waits on it
-            (Work::Slot(..) | Work::Read(_) | Work::Sync(_), _) => {}
+            (Work::Slot(..) | Work::Read(_) | Work::Sync(..), _) => {}
         }
-        for packet in std::mem::take(&mut self.early) {
-            if self.by_dev.contains_key(&packet.dev) {
-                self.packet(packet, now, out);
-            } else if self.making() {
-                self.early.push(packet);
-            } else {
-                out.push(Action::Orphan(packet.dev, packet.token, Errno::NOENT));
-            }
+        for (until, packet) in std::mem::take(&mut self.early) {
+            self.packet(packet, Some(until), now, out);
         }
     }
 
@@ -431,7 +450,7 @@ impl State {
         out: &mut Out,
     ) {
         let Some((place, kept)) = self.take_kept(job, id, &key) else { return };
-        self.reconcile(id, &key, children, now, out);
+        self.reconcile(id, &key, children, false, now, out);
         out.extend(kept.iter().map(|asker| Action::Answer(place.clone(), asker.token, result)));
         let children = self.children(id, &key);
         let slot = match result {
@@ -455,7 +474,7 @@ impl State {
         out: &mut Out,
     ) {
         let Some((_, kept)) = self.take_kept(job, id, &key) else { return };
-        self.reconcile(id, &key, below, now, out);
+        self.reconcile(id, &key, below, true, now, out);
         let children = self.children(id, &key);
         let gone = result.is_ok() && children.is_empty();
         self.progress |= gone;
@@ -501,8 +520,13 @@ impl State {
         offset: Option<Arc<Offset>>,
         parent: Option<(MountId, Key)>,
         depth: usize,
+        out: &mut Out,
     ) -> Option<MountId> {
         let served = self.groups.get(&group)?.served.clone();
+        if let Some(old) = self.find(place.dev) {
+            // its number was used again: it is gone
+            self.forget(old, out);
+        }
         let id = MountId(self.number() as u32);
         self.by_dev.insert(place.dev, id);
         let mount = Mount {
@@ -574,13 +598,32 @@ impl State {
         all
     }
 
-    /// Below a slot exist exactly `below` (parents before children): keep, add, forget.
-    fn reconcile(&mut self, id: MountId, key: &[u8], below: Vec<Child>, now: Instant, out: &mut Out) {
+    /// Is there a job on `mounts` or on anything that depends on them?
+    fn busy_below(&self, mounts: &[MountId]) -> bool {
+        let mounts = mounts.iter().filter_map(|id| self.mounts.get(id));
+        mounts.flat_map(|mount| mount.slots.values()).any(|slot| match slot {
+            Slot::Busy { .. } => true,
+            Slot::Mounted { children } => self.busy_below(children),
+            Slot::Failed { .. } => false,
+        })
+    }
+
+    /// Below a slot exist exactly `below` (parents before children): keep, add, forget. Not `deep`: only those
+    /// directly below are listed, and what depends on them is as it was.
+    fn reconcile(
+        &mut self,
+        id: MountId,
+        key: &[u8],
+        below: Vec<Child>,
+        deep: bool,
+        now: Instant,
+        out: &mut Out,
+    ) {
         let Some(top) = self.mounts.get(&id) else { return };
         let top_dev = top.place.dev;
         let listed: Vec<DevNum> = below.iter().map(|child| child.place.dev).collect();
         for old in self.children(id, key) {
-            self.forget_unless(old, &listed, now, out);
+            self.forget_unless(old, &listed, deep, out);
         }
         for child in below {
             let (owner, slot) = if child.under == top_dev {
@@ -601,17 +644,15 @@ impl State {
             if same {
                 return;
             }
-            // the number was used again: the old mount is gone
-            self.forget(known, now, out);
         }
         let Some(mount) = self.mounts.get(&owner) else { return };
         let (group, depth) = (mount.group, mount.depth + 1);
         let parent = Some((owner, key.clone()));
         let id = match child.duty {
-            Duty::Offset(offset) => self.insert(group, child.place, Some(offset), parent, depth),
+            Duty::Offset(offset) => self.insert(group, child.place, Some(offset), parent, depth, out),
             Duty::Map(served) => {
                 let group = self.add_group(served);
-                let id = self.insert(group, child.place, None, parent, depth);
+                let id = self.insert(group, child.place, None, parent, depth, out);
                 if let Some(group) = self.groups.get_mut(&group) {
                     group.submount = id;
                 }
@@ -631,21 +672,21 @@ impl State {
     }
 
     /// Forget what does not exist any more of a mount and its descendants.
-    fn forget_unless(&mut self, id: MountId, listed: &[DevNum], now: Instant, out: &mut Out) {
+    fn forget_unless(&mut self, id: MountId, listed: &[DevNum], deep: bool, out: &mut Out) {
         let Some(mount) = self.mounts.get(&id) else { return };
         if !listed.contains(&mount.place.dev) {
-            return self.forget(id, now, out);
+            return self.forget(id, out);
         }
-        let keys: Vec<Key> = mount.slots.keys().cloned().collect();
+        let keys: Vec<Key> = if deep { mount.slots.keys().cloned().collect() } else { Vec::new() };
         for key in keys {
             for child in self.children(id, &key) {
-                self.forget_unless(child, listed, now, out);
+                self.forget_unless(child, listed, deep, out);
             }
         }
     }
 
     /// A mount does not exist any more, nor does what depends on it.
-    fn forget(&mut self, id: MountId, now: Instant, out: &mut Out) {
+    fn forget(&mut self, id: MountId, out: &mut Out) {
         let Some(mount) = self.mounts.remove(&id) else { return };
         if self.by_dev.get(&mount.place.dev) == Some(&id) {
             self.by_dev.remove(&mount.place.dev);
@@ -660,7 +701,7 @@ impl State {
                 Slot::Failed { .. } => continue,
             };
             for child in children {
-                self.forget(child, now, out);
+                self.forget(child, out);
             }
         }
         if let Some((parent, key)) = &mount.parent
@@ -714,8 +755,8 @@ impl State {
         if again == Some(true) {
             return self.expire(id, true, out);
         }
+        // Whether something is mounted in a submount the kernel knows best: if so, it is busy.
         if let Some(mount) = group.submount
-            && group.active.is_empty()
             && let Some((parent, key)) = self.mounts.get(&mount).and_then(|mount| mount.parent.clone())
         {
             self.idle(parent, key, None, now, out);
@@ -744,7 +785,7 @@ impl State {
                     self.expire(group, false, out);
                 }
                 Alarm::Early => {
-                    for packet in std::mem::take(&mut self.early) {
+                    for (_, packet) in self.early.extract_if(.., |(until, _)| *until <= now) {
                         out.push(Action::Orphan(packet.dev, packet.token, Errno::NOENT));
                     }
                 }
@@ -767,12 +808,8 @@ impl State {
                     refuse(&mount.place, kept, Errno::TIMEDOUT, out);
                 }
             }
-            Work::Read(group) | Work::Sync(group) => {
-                // the next reload may try again
-                if let Some(group) = self.groups.get_mut(&group) {
-                    group.reading = false;
-                }
-            }
+            // nobody waits for these
+            Work::Read(_) | Work::Sync(..) => {}
             Work::TearDown => self.end(out),
         }
     }
@@ -780,36 +817,34 @@ impl State {
     // Maps
 
     fn reload(&mut self, now: Instant, out: &mut Out) {
-        if self.phase != Phase::Serving {
-            return;
-        }
         for id in self.groups.keys().copied().collect::<Vec<_>>() {
-            let group = &self.groups[&id];
-            if group.reading {
-                continue;
-            }
-            let served = group.served.clone();
-            let root = served.point.as_ref().and_then(|point| {
-                let mut mounts = self.mounts.values();
-                mounts.find(|mount| mount.group == id && mount.place.path == *point)
-            });
-            let task = Task::Reread(served, root.map(|mount| mount.place.clone()));
-            let limit = self.limits.mount;
-            self.run(Work::Read(id), task, limit, now, out);
-            if let Some(group) = self.groups.get_mut(&id) {
-                group.reading = true;
-            }
+            self.read(id, now, out);
         }
     }
 
+    fn read(&mut self, id: GroupId, now: Instant, out: &mut Out) {
+        let Some(group) = self.groups.get_mut(&id).filter(|_| self.phase == Phase::Serving) else { return };
+        if let Some(again) = &mut group.reading {
+            *again = true;
+            return;
+        }
+        group.reading = Some(false);
+        let served = group.served.clone();
+        let root = served.point.as_ref().and_then(|point| {
+            let mut mounts = self.mounts.values();
+            mounts.find(|mount| mount.group == id && mount.place.path == *point)
+        });
+        let task = Task::Reread(served, root.map(|mount| mount.place.clone()));
+        self.run(Work::Read(id), task, self.limits.mount, now, out);
+    }
+
     fn reread(&mut self, id: GroupId, wanted: Option<Vec<std::path::PathBuf>>, now: Instant, out: &mut Out) {
-        let Some(group) = self.groups.get_mut(&id) else { return };
-        group.reading = false;
+        let Some(group) = self.groups.get(&id) else { return };
         let served = group.served.clone();
         for mount in self.mounts.values_mut().filter(|mount| mount.group == id) {
             mount.slots.retain(|_, slot| !matches!(slot, Slot::Failed { .. }));
         }
-        let Some(wanted) = wanted else { return };
+        let Some(wanted) = wanted else { return self.read_ended(id, now, out) };
         let wanted: std::collections::HashSet<_> = wanted.into_iter().collect();
         let mut have = std::collections::HashSet::new();
         let mut remove = Vec::new();
@@ -822,9 +857,50 @@ impl State {
             }
         }
         let make: Vec<_> = wanted.into_iter().filter(|path| !have.contains(path)).collect();
-        if !remove.is_empty() || !make.is_empty() {
+        if remove.is_empty() && make.is_empty() {
+            self.read_ended(id, now, out);
+        } else {
             let task = SyncTask { served, remove, make };
-            self.run(Work::Sync(id), Task::Sync(task), self.limits.mount, now, out);
+            self.run(Work::Sync(id, true), Task::Sync(task), self.limits.mount, now, out);
+        }
+    }
+
+    fn read_ended(&mut self, id: GroupId, now: Instant, out: &mut Out) {
+        let again = self.groups.get_mut(&id).and_then(|group| group.reading.take());
+        if again == Some(true) {
+            self.read(id, now, out);
+        }
+    }
+
+    fn synced(
+        &mut self,
+        id: GroupId,
+        removed: Vec<Arc<Place>>,
+        made: Vec<Arc<Place>>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let mut back = Vec::new();
+        for place in removed {
+            // the number may have been used again
+            let known =
+                self.find(place.dev).filter(|id| self.mounts.get(id).is_some_and(|m| m.place == place));
+            let Some(mount) = known else { continue };
+            if self.mounts.get(&mount).is_some_and(|mount| !mount.retired) {
+                // wanted again since the job began
+                back.push(place.path.clone());
+            }
+            self.forget(mount, out);
+        }
+        for place in made {
+            self.insert(id, place, None, None, 0, out);
+        }
+        if let Some(group) = self.groups.get(&id)
+            && !back.is_empty()
+            && self.phase == Phase::Serving
+        {
+            let task = SyncTask { served: group.served.clone(), remove: Vec::new(), make: back };
+            self.run(Work::Sync(id, false), Task::Sync(task), self.limits.mount, now, out);
         }
     }
 
@@ -837,7 +913,7 @@ impl State {
                 make: Vec::new(),
             };
             let group = mount.group;
-            self.run(Work::Sync(group), Task::Sync(task), self.limits.unmount, now, out);
+            self.run(Work::Sync(group, false), Task::Sync(task), self.limits.unmount, now, out);
         }
     }
 
@@ -881,7 +957,7 @@ impl State {
 
     fn tear_down(&mut self, now: Instant, out: &mut Out) {
         self.phase = Phase::TearingDown;
-        for packet in std::mem::take(&mut self.early) {
+        for (_, packet) in std::mem::take(&mut self.early) {
             out.push(Action::Orphan(packet.dev, packet.token, Errno::HOSTDOWN));
         }
         let mut mounts: Vec<_> = self.mounts.values().collect();

@@ -17,8 +17,10 @@ pub type Key = Vec<u8>;
 pub struct Place {
     /// Its mount point.
     pub path: PathBuf,
-    /// Number of its superblock.
+    /// Number of its superblock. It is used again as soon as the mount is gone.
     pub dev: DevNum,
+    /// Inode of its root, which is not used again soon; requests carry it. `None`: not known.
+    pub ino: Option<u64>,
     /// Its type.
     pub kind: MountType,
 }
@@ -156,7 +158,7 @@ pub enum Outcome {
     /// Of [`Task::Sync`].
     Synced {
         /// Gone.
-        removed: Vec<DevNum>,
+        removed: Vec<Arc<Place>>,
         /// New.
         made: Vec<Arc<Place>>,
     },

@@ -166,14 +166,11 @@ impl Shared {
 
     fn expire(&self, run: &ExpireRun) {
         for place in run.levels.iter().flatten() {
-            // The kernel finds a trigger idle, too, when nothing is mounted on it.
-            let empty = || {
-                place.kind != MountType::Indirect
-                    && !self.kernel.is_covered(place, &place.path).unwrap_or(false)
-            };
+            // The kernel finds a trigger idle again and again, also when nothing is mounted on it any more.
+            let most = if place.kind == MountType::Indirect { EXPIRES } else { 1 };
             // An error means that something is in use after all, or that the mount is gone.
-            let expired = || !empty() && self.kernel.expire(place, run.immediate).unwrap_or(false);
-            let _ = (0..EXPIRES).take_while(|_| expired()).count();
+            let expired = || self.kernel.expire(place, run.immediate).unwrap_or(false);
+            let _ = (0..most).take_while(|_| expired()).count();
         }
     }
 }

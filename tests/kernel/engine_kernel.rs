@@ -99,7 +99,7 @@ impl Bench {
     }
 
     /// Nothing is idle: no request comes.
-    fn assert_busy(&self, place: &Place) {
+    fn assert_not_idle(&self, place: &Place) {
         assert_eq!(self.kernel.expire(place, true), Ok(false));
     }
 }
@@ -226,7 +226,7 @@ fn an_idle_mount_expires_and_a_used_one_does_not() {
     wait_until(|| {
         fs::read_link(format!("/proc/{}/cwd", user.pid())).is_ok_and(|cwd| cwd == place.path).then_some(())
     });
-    bench.assert_busy(&place);
+    bench.assert_not_idle(&place);
     assert_eq!(bench.kernel.unmount(&place.path), Err(Errno::BUSY));
     drop(user);
 
@@ -243,6 +243,13 @@ fn an_idle_mount_expires_and_a_used_one_does_not() {
         assert_eq!(called, result);
     }
     assert_eq!(bench.kernel.is_covered(&place, &place.path), Ok(false));
+    // A trigger is chosen though nothing is mounted on it.
+    let (called, ()) = bench.expire(&place, || {
+        let request = bench.request();
+        assert_eq!(Some(request.ino), place.ino);
+        bench.kernel.answer(&place, request.token, Ok(())).unwrap();
+    });
+    assert_eq!(called, Ok(true));
 }
 
 /// Why no descriptor is kept: EXPIRE allows for one open root on its own mount (the caller's) and none below.
@@ -269,18 +276,21 @@ fn an_open_root_counts_as_a_use() {
     may_go(&direct);
     may_go(&indirect);
     let other = open(&direct);
-    bench.assert_busy(&direct);
+    bench.assert_not_idle(&direct);
     drop(other);
     let below = open(&offset);
-    bench.assert_busy(&direct);
+    bench.assert_not_idle(&direct);
     assert_eq!(bench.kernel.unmount(&offset.path), Err(Errno::BUSY));
     drop(below);
     may_go(&direct);
-    let other = open(&indirect);
+    let held = bench.kernel.hold(&indirect).unwrap();
     // the keys of an indirect mount are looked at, not the mount
     may_go(&indirect);
+    bench.unmount(&key);
     assert_eq!(bench.kernel.unmount(&indirect.path), Err(Errno::BUSY));
-    drop(other);
+    drop(held);
+    bench.unmount(&indirect.path);
+    assert_eq!(bench.kernel.hold(&indirect).err(), Some(Errno::NOENT));
 }
 
 #[test]
@@ -329,7 +339,8 @@ fn directories_links_and_names() {
     names.sort();
     assert_eq!(names, ["key", "link"]);
     assert_eq!(kernel.remove(&at("key")), Err(Errno::BUSY));
-    kernel.remove(&at("link")).unwrap();
+    assert_eq!(kernel.remove_link(&at("key")), Err(Errno::ISDIR));
+    kernel.remove_link(&at("link")).unwrap();
     kernel.remove(&at("key/dangling")).unwrap();
     assert_eq!(kernel.names(&at("none")), Err(Errno::NOENT));
 }
@@ -346,7 +357,7 @@ fn jobs_mount_a_tree_and_take_it_away() {
         let request = bench.request();
         let child = below.iter().find(|child| child.place.dev == request.dev);
         let place = child.map_or(&top, |child| &child.place).clone();
-        assert_eq!(place.path, step);
+        assert_eq!((&place.path, place.ino), (&step, Some(request.ino)));
         let task = MountTask {
             place: place.clone(),
             key: if child.is_none() { request.name } else { Vec::new() },

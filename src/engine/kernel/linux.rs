@@ -3,7 +3,7 @@
 //! The process group of this process owns every mount that is made here, so none of its own path walks
 //! triggers or waits. Plain paths are therefore safe everywhere.
 
-use super::Kernel;
+use super::{Hold, Kernel};
 use crate::discover::facts::AutofsOptions;
 use crate::discover::mountinfo;
 use crate::engine::maps::What;
@@ -48,6 +48,8 @@ impl Linux {
     }
 }
 
+impl Hold for MountFd {}
+
 impl Kernel for Linux {
     fn answer(&self, place: &Place, token: Token, result: Result<(), Errno>) -> Result<(), Errno> {
         let root = match self.open(place) {
@@ -69,7 +71,11 @@ impl Kernel for Linux {
         // A bind of a part of it is enough to answer through.
         let entry = found.min_by_key(|entry| entry.root != b"/").ok_or(Errno::NOENT)?;
         let kind = AutofsOptions::parse(entry.super_options).mount_type;
-        Ok(Place { path: mountinfo::path(entry.mount_point), dev, kind })
+        Ok(Place { path: mountinfo::path(entry.mount_point), dev, ino: None, kind })
+    }
+
+    fn hold<'a>(&'a self, place: &Place) -> Result<Box<dyn Hold + 'a>, Errno> {
+        Ok(Box::new(self.open(place)?))
     }
 
     fn expire(&self, place: &Place, immediate: bool) -> Result<bool, Errno> {
@@ -96,10 +102,6 @@ impl Kernel for Linux {
         }
     }
 
-    fn exists(&self, place: &Place) -> bool {
-        self.open(place).is_ok()
-    }
-
     fn make_trigger(&self, path: &Path, kind: MountType, served: &Served) -> Result<Place, Errno> {
         let params = AutofsParams {
             pipe: self.pipe.as_fd(),
@@ -113,7 +115,9 @@ impl Kernel for Linux {
         };
         let mount =
             mounts::autofs(&params, Path::new(&served.name), MountFlags::empty()).map_err(mount_errno)?;
-        let place = Place { path: path.to_owned(), dev: mount.dev()?, kind };
+        let root = rustix::fs::fstat(&mount)?;
+        let dev = DevNum::from_st_dev(root.st_dev);
+        let place = Place { path: path.to_owned(), dev, ino: Some(root.st_ino), kind };
         mount.attach(CWD, path).map_err(mount_errno)?;
         if let Err(errno) = self.set_up(&place, mount, served) {
             if let Err(error) = mounts::unmount(path, Unmount::Idle) {
@@ -154,9 +158,13 @@ impl Kernel for Linux {
 
     fn remove(&self, path: &Path) -> Result<(), Errno> {
         match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
-            Err(Errno::NOTDIR) => rustix::fs::unlink(path),
+            Err(Errno::NOTDIR) => self.remove_link(path),
             removed => removed,
         }
+    }
+
+    fn remove_link(&self, path: &Path) -> Result<(), Errno> {
+        rustix::fs::unlink(path)
     }
 
     fn symlink(&self, target: &Path, path: &Path) -> Result<(), Errno> {

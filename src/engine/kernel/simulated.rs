@@ -2,9 +2,13 @@
 //!
 //! It keeps the promises that the engine relies on: a visitor waits at an uncovered trigger, later
 //! visitors join its request, a mount in use or with mounts on it is EBUSY, an answer for an unknown token
-//! is EINVAL. It counts what must never happen: answers to requests that are not pending.
+//! is EINVAL, numbers of mounts that are gone come again. It counts what must never happen: answers to
+//! requests that are not pending.
+//!
+//! A job that runs in a thread with a [`Baton`] stops before each of its calls, so that a test decides
+//! what happens in between.
 
-use super::Kernel;
+use super::{Hold, Kernel};
 use crate::discover::facts::MountType;
 use crate::engine::maps::What;
 use crate::engine::mount::MountError;
@@ -13,10 +17,12 @@ use crate::engine::task::{Key, Place};
 use crate::sys::control::Token;
 use crate::sys::packet::{Kind, Packet};
 use crate::sys::{DevNum, Errno};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The pretended kernel.
@@ -28,8 +34,8 @@ pub struct Simulated(Mutex<World>);
 pub struct World {
     /// In the order of mounting.
     pub mounts: Vec<SimMount>,
-    /// Directories and symlinks.
-    pub names: BTreeSet<PathBuf>,
+    /// Directories and symbolic links, with the mount in which they are.
+    pub names: BTreeMap<(DevNum, PathBuf), Name>,
     /// Requests without an answer.
     pub pending: BTreeMap<Token, Request>,
     /// Answers given.
@@ -38,21 +44,35 @@ pub struct World {
     pub wrong: Vec<Token>,
     /// Mount points in use.
     pub used: BTreeSet<PathBuf>,
-    /// Mount points where mounting fails.
+    /// Paths where nothing can be made or mounted.
     pub broken: BTreeSet<PathBuf>,
     /// What the engine would read from its pipe.
     pub packets: Vec<Packet>,
     expires: BTreeSet<Token>,
+    /// Inodes of mounts that are held, as often as they are.
+    held: Vec<u64>,
     next: u32,
 }
 
 /// A mount.
 #[derive(Debug)]
 pub struct SimMount {
-    path: PathBuf,
+    /// Where.
+    pub path: PathBuf,
+    /// Set for an autofs mount.
+    pub autofs: Option<MountType>,
     dev: DevNum,
-    autofs: Option<MountType>,
+    ino: u64,
     catatonic: bool,
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link,
 }
 
 /// A request without an answer.
@@ -73,37 +93,34 @@ pub enum Visit {
     Failed,
 }
 
+/// The file system in which everything else is mounted.
+const ROOT: DevNum = DevNum::anonymous(1);
+
 impl World {
-    /// Walk `path`.
+    /// Walk `path`. Whoever comes to a trigger while it is mounted or expires waits for that.
     pub fn visit(&mut self, path: &Path) -> Visit {
         let prefixes: Vec<_> = path.ancestors().map(Path::to_path_buf).collect();
-        let mut autofs = None;
+        let mut indirect = None;
         for prefix in prefixes.into_iter().rev() {
-            if let Some((dev, MountType::Indirect)) = autofs
-                && self.top(&prefix).is_none()
-                && !self.mounted_below(&prefix)
-                && !self.is_symlink(&prefix)
-            {
+            let mounted = self.top(&prefix).is_some() || self.mounted_below(&prefix);
+            if let Some(dev) = indirect.take() {
                 let key = prefix.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
-                return self.ask(dev, key);
+                if !mounted && self.name(&prefix) != Some(Name::Link) || self.asked(dev, &key) {
+                    return self.ask(dev, key);
+                }
             }
-            autofs = None;
-            if let Some(top) = self.top(&prefix)
-                && let Some(kind) = top.autofs
-            {
-                let dev = top.dev;
-                if kind == MountType::Indirect {
-                    autofs = Some((dev, kind));
-                } else if !self.mounted_below(&prefix) {
+            let here = self.mounts.iter().filter(|mount| mount.path == prefix && mount.autofs.is_some());
+            let here: Vec<_> = here.map(|mount| (mount.dev, mount.autofs)).collect();
+            let top = self.top(&prefix).map(|mount| mount.dev);
+            for (dev, kind) in here {
+                if kind == Some(MountType::Indirect) {
+                    indirect = Some(dev);
+                } else if top == Some(dev) && !self.mounted_below(&prefix) || self.asked(dev, b"") {
                     return self.ask(dev, Key::new());
                 }
             }
         }
         Visit::Arrived
-    }
-
-    fn is_symlink(&self, path: &Path) -> bool {
-        self.names.contains(&path.join("->"))
     }
 
     fn ask(&mut self, dev: DevNum, key: Key) -> Visit {
@@ -125,11 +142,12 @@ impl World {
             (false, false) => Kind::MissingIndirect,
             (false, true) => Kind::ExpireIndirect,
         };
+        let ino = self.mounts.iter().find(|mount| mount.dev == dev).map_or(0, |mount| mount.ino);
         self.packets.push(Packet {
             kind,
             token,
             dev,
-            ino: 1,
+            ino,
             uid: 0,
             gid: 0,
             pid: 1,
@@ -143,22 +161,14 @@ impl World {
         token
     }
 
-    /// The start of an EXPIRE call: `None` when nothing is idle.
+    /// The start of an EXPIRE call: `None` when nothing is idle. A trigger is chosen even when nothing is
+    /// mounted on it.
     pub fn begin_expire(&mut self, place: &Place) -> Option<Token> {
-        self.mounts.iter().find(|mount| mount.dev == place.dev && !mount.catatonic)?;
-        let busy_with = |world: &Self, key: &Key| {
-            world.pending.values().any(|request| request.dev == place.dev && request.key == *key)
-        };
-        let idle = |world: &Self, top: &Path| {
-            let submount = world.top(top).is_some_and(|mount| mount.autofs == Some(MountType::Indirect));
-            let used = world.used.iter().any(|path| path.starts_with(top));
-            let waited = world.mounts.iter().any(|mount| {
-                mount.path.starts_with(top) && world.pending.values().any(|request| request.dev == mount.dev)
-            });
-            !submount && !used && !waited
-        };
+        let at = self.find(place).filter(|at| !self.mounts[*at].catatonic)?;
         if place.kind != MountType::Indirect {
-            let free = !busy_with(self, &Key::new()) && idle(self, &place.path);
+            let free = !self.asked(place.dev, b"")
+                && !self.is_held(self.mounts[at].ino)
+                && self.is_idle(&place.path, false);
             return free.then(|| self.send(place.dev, Key::new(), true));
         }
         let keys: BTreeSet<Key> = self
@@ -167,8 +177,41 @@ impl World {
             .filter_map(|mount| mount.path.strip_prefix(&place.path).ok()?.iter().next())
             .map(|name| name.as_bytes().to_vec())
             .collect();
-        let key = keys.into_iter().find(|key| !busy_with(self, key) && idle(self, &place.target(key)))?;
+        let links = self.names.iter().filter(|((dev, _), name)| *dev == place.dev && **name == Name::Link);
+        let links = links.filter_map(|((_, path), _)| path.file_name()).map(|name| name.as_bytes().to_vec());
+        let keys: BTreeSet<Key> = keys.into_iter().chain(links).collect();
+        let idle = |key: &Key| !self.asked(place.dev, key) && self.is_idle(&place.target(key), true);
+        let key = keys.into_iter().find(idle)?;
         Some(self.send(place.dev, key, true))
+    }
+
+    fn asked(&self, dev: DevNum, key: &[u8]) -> bool {
+        self.pending.values().any(|request| request.dev == dev && request.key == key)
+    }
+
+    fn is_held(&self, ino: u64) -> bool {
+        self.held.contains(&ino)
+    }
+
+    /// Nobody uses what is mounted at and below `top`.
+    fn is_idle(&self, top: &Path, with_top: bool) -> bool {
+        let submount = self.top(top).is_some_and(|mount| mount.autofs == Some(MountType::Indirect));
+        let used = self.used.iter().any(|path| path.starts_with(top) && self.top(path).is_some());
+        let mut below = self.mounts.iter().filter(|mount| mount.path.starts_with(top));
+        let in_use = below.any(|mount| {
+            let asked = self.pending.values().any(|request| request.dev == mount.dev);
+            (with_top || mount.path != top) && (asked || self.is_held(mount.ino))
+        });
+        !submount && !used && !in_use
+    }
+
+    /// All autofs mounts.
+    pub fn autofs_places(&self) -> Vec<Place> {
+        let place = |mount: &SimMount| {
+            let SimMount { path, dev, ino, .. } = mount;
+            Some(Place { path: path.clone(), dev: *dev, ino: Some(*ino), kind: mount.autofs? })
+        };
+        self.mounts.iter().filter_map(place).collect()
     }
 
     /// Was it an expire request?
@@ -176,7 +219,25 @@ impl World {
         self.expires.contains(&token)
     }
 
-    fn top(&self, path: &Path) -> Option<&SimMount> {
+    /// Unmount the topmost mount at a path.
+    pub fn unmount(&mut self, path: &Path) -> Result<(), Errno> {
+        let at = self.mounts.iter().rposition(|mount| mount.path == path).ok_or(Errno::INVAL)?;
+        let SimMount { dev, ino, .. } = self.mounts[at];
+        let asked = self.pending.values().any(|request| request.dev == dev);
+        if asked || self.is_held(ino) || self.used.contains(path) || self.mounted_below(path) {
+            return Err(Errno::BUSY);
+        }
+        self.mounts.remove(at);
+        self.names.retain(|(inside, _), _| *inside != dev);
+        Ok(())
+    }
+
+    fn find(&self, place: &Place) -> Option<usize> {
+        self.mounts.iter().position(|mount| mount.dev == place.dev && mount.path == place.path)
+    }
+
+    /// The topmost mount at a path.
+    pub fn top(&self, path: &Path) -> Option<&SimMount> {
         self.mounts.iter().rev().find(|mount| mount.path == path)
     }
 
@@ -184,25 +245,105 @@ impl World {
         self.mounts.iter().any(|mount| mount.path != path && mount.path.starts_with(path))
     }
 
+    /// The mount in which the name of `path` is.
+    fn holder(&self, path: &Path) -> DevNum {
+        path.ancestors().skip(1).find_map(|dir| self.top(dir)).map_or(ROOT, |mount| mount.dev)
+    }
+
+    fn name(&self, path: &Path) -> Option<Name> {
+        self.names.get(&(self.holder(path), path.to_path_buf())).copied()
+    }
+
+    fn add_name(&mut self, path: &Path, name: Name) -> Result<(), Errno> {
+        if self.name(path).is_some() || path == Path::new("/") {
+            return Err(Errno::EXIST);
+        }
+        if self.broken.contains(path) {
+            return Err(Errno::NOSPC);
+        }
+        match path.parent() {
+            Some(parent) if parent != Path::new("/") && self.name(parent) != Some(Name::Directory) => {
+                Err(Errno::NOENT)
+            }
+            _ => {
+                self.names.insert((self.holder(path), path.to_path_buf()), name);
+                Ok(())
+            }
+        }
+    }
+
     fn number(&mut self) -> u32 {
         self.next += 1;
         self.next
     }
 
-    fn add(&mut self, path: &Path, autofs: Option<MountType>) -> DevNum {
+    fn add(&mut self, path: &Path, autofs: Option<MountType>) -> Result<&SimMount, Errno> {
+        if self.name(path) != Some(Name::Directory) {
+            return Err(Errno::NOENT);
+        }
+        if self.broken.contains(path) {
+            return Err(Errno::NOMEM);
+        }
         // the lowest free number is used first, as in the kernel: old ones come again
         let taken = |minor: &u32| self.mounts.iter().any(|mount| mount.dev == DevNum::anonymous(*minor));
         let minor = (30..).find(|minor| !taken(minor)).unwrap_or_default();
+        let ino = u64::from(self.number());
         let dev = DevNum::anonymous(minor);
-        self.mounts.push(SimMount { path: path.to_path_buf(), dev, autofs, catatonic: false });
-        dev
+        self.mounts.push(SimMount { path: path.to_path_buf(), dev, ino, autofs, catatonic: false });
+        self.mounts.last().ok_or(Errno::NOMEM)
+    }
+}
+
+/// Lets a job make one call at a time.
+pub struct Baton {
+    /// Told when the job is about to make a call.
+    pub stopped: Sender<()>,
+    /// One message, one call. When the other end is gone, the job's thread ends.
+    pub go: Receiver<()>,
+}
+
+thread_local! {
+    static BATON: RefCell<Option<Baton>> = const { RefCell::new(None) };
+}
+
+impl Baton {
+    /// For this thread, from now on.
+    pub fn take(self) {
+        BATON.set(Some(self));
     }
 }
 
 impl Simulated {
-    /// The world, to look at and to change.
+    /// The world, to look at and to change. Only one at a time: a second one waits for the first.
     pub fn world(&self) -> MutexGuard<'_, World> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The world for a call of the engine.
+    fn call(&self) -> MutexGuard<'_, World> {
+        BATON.with_borrow(|baton| {
+            if let Some(baton) = baton
+                && (baton.stopped.send(()).is_err() || baton.go.recv().is_err())
+            {
+                // the test is over
+                std::panic::resume_unwind(Box::new(()));
+            }
+        });
+        self.world()
+    }
+}
+
+/// A held mount.
+struct Held<'a>(&'a Simulated, u64);
+
+impl Hold for Held<'_> {}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let held = &mut self.0.world().held;
+        if let Some(at) = held.iter().position(|ino| *ino == self.1) {
+            held.swap_remove(at);
+        }
     }
 }
 
@@ -223,59 +364,45 @@ impl Kernel for Simulated {
     }
 
     fn find(&self, dev: DevNum) -> Result<Place, Errno> {
-        let world = self.world();
-        let found = world.mounts.iter().find(|mount| mount.dev == dev);
-        let place =
-            found.and_then(|mount| Some(Place { path: mount.path.clone(), dev, kind: mount.autofs? }));
-        place.ok_or(Errno::NOENT)
+        let places = self.call().autofs_places();
+        places.into_iter().find(|place| place.dev == dev).ok_or(Errno::NOENT)
+    }
+
+    fn hold<'a>(&'a self, place: &Place) -> Result<Box<dyn Hold + 'a>, Errno> {
+        let mut world = self.call();
+        let at = world.find(place).ok_or(Errno::NOENT)?;
+        let ino = world.mounts[at].ino;
+        world.held.push(ino);
+        Ok(Box::new(Held(self, ino)))
     }
 
     fn expire(&self, place: &Place, _immediate: bool) -> Result<bool, Errno> {
         // tests begin the call and answer it in two steps
-        Ok(self.world().begin_expire(place).is_some())
+        Ok(self.call().begin_expire(place).is_some())
     }
 
     fn is_covered(&self, place: &Place, target: &Path) -> Result<bool, Errno> {
-        Ok(self.world().top(target).is_some_and(|top| top.dev != place.dev))
-    }
-
-    fn exists(&self, place: &Place) -> bool {
-        let world = self.world();
-        world.mounts.iter().any(|mount| mount.dev == place.dev && mount.path == place.path)
+        let world = self.call();
+        world.find(place).ok_or(Errno::NOENT)?;
+        Ok(world.top(target).is_some_and(|top| top.dev != place.dev))
     }
 
     fn make_trigger(&self, path: &Path, kind: MountType, _served: &Served) -> Result<Place, Errno> {
-        let mut world = self.world();
-        if world.broken.contains(path) {
-            return Err(Errno::NOMEM);
-        }
-        let dev = world.add(path, Some(kind));
-        Ok(Place { path: path.to_path_buf(), dev, kind })
+        let mut world = self.call();
+        let mount = world.add(path, Some(kind))?;
+        Ok(Place { path: path.to_path_buf(), dev: mount.dev, ino: Some(mount.ino), kind })
     }
 
     fn mount(&self, _what: &What, target: &Path, _served: &Served) -> Result<(), MountError> {
-        let mut world = self.world();
-        if world.broken.contains(target) {
-            return Err(MountError::NoHelper(Errno::IO));
-        }
-        world.add(target, None);
-        Ok(())
+        self.call().add(target, None).map(drop).map_err(MountError::NoHelper)
     }
 
     fn unmount(&self, path: &Path) -> Result<(), Errno> {
-        let mut world = self.world();
-        let at = world.mounts.iter().rposition(|mount| mount.path == path).ok_or(Errno::INVAL)?;
-        let dev = world.mounts[at].dev;
-        let waited = world.pending.values().any(|request| request.dev == dev);
-        if waited || world.used.contains(path) || world.mounted_below(path) {
-            return Err(Errno::BUSY);
-        }
-        world.mounts.remove(at);
-        Ok(())
+        self.call().unmount(path)
     }
 
     fn make_catatonic(&self, place: &Place) -> Result<(), Errno> {
-        let mut world = self.world();
+        let mut world = self.call();
         for mount in world.mounts.iter_mut().filter(|mount| mount.dev == place.dev) {
             mount.catatonic = true;
         }
@@ -289,31 +416,49 @@ impl Kernel for Simulated {
     }
 
     fn make_dir(&self, path: &Path, _mode: u32) -> Result<bool, Errno> {
-        let mut world = self.world();
-        if world.broken.contains(path) && world.top(path).is_none() {
-            return Err(Errno::NOSPC);
+        let mut world = self.call();
+        let mut new = false;
+        let paths: Vec<&Path> = path.ancestors().collect();
+        for path in paths.into_iter().rev() {
+            new = match world.add_name(path, Name::Directory) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
+                Err(errno) => return Err(errno),
+            };
         }
-        Ok(world.names.insert(path.to_path_buf()))
+        Ok(new)
     }
 
     fn remove(&self, path: &Path) -> Result<(), Errno> {
-        let mut world = self.world();
-        if world.top(path).is_some() || world.mounted_below(path) {
+        let mut world = self.call();
+        if world.top(path).is_some() {
             return Err(Errno::BUSY);
         }
-        world.names.remove(&path.join("->"));
-        world.names.remove(path).then_some(()).ok_or(Errno::NOENT)
+        let holder = world.holder(path);
+        let inside = |name: &Path| name != path && name.starts_with(path);
+        if world.names.keys().any(|(dev, name)| *dev == holder && inside(name)) {
+            return Err(Errno::NOTEMPTY);
+        }
+        world.names.remove(&(holder, path.to_path_buf())).map(drop).ok_or(Errno::NOENT)
+    }
+
+    fn remove_link(&self, path: &Path) -> Result<(), Errno> {
+        let mut world = self.call();
+        if world.name(path) != Some(Name::Link) {
+            return Err(Errno::ISDIR);
+        }
+        let holder = world.holder(path);
+        world.names.remove(&(holder, path.to_path_buf())).map(drop).ok_or(Errno::NOENT)
     }
 
     fn symlink(&self, _target: &Path, path: &Path) -> Result<(), Errno> {
-        let mut world = self.world();
-        world.names.insert(path.join("->"));
-        world.names.insert(path.to_path_buf()).then_some(()).ok_or(Errno::EXIST)
+        self.call().add_name(path, Name::Link)
     }
 
     fn names(&self, dir: &Path) -> Result<Vec<OsString>, Errno> {
-        let world = self.world();
-        let inside = world.names.iter().filter(|path| path.parent() == Some(dir));
-        Ok(inside.filter_map(|path| path.file_name()).map(Into::into).collect())
+        let world = self.call();
+        let dev = world.top(dir).map_or_else(|| world.holder(dir), |top| top.dev);
+        let inside = world.names.keys().filter(|(holder, path)| *holder == dev && path.parent() == Some(dir));
+        Ok(inside.filter_map(|(_, path)| path.file_name()).map(Into::into).collect())
     }
 }

@@ -1,0 +1,224 @@
+//! Single cases, told step by step.
+
+use super::*;
+
+fn mounted(bench: &Bench, path: &str) -> bool {
+    bench.kernel.world().top(Path::new(path)).is_some_and(|top| top.autofs.is_none())
+}
+
+fn exists(bench: &Bench, path: &str) -> bool {
+    bench.kernel.world().top(Path::new(path)).is_some()
+}
+
+/// Visit, and let everything run to its end.
+fn arrive(bench: &mut Bench, path: &str) {
+    bench.visit(path);
+    bench.settle().unwrap();
+}
+
+fn last_answer(bench: &Bench) -> Result<(), Errno> {
+    *bench.kernel.world().answers.last_key_value().unwrap().1
+}
+
+#[test]
+fn a_visitor_that_comes_while_its_mount_expires_gets_it_back() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/i/plain");
+    bench.expire_now();
+    bench.work(0, 2);
+    bench.visit("/i/plain");
+    assert_eq!(bench.visits.len(), 1);
+    bench.settle().unwrap();
+    assert!(mounted(&bench, "/i/plain"));
+}
+
+#[test]
+fn an_entry_that_went_while_its_mount_expired_is_answered() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/i/plain");
+    bench.expire_now();
+    bench.work(0, 2);
+    bench.change(0);
+    bench.event(Event::Reload);
+    bench.visit("/i/plain");
+    bench.settle().unwrap();
+    assert_eq!(last_answer(&bench), Err(Errno::NOENT));
+    assert!(!exists(&bench, "/i/plain"));
+}
+
+#[test]
+fn a_late_lookup_is_answered_and_what_it_mounts_expires() {
+    let mut bench = Bench::new();
+    bench.visit("/i/plain");
+    bench.work(0, 1);
+    bench.pass(60);
+    assert_eq!((bench.visits.len(), last_answer(&bench)), (0, Err(Errno::TIMEDOUT)));
+    // the job holds its key only
+    bench.visit("/i/plain");
+    assert_eq!((bench.visits.len(), last_answer(&bench)), (0, Err(Errno::TIMEDOUT)));
+    bench.visit("/i/rooted");
+    bench.work(1, usize::MAX);
+    assert!(mounted(&bench, "/i/rooted") && !mounted(&bench, "/i/plain"));
+    bench.settle().unwrap();
+    assert!(mounted(&bench, "/i/plain"));
+    bench.expire_now();
+    bench.settle().unwrap();
+    assert!(!exists(&bench, "/i/plain"));
+}
+
+#[test]
+fn a_failed_lookup_is_remembered_for_a_while() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/i/absent");
+    bench.visit("/i/absent");
+    assert_eq!((bench.jobs.len(), last_answer(&bench)), (0, Err(Errno::NOENT)));
+    bench.pass(60);
+    bench.visit("/i/absent");
+    assert_eq!(bench.jobs.len(), 1);
+}
+
+#[test]
+fn a_part_that_cannot_be_made_fails_a_strict_entry_only() {
+    let mut bench = Bench::new();
+    for path in ["/i/multi/c", "/i/strict/c"] {
+        bench.kernel.world().broken.insert(path.into());
+    }
+    arrive(&mut bench, "/i/multi/a");
+    assert!(mounted(&bench, "/i/multi/a") && !exists(&bench, "/i/multi/c"));
+    // what is made instead of a strict entry that fails, and nothing of the entry
+    arrive(&mut bench, "/i/strict");
+    assert!(mounted(&bench, "/i/strict") && !exists(&bench, "/i/strict/a"));
+}
+
+#[test]
+fn a_strict_entry_that_fails_leaves_nothing() {
+    let mut bench = Bench::new();
+    let fresh = bench.snapshot();
+    bench.maps[0].0.lock().unwrap().get_mut(&b"strict"[..]).unwrap().otherwise = None;
+    bench.kernel.world().broken.insert("/i/strict/c".into());
+    arrive(&mut bench, "/i/strict/a");
+    assert_eq!(last_answer(&bench), Err(Errno::NOSPC));
+    assert_eq!(bench.snapshot(), fresh);
+}
+
+#[test]
+fn a_partial_expire_leaves_no_dead_trigger() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/i/multi/a");
+    arrive(&mut bench, "/i/multi/c");
+    bench.expire_now();
+    // the kernel found all of it idle; now somebody enters one part
+    while mounted(&bench, "/i/multi/a") {
+        bench.work(0, 1);
+    }
+    bench.kernel.world().used.insert("/i/multi/c".into());
+    bench.settle().unwrap();
+    assert!(exists(&bench, "/i/multi/a") && mounted(&bench, "/i/multi/c"));
+    arrive(&mut bench, "/i/multi/a/b");
+    assert!(mounted(&bench, "/i/multi/a/b"));
+}
+
+#[test]
+fn reload_follows_a_direct_map() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/d/one");
+    bench.change(3);
+    bench.change(4);
+    bench.event(Event::Reload);
+    bench.settle().unwrap();
+    arrive(&mut bench, "/d/new");
+    assert!(mounted(&bench, "/d/new"));
+    // a trigger without a key stays as long as its mount, and answers
+    assert!(mounted(&bench, "/d/one"));
+    bench.expire_now();
+    bench.settle().unwrap();
+    assert!(!exists(&bench, "/d/one"));
+}
+
+#[test]
+fn a_trigger_that_is_wanted_again_while_it_goes_comes_back() {
+    let mut bench = Bench::new();
+    bench.change(3);
+    bench.event(Event::Reload);
+    while exists(&bench, "/d/one") {
+        bench.work(0, 1);
+    }
+    bench.restore_maps();
+    bench.event(Event::Reload);
+    bench.settle().unwrap();
+    arrive(&mut bench, "/d/one");
+    assert!(mounted(&bench, "/d/one"));
+}
+
+#[test]
+fn a_link_of_a_browsed_map_follows_its_map() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/b/link");
+    bench.change(6);
+    bench.event(Event::Reload);
+    bench.expire_now();
+    bench.settle().unwrap();
+    arrive(&mut bench, "/b/link");
+    assert!(mounted(&bench, "/b/link"));
+}
+
+#[test]
+fn a_submount_goes_when_it_is_empty() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/i/sub/in/x");
+    bench.expire_now();
+    bench.settle().unwrap();
+    assert!(!exists(&bench, "/i/sub/in"));
+    bench.pass(40);
+    bench.settle().unwrap();
+    assert!(!exists(&bench, "/i/sub"));
+}
+
+#[test]
+fn stop_unmounts_what_is_idle_and_answers_who_comes_late() {
+    let mut bench = Bench::new();
+    for path in ["/i/plain", "/i/sub/in/x", "/d/two/x"] {
+        arrive(&mut bench, path);
+    }
+    bench.kernel.world().used.insert("/i/plain".into());
+    bench.visit("/i/rooted");
+    bench.event(Event::Stop);
+    bench.visit("/d/one");
+    assert_eq!(last_answer(&bench), Err(Errno::HOSTDOWN));
+    bench.settle().unwrap();
+    assert!(bench.exited && mounted(&bench, "/i/plain"));
+    let world = bench.kernel.world();
+    let left: Vec<_> = world.mounts.iter().map(|mount| mount.path.to_str().unwrap()).collect();
+    assert_eq!(left, ["/i", "/i/plain"]);
+}
+
+#[test]
+fn a_second_stop_does_not_wait() {
+    let mut bench = Bench::new();
+    bench.visit("/i/plain");
+    bench.event(Event::Stop);
+    assert!(!bench.exited);
+    bench.event(Event::Stop);
+    bench.event(Event::Stop);
+    assert!(bench.exited);
+    bench.settle().unwrap();
+}
+
+/// Numbers of mounts are used again at once.
+#[test]
+fn a_packet_waits_for_its_mount_when_its_number_was_another_ones() {
+    let mut bench = Bench::new();
+    bench.change(3);
+    bench.change(4);
+    bench.event(Event::Reload);
+    (0..3).for_each(|_| bench.work(0, usize::MAX));
+    while exists(&bench, "/d/one") {
+        bench.work(0, 1);
+    }
+    // that has not been reported when another trigger has the number, and a visitor, who is faster than the report
+    bench.slow = true;
+    bench.visit("/i/multi/a");
+    bench.work(1, usize::MAX);
+    bench.settle().unwrap();
+    assert!(mounted(&bench, "/i/multi/a") && !exists(&bench, "/d/one"));
+}
