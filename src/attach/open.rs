@@ -9,14 +9,15 @@
 use super::remote::Remote;
 use super::{AttachError, Target, space_of};
 use crate::discover;
-use crate::discover::facts::{AutofsOptions, MountType, Pipe};
+use crate::discover::facts::{AutofsOptions, MountType, Pipe, Survey};
 use crate::discover::mountinfo::{self, Entry};
-use crate::sys::control::{Control, ControlError, MountFd};
+use crate::sys::control::{Command, Control, ControlError, MountFd};
 use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
-use crate::sys::{DevNum, mountns, uncovered::uncovered};
+use crate::sys::{DevNum, Errno, mountns, uncovered::uncovered};
 use rustix::fs::{CWD, Mode, OFlags};
-use std::collections::HashSet;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -34,29 +35,39 @@ pub fn open_roots(space: &discover::Target, targets: &[Target]) -> Result<Vec<Mo
             true => Some(lid()?),
             false => None,
         };
-        let open = |target: &Target| match &lid {
-            Some(lid) if triggers.contains(&target.dev) => open_trigger(&control, lid, target).transpose(),
-            _ => Some(control.open_mount(&target.path, target.dev).map_err(failed(target))),
-        };
-        targets.iter().map(|target| open(target).transpose()).collect::<Result<Vec<_>, _>>()
+        let mut opener =
+            Opener { control: &control, lid, triggers, roots: Vec::new(), by_path: HashMap::new() };
+        for (index, target) in targets.iter().enumerate() {
+            let root = opener.open(target)?;
+            opener.roots.push(root);
+            opener.by_path.insert(&target.path, index);
+        }
+        Ok(opener.finish(targets))
     });
-    let opened = opened.map_err(AttachError::Namespace)??;
-    let rest = targets.iter().zip(opened);
-    rest.map(|(target, root)| root.map_or_else(|| open_otherwise(&control, space, target), Ok)).collect()
+    let opened: Result<Vec<_>, AttachError> = opened.map_err(AttachError::Namespace)?;
+    let mut others = Others { control, space, survey: None };
+    let opened = targets.iter().zip(opened?);
+    opened.map(|(target, root)| root.or_else(|way| others.open(target, way))).collect()
 }
+
+/// A mount above, and the path from there.
+type Way = (Target, PathBuf);
 
 fn failed(target: &Target) -> impl FnOnce(ControlError) -> AttachError {
     let path = target.path.clone();
     |source| AttachError::Control { path, source }
 }
 
-/// Direct and offset mounts that have a pipe.
+/// Direct and offset mounts that have a pipe and are not ours: an owner never waits.
 fn live_triggers(space: &discover::Target) -> HashSet<DevNum> {
     let Ok((_, file)) = discover::survey::read(space) else { return HashSet::new() };
     let autofs = mountinfo::parse(&file).unwrap_or_default().into_iter().filter(Entry::is_autofs);
+    let own = rustix::process::getpgrp();
     let live = autofs.filter(|entry| {
         let options = AutofsOptions::parse(entry.super_options);
-        options.mount_type != MountType::Indirect && options.pipe() != Pipe::Catatonic
+        options.mount_type != MountType::Indirect
+            && options.pipe() != Pipe::Catatonic
+            && options.pgrp != own.as_raw_pid()
     });
     live.map(|entry| entry.dev).collect()
 }
@@ -71,53 +82,155 @@ fn lid() -> Result<DetachedMount, AttachError> {
         .map_err(|source| AttachError::Lid { path: root.to_owned(), source })
 }
 
-/// Open the root of a trigger from above. `None`: what it is mounted on has no handles.
-fn open_trigger(
-    control: &Control,
-    lid: &DetachedMount,
-    target: &Target,
-) -> Result<Option<MountFd>, AttachError> {
-    let path = || target.path.clone();
-    let failed_lid = |source| AttachError::Lid { path: path(), source };
-    let (Some(above), Some(name)) = (target.path.parent(), target.path.file_name()) else { return Ok(None) };
-    let parent = rustix::fs::open(above, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let parent =
-        parent.map_err(|errno| failed_lid(MountError::At { what: "open", path: above.to_owned(), errno }))?;
-    let Ok(place) = uncovered(&parent, name) else { return Ok(None) };
-    let lid = mount::bind(lid, Path::new(""), false).map_err(failed_lid)?;
-    lid.attach(&place, Path::new("")).map_err(|source| AttachError::Lid { path: path(), source })?;
-    // By the working directory, which is this thread's own: the `/proc` of the namespace may not show us. (OPENMOUNT
-    // wants a slash in its path.)
-    rustix::process::fchdir(&lid)
-        .map_err(|errno| failed_lid(MountError::At { what: "enter what covers", path: path(), errno }))?;
-    control.open_mount(Path::new("./."), target.dev).map(Some).map_err(failed(target))
+/// Opens roots, in a thread whose working directory is its own.
+struct Opener<'a> {
+    control: &'a Control,
+    lid: Option<DetachedMount>,
+    triggers: HashSet<DevNum>,
+    roots: Vec<Option<MountFd>>,
+    /// Indexes of roots.
+    by_path: HashMap<&'a Path, usize>,
 }
 
-/// By the master, who never waits; or by a thread that is left behind if it has to wait.
-fn open_otherwise(
-    control: &Arc<Control>,
-    space: &discover::Target,
-    target: &Target,
-) -> Result<MountFd, AttachError> {
-    let survey = discover::survey(space)?;
-    let mount = survey.mounts.iter().find(|mount| mount.dev == target.dev);
-    if let Some(master) = mount.and_then(|mount| mount.master.process()) {
-        if master.pid == rustix::process::getpid().as_raw_pid() {
-            // We are the owner, who never waits.
-            return control.open_mount(&target.path, target.dev).map_err(failed(target));
+impl Opener<'_> {
+    /// `None`: only by a walk that may wait.
+    fn open(&self, target: &Target) -> Result<Option<MountFd>, AttachError> {
+        let lid = self.lid.as_ref().filter(|_| self.triggers.contains(&target.dev));
+        let from = |base: Option<&MountFd>, path: &Path| match lid {
+            Some(lid) => self.open_trigger(lid, base, path, target),
+            None => open_by_walk(self.control, base.map(AsFd::as_fd), path, target.dev)
+                .map(Some)
+                .map_err(failed(target)),
+        };
+        match (from(None, &target.path), self.above(target)) {
+            // Something may hide it that is mounted on the mount above it.
+            (Err(error), Some((above, rest))) if is_absent(&error) => from(self.roots[above].as_ref(), &rest),
+            (result, _) => result,
         }
-        return Remote::hold(master.pid, space)?.open(target);
     }
-    let entered = space_of(space).map_err(AttachError::Namespace)?;
-    let (send, receive) = mpsc::channel();
-    let (control, wanted) = (control.clone(), target.clone());
-    std::thread::spawn(move || {
-        let opened = entered.run(|| control.open_mount(&wanted.path, wanted.dev));
-        // Nobody listens any more: it came too late.
-        let _ = send.send(opened);
-    });
-    match receive.recv_timeout(LIMIT) {
-        Ok(opened) => opened.map_err(AttachError::Namespace)?.map_err(failed(target)),
-        Err(_) => Err(AttachError::Waits(target.path.clone())),
+
+    /// The nearest mount above that is open, and the path from there.
+    fn above(&self, target: &Target) -> Option<(usize, PathBuf)> {
+        let mut paths = target.path.ancestors().skip(1);
+        paths.find_map(|path| {
+            let rest = target.path.strip_prefix(path).ok()?;
+            let index = *self.by_path.get(path)?;
+            self.roots.get(index)?.as_ref()?;
+            Some((index, Path::new(".").join(rest)))
+        })
+    }
+
+    /// All roots; for what is not open, the way from what is above it.
+    fn finish(mut self, targets: &[Target]) -> Vec<Result<MountFd, Option<Way>>> {
+        // What is open here goes with this thread's namespace: it has to be opened once more.
+        let way = |target| {
+            let (index, rest) = self.above(target)?;
+            Some((targets[index].clone(), rest))
+        };
+        let closed = targets.iter().zip(&self.roots).filter(|(_, root)| root.is_none());
+        let mut ways: Vec<_> = closed.map(|(target, _)| way(target)).collect();
+        let roots = std::mem::take(&mut self.roots).into_iter().rev();
+        let mut all: Vec<_> = roots.map(|root| root.ok_or_else(|| ways.pop().flatten())).collect();
+        all.reverse();
+        all
+    }
+
+    /// Open the root of a trigger from what is put on it. `None`: what it is mounted on has no handles.
+    fn open_trigger(
+        &self,
+        lid: &DetachedMount,
+        base: Option<&MountFd>,
+        path: &Path,
+        target: &Target,
+    ) -> Result<Option<MountFd>, AttachError> {
+        let failed_lid = |source| AttachError::Lid { path: target.path.clone(), source };
+        let call = |what: &'static str| {
+            let path = target.path.clone();
+            move |errno| failed_lid(MountError::At { what, path, errno })
+        };
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Ok(None) };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let base = base.map_or(CWD, AsFd::as_fd);
+        let parent = rustix::fs::openat(base, above, flags, Mode::empty()).map_err(call("find"))?;
+        let Ok(place) = uncovered(&parent, name) else { return Ok(None) };
+        let lid = mount::bind(lid, Path::new(""), false).map_err(failed_lid)?;
+        lid.attach(&place, Path::new("")).map_err(failed_lid)?;
+        open_by_walk(self.control, Some(lid.as_fd()), Path::new("./."), target.dev)
+            .map(Some)
+            .map_err(failed(target))
+    }
+}
+
+/// A path from a directory goes through the working directory: the `/proc` of the namespace may not show us.
+/// (OPENMOUNT wants a slash in its path.)
+fn open_by_walk(
+    control: &Control,
+    base: Option<BorrowedFd<'_>>,
+    path: &Path,
+    dev: DevNum,
+) -> Result<MountFd, ControlError> {
+    if let Some(base) = base {
+        let no_way =
+            |errno| ControlError::Other { command: Command::OpenMount, path: Some(path.to_owned()), errno };
+        rustix::process::fchdir(base).map_err(no_way)?;
+    }
+    control.open_mount(path, dev)
+}
+
+/// Is nothing of that name there, or something else?
+fn is_absent(error: &AttachError) -> bool {
+    match error {
+        AttachError::Control { source: ControlError::NoSuchMount { .. }, .. } => true,
+        AttachError::Lid { source: MountError::At { errno, .. }, .. } => {
+            matches!(*errno, Errno::NOENT | Errno::NOTDIR)
+        }
+        _ => false,
+    }
+}
+
+/// What can only be opened by a walk that may wait.
+struct Others<'a> {
+    control: Arc<Control>,
+    space: &'a discover::Target,
+    survey: Option<Survey>,
+}
+
+impl Others<'_> {
+    /// By the master, who never waits; or by a thread that is left behind if it has to wait.
+    fn open(&mut self, target: &Target, way: Option<Way>) -> Result<MountFd, AttachError> {
+        if let Some(root) = self.by_master(target)? {
+            return Ok(root);
+        }
+        let entered = space_of(self.space).map_err(AttachError::Namespace)?;
+        let (send, receive) = mpsc::channel();
+        let (control, wanted) = (self.control.clone(), target.clone());
+        std::thread::spawn(move || {
+            let opened =
+                entered.run(|| match (open_by_walk(&control, None, &wanted.path, wanted.dev), way) {
+                    (Err(ControlError::NoSuchMount { .. }), Some((above, rest))) => {
+                        let base = control.open_mount(&above.path, above.dev)?;
+                        open_by_walk(&control, Some(base.as_fd()), &rest, wanted.dev)
+                    }
+                    (result, _) => result,
+                });
+            // Nobody listens any more when it comes too late.
+            let _ = send.send(opened);
+        });
+        match receive.recv_timeout(LIMIT) {
+            Ok(opened) => opened.map_err(AttachError::Namespace)?.map_err(failed(target)),
+            Err(_) => Err(AttachError::Waits(target.path.clone())),
+        }
+    }
+
+    fn by_master(&mut self, target: &Target) -> Result<Option<MountFd>, AttachError> {
+        let survey = match &self.survey {
+            Some(survey) => survey,
+            None => self.survey.insert(discover::survey(self.space)?),
+        };
+        let mount = survey.mounts.iter().find(|mount| mount.dev == target.dev);
+        // It may see the mount elsewhere, or not at all.
+        let master = mount.and_then(|mount| mount.master.process());
+        let master = master.filter(|master| master.pid != rustix::process::getpid().as_raw_pid());
+        Ok(master.and_then(|master| Remote::hold(master.pid, self.space).ok()?.open(target).ok()))
     }
 }
