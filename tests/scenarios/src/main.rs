@@ -4,6 +4,7 @@
 //! `NAME: N passed, N failed`; the exit code is 1 when anything failed.
 #![allow(clippy::print_stdout, reason = "its output is what a scenario is for")]
 
+mod bench;
 mod check;
 mod cli;
 mod host;
@@ -83,6 +84,8 @@ fn main() -> ExitCode {
     let wanted: Vec<&Scenario> = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["walk", ref keys @ ..] => return programs::walk_main(keys),
         ["master", ref mounts @ ..] => return plugin::master::main(mounts),
+        ["visit", size] => return bench::visit_main(size),
+        ["bench", "engine"] => return report(bench::engine()),
         ["sit", file] => return programs::sit_main(file),
         ["--list"] => {
             for scenario in SCENARIOS {
@@ -114,4 +117,14 @@ fn main() -> ExitCode {
         failed |= checks.failed > 0 || checks.passed == 0;
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
