@@ -2,7 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`plan`] | what will be done, decided from the facts alone |
+//! | [`mod@plan`] | what will be done, decided from the facts alone |
 //! | [`tree`] | what is inside the mounts |
 //! | [`requests`] | what is in flight |
 //! | [`owner`] | what only a mount's owner may ask |

@@ -1,4 +1,4 @@
-//! What jobs ask of the kernel, as a trait: [`linux`] does it, [`simulated`] pretends in memory.
+//! What jobs ask of the kernel, as a trait: [`linux`] does it, `simulated` (tests only) pretends in memory.
 
 use super::maps::What;
 use super::mount::MountError;

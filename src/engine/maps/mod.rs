@@ -11,7 +11,7 @@
 //! | [`source`] | where entries come from: files, programs, lists |
 //! | [`amd`] | an entry in amd format → [`Resolved`] |
 //! | [`local`] | questions about this machine and its networks |
-//! | [`unit`] | systemd mount units → [`Resolved`] |
+//! | [`mod@unit`] | systemd mount units → [`Resolved`] |
 //! | [`map`] | a master-map entry made usable: the engine's way in |
 //!
 //! The parsers are pure and give every warning a line and a column. Where automount 5.1.9 and its
