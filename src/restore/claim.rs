@@ -33,8 +33,9 @@ const PATIENCE: u32 = 500;
 /// Gives superblocks their numbers, lowest first. Must live until all are made: it holds what is below.
 #[derive(Debug)]
 pub struct Claims {
-    /// A tmpfs with a directory for each filler.
-    shelf: DetachedMount,
+    /// The first filler: a tmpfs with a directory for each of the others. (A tmpfs made for this alone might take a
+    /// number that is wanted.)
+    shelf: Option<DetachedMount>,
     fillers: usize,
     /// Keeps other restores from filling numbers at the same time: each would take what the other wants.
     _turn: Option<OwnedFd>,
@@ -57,9 +58,7 @@ pub enum NoClaim {
 impl Claims {
     /// To be used in a mount namespace that nobody else sees, and that goes away afterwards.
     pub fn new() -> Result<Self, MountError> {
-        let shelf = tmpfs()?;
-        shelf.attach(CWD, Path::new("/"))?;
-        Ok(Self { shelf, fillers: 0, _turn: turn(), last: None, patience: PATIENCE })
+        Ok(Self { shelf: None, fillers: 0, _turn: turn(), last: None, patience: PATIENCE })
     }
 
     /// The superblock that `make` makes, with the number `dev`. To be called in ascending order.
@@ -116,10 +115,15 @@ impl Claims {
 
     /// Put a filler away; `false` when there are too many.
     fn keep(&mut self, filler: DetachedMount) -> Result<bool, MountError> {
+        let Some(shelf) = &self.shelf else {
+            filler.attach(CWD, Path::new("/"))?;
+            self.shelf = Some(filler);
+            return Ok(true);
+        };
         let name = self.fillers.to_string();
-        rustix::fs::mkdirat(&self.shelf, &name, Mode::RWXU)
+        rustix::fs::mkdirat(shelf, &name, Mode::RWXU)
             .map_err(|errno| failed("make a directory in", errno))?;
-        match filler.attach(&self.shelf, Path::new(&name)) {
+        match filler.attach(shelf, Path::new(&name)) {
             // The namespace is full (fs.mount-max).
             Err(MountError::At { errno: Errno::NOSPC, .. }) => return Ok(false),
             result => result?,

@@ -79,6 +79,10 @@ const SCENARIOS: &[Scenario] = &[
     },
 ];
 
+/// Not in `scripts/test` yet: they pass on some runs only. Device numbers are lost now and then while the plugin's maker
+/// hands them over.
+const UNSETTLED: &[&str] = &["plugin-carry", "automount", "systemd", "stock-gaps"];
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let wanted: Vec<&Scenario> = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -87,6 +91,12 @@ fn main() -> ExitCode {
         ["visit", size] => return bench::visit_main(size),
         ["bench", "engine"] => return report(bench::engine()),
         ["sit", file] => return programs::sit_main(file),
+        ["--settled"] => {
+            for scenario in SCENARIOS.iter().filter(|scenario| !UNSETTLED.contains(&scenario.name)) {
+                println!("{}", scenario.name);
+            }
+            return ExitCode::SUCCESS;
+        }
         ["--list"] => {
             for scenario in SCENARIOS {
                 println!("{:16} {}", scenario.name, scenario.about);

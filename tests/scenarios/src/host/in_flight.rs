@@ -3,7 +3,7 @@
 use super::{Engine, TRIGGERS, write_maps};
 use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::cli;
-use crate::peers::Automount;
+use crate::peers::{Automount, is_autofs};
 use crate::process::Process;
 use crate::programs::Walkers;
 use anyhow::Result;
@@ -71,8 +71,12 @@ fn waiter(checks: &mut Checks, unread: Unread, mode: &[&str]) -> Result<()> {
     let engine = Engine::serving("/slow")?;
     let text = checks.step(&format!("{about}: the program ends well"), program.finish(HANG_LIMIT));
     checks.equal(&format!("{about}: with its answer"), text.unwrap_or_default().trim(), "late");
+    // The old daemon's program keeps the mount busy a moment longer.
+    anyhow::ensure!(wait_until(|| !runs("/etc/auto.slow")), "the map's program does not end");
     engine.signal(Signal::SIGTERM)?;
-    checks.soon(&format!("{about}: the engine ends"), || engine.ended());
+    checks.soon(&format!("{about}: the engine ends, and its mount is gone"), || {
+        engine.ended() && !is_autofs("/slow")
+    });
     Ok(())
 }
 
