@@ -1,0 +1,97 @@
+//! The clock: runs over idle mounts, and jobs that take too long.
+
+use super::*;
+
+impl State {
+    pub(super) fn arm(&mut self, id: GroupId, now: Instant) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Some(every) = group.served.options.check_every() else { return };
+        let needed = !group.active.is_empty() || group.submount.is_some();
+        if needed && !group.armed && group.run.is_none() && self.phase == Phase::Serving {
+            group.armed = true;
+            self.alarm(now + every, Alarm::Check(id));
+        }
+    }
+
+    pub(super) fn expire(&mut self, id: GroupId, immediate: bool, out: &mut Out) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if let Some(again) = &mut group.run {
+            *again |= immediate;
+            return;
+        }
+        if group.active.is_empty() && group.submount.is_none() {
+            return;
+        }
+        group.run = Some(false);
+        let mut levels: BTreeMap<_, Vec<Arc<Place>>> = BTreeMap::new();
+        for mount in group.active.iter().filter_map(|id| self.mounts.get(id)) {
+            let level = levels.entry(std::cmp::Reverse(mount.depth)).or_default();
+            level.push(mount.place.clone());
+        }
+        let run = ExpireRun { immediate, levels: levels.into_values().collect() };
+        out.push(Action::Expire(id, run));
+    }
+
+    pub(super) fn expire_ended(&mut self, id: GroupId, now: Instant, out: &mut Out) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let again = group.run.take();
+        if again == Some(true) {
+            return self.expire(id, true, out);
+        }
+        // Whether something is mounted in a submount the kernel knows best: if so, it is busy.
+        if let Some(mount) = group.submount
+            && let Some((parent, key)) = self.mounts.get(&mount).and_then(|mount| mount.parent.clone())
+        {
+            self.idle(parent, key, None, now, out);
+        }
+        self.arm(id, now);
+    }
+
+    pub(super) fn alarm(&mut self, at: Instant, alarm: Alarm) -> (Instant, u64) {
+        let key = (at, self.number());
+        self.alarms.insert(key, alarm);
+        key
+    }
+
+    pub(super) fn timer(&mut self, now: Instant, out: &mut Out) {
+        while let Some(entry) = self.alarms.first_entry()
+            && entry.key().0 <= now
+        {
+            match entry.remove() {
+                Alarm::Job(job) => self.late(job, out),
+                Alarm::Check(group) => {
+                    if let Some(group) = self.groups.get_mut(&group) {
+                        group.armed = false;
+                    }
+                    self.expire(group, false, out);
+                }
+                Alarm::Early => {
+                    for (_, packet) in self.early.extract_if(.., |(until, _)| *until <= now) {
+                        out.push(Action::Orphan(packet.dev, packet.token, Errno::NOENT));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A job takes too long: answer for it.
+    fn late(&mut self, id: JobId, out: &mut Out) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.late = true;
+        match job.work.clone() {
+            Work::Slot(mount, key) => {
+                out.push(Action::GiveUp(id));
+                let Some(mount) = self.mounts.get_mut(&mount) else { return };
+                if let Some(Slot::Busy { job, kept, .. }) = mount.slots.get_mut(&key)
+                    && *job == id
+                {
+                    let kept = std::mem::take(kept);
+                    refuse(&mount.place, kept, Errno::TIMEDOUT, out);
+                }
+            }
+            // nobody waits for these
+            Work::Read(_) | Work::Sync(..) => {}
+            Work::TearDown => self.end(out),
+        }
+    }
+}

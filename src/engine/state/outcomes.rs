@@ -1,0 +1,119 @@
+//! Jobs: started, and what their ends mean for slots and requests.
+
+use super::*;
+
+impl State {
+    pub(super) fn run(
+        &mut self,
+        work: Work,
+        task: Task,
+        limit: Duration,
+        now: Instant,
+        out: &mut Out,
+    ) -> JobId {
+        let job = JobId(self.number());
+        let alarm = self.alarm(now + limit, Alarm::Job(job));
+        self.jobs.insert(job, Job { work, alarm, late: false });
+        out.push(Action::Run(job, task));
+        job
+    }
+
+    pub(super) fn done(&mut self, job: JobId, outcome: Outcome, now: Instant, out: &mut Out) {
+        let Some(Job { work, alarm, .. }) = self.jobs.remove(&job) else { return };
+        self.alarms.remove(&alarm);
+        match (work, outcome) {
+            (Work::Slot(id, key), Outcome::Mounted { result, children }) => {
+                self.mounted(job, id, key, result, children, now, out);
+            }
+            (Work::Slot(id, key), Outcome::Unmounted { result, below }) => {
+                self.unmounted(job, id, key, result, below, now, out);
+            }
+            (Work::Read(group), Outcome::Reread(wanted)) => self.reread(group, wanted, now, out),
+            (Work::Sync(group, reading), Outcome::Synced { removed, made }) => {
+                self.synced(group, removed, made, now, out);
+                if reading {
+                    self.read_ended(group, now, out);
+                }
+            }
+            (Work::TearDown, _) => self.end(out),
+            // a worker reports the outcome of its own task, so this does not happen; nothing waits on it
+            (Work::Slot(..) | Work::Read(_) | Work::Sync(..), _) => {}
+        }
+        for (until, packet) in std::mem::take(&mut self.early) {
+            self.packet(packet, Some(until), now, out);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn mounted(
+        &mut self,
+        job: JobId,
+        id: MountId,
+        key: Key,
+        result: Result<(), Errno>,
+        children: Vec<Child>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let Some((place, kept)) = self.take_kept(job, id, &key) else { return };
+        self.reconcile(id, &key, children, false, now, out);
+        out.extend(kept.iter().map(|asker| Action::Answer(place.clone(), asker.token, result)));
+        let children = self.children(id, &key);
+        let slot = match result {
+            Err(errno) if children.is_empty() => self.failed(id, errno, now),
+            // what could not be cleaned up expires later
+            _ => Some(Slot::Mounted { children }),
+        };
+        self.set_slot(id, &key, slot, now);
+        self.remove_if_retired(id, now, out);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn unmounted(
+        &mut self,
+        job: JobId,
+        id: MountId,
+        key: Key,
+        result: Result<(), Errno>,
+        below: Vec<Child>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let Some((_, kept)) = self.take_kept(job, id, &key) else { return };
+        self.reconcile(id, &key, below, true, now, out);
+        let children = self.children(id, &key);
+        let gone = result.is_ok() && children.is_empty();
+        self.progress |= gone;
+        let slot = (!gone).then_some(Slot::Mounted { children });
+        self.set_slot(id, &key, slot, now);
+        if kept.is_empty() {
+            self.remove_if_retired(id, now, out);
+        } else {
+            self.mount(id, key, kept, now, out);
+        }
+    }
+
+    /// The job on a slot ended: who else asked meanwhile. `None` when the slot is not that job's any more.
+    fn take_kept(&mut self, job: JobId, id: MountId, key: &[u8]) -> Option<(Arc<Place>, Vec<Asker>)> {
+        let mount = self.mounts.get_mut(&id)?;
+        match mount.slots.get_mut(key) {
+            Some(Slot::Busy { job: running, kept, .. }) if *running == job => {
+                Some((mount.place.clone(), std::mem::take(kept)))
+            }
+            _ => None,
+        }
+    }
+
+    /// What a failed lookup leaves behind: a memory of it, unless memory is off or full.
+    fn failed(&mut self, id: MountId, errno: Errno, now: Instant) -> Option<Slot> {
+        let mount = self.mounts.get_mut(&id)?;
+        let memory = mount.served.options.negative_timeout;
+        if memory.is_zero() {
+            return None;
+        }
+        if mount.slots.len() - mount.held >= self.limits.failures {
+            mount.slots.retain(|_, slot| !matches!(slot, Slot::Failed { .. }));
+        }
+        Some(Slot::Failed { errno, until: now + memory })
+    }
+}

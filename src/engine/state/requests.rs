@@ -1,0 +1,168 @@
+//! Requests: packets of the kernel, and the jobs that they start.
+
+use super::*;
+use crate::engine::maps::Credentials;
+use crate::sys::packet::Kind;
+
+impl State {
+    /// `until`: set for a packet that has waited already.
+    pub(super) fn packet(&mut self, packet: Packet, until: Option<Instant>, now: Instant, out: &mut Out) {
+        let missing = matches!(packet.kind, Kind::MissingIndirect | Kind::MissingDirect);
+        let id = match self.asks(&packet) {
+            Some(id) if missing => match self.busy_above(id) {
+                // the job may take this mount away
+                Some(job) if self.phase < Phase::TearingDown && !self.is_late(job) => {
+                    return self.wait(packet, until, now);
+                }
+                _ => id,
+            },
+            Some(id) => id,
+            None if self.making() => return self.wait(packet, until, now),
+            None => return out.push(Action::Orphan(packet.dev, packet.token, Errno::NOENT)),
+        };
+        let key = match packet.kind {
+            Kind::MissingIndirect | Kind::ExpireIndirect => packet.name,
+            // the name of a direct request is an address
+            Kind::MissingDirect | Kind::ExpireDirect => Key::new(),
+        };
+        if missing {
+            let who = Credentials { uid: packet.uid, gid: packet.gid };
+            self.missing(id, key, Asker { token: packet.token, who }, now, out);
+        } else {
+            self.idle(id, key, Some(packet.token), now, out);
+        }
+    }
+
+    /// The mount that a packet comes from. One with the same number and another root is gone, though the job that
+    /// unmounted it has not reported yet.
+    fn asks(&self, packet: &Packet) -> Option<MountId> {
+        let id = self.find(packet.dev)?;
+        let ino = self.mounts.get(&id)?.place.ino;
+        ino.is_none_or(|ino| ino == packet.ino).then_some(id)
+    }
+
+    /// Until a job ends.
+    fn wait(&mut self, packet: Packet, until: Option<Instant>, now: Instant) {
+        let until = until.unwrap_or_else(|| {
+            let until = now + self.limits.mount;
+            self.alarm(until, Alarm::Early);
+            until
+        });
+        self.early.push((until, packet));
+    }
+
+    /// The job on a slot that a mount depends on, directly or not.
+    fn busy_above(&self, id: MountId) -> Option<JobId> {
+        let mut at = self.mounts.get(&id)?;
+        while let Some((parent, key)) = &at.parent {
+            at = self.mounts.get(parent)?;
+            if let Some(Slot::Busy { job, .. }) = at.slots.get(key) {
+                return Some(*job);
+            }
+        }
+        None
+    }
+
+    fn is_late(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|job| job.late)
+    }
+
+    /// May a mount exist that its job has not reported yet?
+    fn making(&self) -> bool {
+        let makes = |job: &Job| matches!(job.work, Work::Slot(..) | Work::Sync(..));
+        self.phase < Phase::TearingDown && self.jobs.values().any(makes)
+    }
+
+    fn missing(&mut self, id: MountId, key: Key, asker: Asker, now: Instant, out: &mut Out) {
+        // a job above is late, or there is none
+        let above = self.busy_above(id).is_some();
+        let Some(mount) = self.mounts.get_mut(&id) else { return };
+        let refusal = match mount.slots.get_mut(&key) {
+            _ if above => Some(Errno::TIMEDOUT),
+            Some(Slot::Busy { job, .. }) if is_late(&self.jobs, *job) => Some(Errno::TIMEDOUT),
+            Some(Slot::Busy { kept, .. }) => {
+                kept.push(asker);
+                return;
+            }
+            Some(Slot::Failed { errno, until }) if now < *until => Some(*errno),
+            _ => None,
+        };
+        match refusal {
+            Some(errno) => out.push(Action::Answer(mount.place.clone(), asker.token, Err(errno))),
+            None => self.mount(id, key, vec![asker], now, out),
+        }
+    }
+
+    /// Start a job that answers the first of `askers`; the others are kept.
+    pub(super) fn mount(
+        &mut self,
+        id: MountId,
+        key: Key,
+        mut askers: Vec<Asker>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let Some(mount) = self.mounts.get(&id) else { return };
+        if self.phase != Phase::Serving {
+            return refuse(&mount.place, askers, Errno::HOSTDOWN, out);
+        }
+        let (check, children) = match mount.slots.get(&key) {
+            Some(Slot::Mounted { children }) => (true, children.clone()),
+            _ => (false, Vec::new()),
+        };
+        let task = MountTask {
+            place: mount.place.clone(),
+            key: key.clone(),
+            served: mount.served.clone(),
+            offset: mount.offset.clone(),
+            asker: askers.remove(0),
+            check,
+            known: children.iter().filter_map(|child| self.as_child(*child)).collect(),
+        };
+        let limit = self.limits.mount;
+        self.start(id, key, Task::Mount(task), (askers, children), limit, now, out);
+    }
+
+    /// The kernel says that a slot is idle (or a submount has nothing mounted): unmount it.
+    pub(super) fn idle(&mut self, id: MountId, key: Key, token: Option<Token>, now: Instant, out: &mut Out) {
+        let Some(mount) = self.mounts.get(&id) else { return };
+        let children = match mount.slots.get(&key) {
+            Some(Slot::Busy { .. }) => None,
+            Some(Slot::Mounted { children }) => Some(children.clone()),
+            Some(Slot::Failed { .. }) | None => Some(Vec::new()),
+        };
+        // a job that the kernel does not see (its visitor has gone, it has not begun) is a use as well
+        let free = |children: &Vec<_>| {
+            self.phase < Phase::TearingDown && self.busy_above(id).is_none() && !self.busy_below(children)
+        };
+        let Some(children) = children.filter(free) else {
+            out.extend(token.map(|token| Action::Answer(mount.place.clone(), token, Err(Errno::BUSY))));
+            return;
+        };
+        let task = UnmountTask {
+            place: mount.place.clone(),
+            key: key.clone(),
+            served: mount.served.clone(),
+            token,
+            below: self.descendants(&children),
+        };
+        let limit = self.limits.unmount;
+        self.start(id, key, Task::Unmount(task), (Vec::new(), children), limit, now, out);
+    }
+
+    #[allow(clippy::too_many_arguments)] // the one place where a slot becomes busy
+    fn start(
+        &mut self,
+        id: MountId,
+        key: Key,
+        task: Task,
+        (kept, children): (Vec<Asker>, Vec<MountId>),
+        limit: Duration,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let job = self.run(Work::Slot(id, key.clone()), task, limit, now, out);
+        let slot = Slot::Busy { job, kept, children };
+        self.set_slot(id, &key, Some(slot), now);
+    }
+}

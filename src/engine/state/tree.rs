@@ -1,0 +1,210 @@
+//! Mounts, their slots, and what depends on what.
+
+use super::*;
+
+impl State {
+    pub(super) fn insert(
+        &mut self,
+        group: GroupId,
+        place: Arc<Place>,
+        offset: Option<Arc<Offset>>,
+        parent: Option<(MountId, Key)>,
+        depth: usize,
+        out: &mut Out,
+    ) -> Option<MountId> {
+        let served = self.groups.get(&group)?.served.clone();
+        if let Some(old) = self.find(place.dev) {
+            // its number was used again: it is gone
+            self.forget(old, out);
+        }
+        let id = MountId(self.number() as u32);
+        self.by_dev.insert(place.dev, id);
+        let mount = Mount {
+            place,
+            served,
+            group,
+            offset,
+            parent,
+            depth,
+            retired: false,
+            slots: HashMap::new(),
+            held: 0,
+        };
+        self.mounts.insert(id, mount);
+        Some(id)
+    }
+
+    pub(super) fn set_slot(&mut self, id: MountId, key: &[u8], slot: Option<Slot>, now: Instant) {
+        let Some(mount) = self.mounts.get_mut(&id) else { return };
+        let holds = |slot: &Option<Slot>| !matches!(slot, None | Some(Slot::Failed { .. }));
+        let after = holds(&slot);
+        let before = match slot {
+            Some(slot) => mount.slots.insert(key.to_vec(), slot),
+            None => mount.slots.remove(key),
+        };
+        mount.held = mount.held + usize::from(after) - usize::from(holds(&before));
+        let Some(group) = self.groups.get_mut(&mount.group) else { return };
+        if mount.held > 0 {
+            group.active.insert(id);
+        } else {
+            group.active.remove(&id);
+        }
+        let group = mount.group;
+        self.arm(group, now);
+    }
+
+    pub(super) fn children(&self, id: MountId, key: &[u8]) -> Vec<MountId> {
+        match self.mounts.get(&id).and_then(|mount| mount.slots.get(key)) {
+            Some(Slot::Busy { children, .. } | Slot::Mounted { children }) => children.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn as_child(&self, id: MountId) -> Option<Child> {
+        let mount = self.mounts.get(&id)?;
+        let (parent, _) = mount.parent.as_ref()?;
+        let duty = match &mount.offset {
+            Some(offset) => Duty::Offset(offset.clone()),
+            None => Duty::Map(mount.served.clone()),
+        };
+        Some(Child { place: mount.place.clone(), under: self.mounts.get(parent)?.place.dev, duty })
+    }
+
+    /// All autofs mounts that depend on `children`, and these, parents before children.
+    pub(super) fn descendants(&self, children: &[MountId]) -> Vec<Child> {
+        let mut ids = children.to_vec();
+        let mut all = Vec::new();
+        let mut at = 0;
+        while let Some(&id) = ids.get(at) {
+            at += 1;
+            all.extend(self.as_child(id));
+            let slots = self.mounts.get(&id).into_iter().flat_map(|mount| mount.slots.values());
+            for slot in slots {
+                if let Slot::Busy { children, .. } | Slot::Mounted { children } = slot {
+                    ids.extend(children);
+                }
+            }
+        }
+        all
+    }
+
+    /// Is there a job on `mounts` or on anything that depends on them?
+    pub(super) fn busy_below(&self, mounts: &[MountId]) -> bool {
+        let mounts = mounts.iter().filter_map(|id| self.mounts.get(id));
+        mounts.flat_map(|mount| mount.slots.values()).any(|slot| match slot {
+            Slot::Busy { .. } => true,
+            Slot::Mounted { children } => self.busy_below(children),
+            Slot::Failed { .. } => false,
+        })
+    }
+
+    /// Below a slot exist exactly `below` (parents before children): keep, add, forget. Not `deep`: only those
+    /// directly below are listed, and what depends on them is as it was.
+    pub(super) fn reconcile(
+        &mut self,
+        id: MountId,
+        key: &[u8],
+        below: Vec<Child>,
+        deep: bool,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let Some(top) = self.mounts.get(&id) else { return };
+        let top_dev = top.place.dev;
+        let listed: Vec<DevNum> = below.iter().map(|child| child.place.dev).collect();
+        for old in self.children(id, key) {
+            self.forget_unless(old, &listed, deep, out);
+        }
+        for child in below {
+            let (owner, slot) = if child.under == top_dev {
+                (id, key.to_vec())
+            } else {
+                match self.by_dev.get(&child.under) {
+                    Some(&owner) => (owner, Key::new()),
+                    None => continue,
+                }
+            };
+            self.adopt(owner, slot, child, now, out);
+        }
+    }
+
+    fn adopt(&mut self, owner: MountId, key: Key, child: Child, now: Instant, out: &mut Out) {
+        if let Some(&known) = self.by_dev.get(&child.place.dev) {
+            let same = self.mounts.get(&known).is_some_and(|mount| mount.place == child.place);
+            if same {
+                return;
+            }
+        }
+        let Some(mount) = self.mounts.get(&owner) else { return };
+        let (group, depth) = (mount.group, mount.depth + 1);
+        let parent = Some((owner, key.clone()));
+        let id = match child.duty {
+            Duty::Offset(offset) => self.insert(group, child.place, Some(offset), parent, depth, out),
+            Duty::Map(served) => {
+                let group = self.add_group(served);
+                let id = self.insert(group, child.place, None, parent, depth, out);
+                if let Some(group) = self.groups.get_mut(&group) {
+                    group.submount = id;
+                }
+                self.arm(group, now);
+                id
+            }
+        };
+        let Some(id) = id else { return };
+        let slots = self.mounts.get_mut(&owner).map(|mount| &mut mount.slots);
+        match slots.and_then(|slots| slots.get_mut(&key)) {
+            Some(Slot::Busy { children, .. } | Slot::Mounted { children }) => children.push(id),
+            _ => {
+                let children = vec![id];
+                self.set_slot(owner, &key, Some(Slot::Mounted { children }), now);
+            }
+        }
+    }
+
+    /// Forget what does not exist any more of a mount and its descendants.
+    fn forget_unless(&mut self, id: MountId, listed: &[DevNum], deep: bool, out: &mut Out) {
+        let Some(mount) = self.mounts.get(&id) else { return };
+        if !listed.contains(&mount.place.dev) {
+            return self.forget(id, out);
+        }
+        let keys: Vec<Key> = if deep { mount.slots.keys().cloned().collect() } else { Vec::new() };
+        for key in keys {
+            for child in self.children(id, &key) {
+                self.forget_unless(child, listed, deep, out);
+            }
+        }
+    }
+
+    /// A mount does not exist any more, nor does what depends on it.
+    pub(super) fn forget(&mut self, id: MountId, out: &mut Out) {
+        let Some(mount) = self.mounts.remove(&id) else { return };
+        if self.by_dev.get(&mount.place.dev) == Some(&id) {
+            self.by_dev.remove(&mount.place.dev);
+        }
+        for (_, slot) in mount.slots {
+            let children = match slot {
+                Slot::Busy { kept, children, .. } => {
+                    refuse(&mount.place, kept, Errno::NOENT, out);
+                    children
+                }
+                Slot::Mounted { children } => children,
+                Slot::Failed { .. } => continue,
+            };
+            for child in children {
+                self.forget(child, out);
+            }
+        }
+        if let Some((parent, key)) = &mount.parent
+            && let Some(parent) = self.mounts.get_mut(parent)
+            && let Some(Slot::Busy { children, .. } | Slot::Mounted { children }) = parent.slots.get_mut(key)
+        {
+            children.retain(|child| *child != id);
+        }
+        if let Some(group) = self.groups.get_mut(&mount.group) {
+            group.active.remove(&id);
+            if group.submount == Some(id) {
+                self.groups.remove(&mount.group);
+            }
+        }
+    }
+}
