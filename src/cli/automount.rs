@@ -1,7 +1,9 @@
 //! `autofs-cr automount`.
 
+use super::explain::master_map;
 use super::output::{self, Output};
 use anyhow::{Context, Result, ensure};
+use autofs_cr::engine::config::Given;
 use autofs_cr::engine::{self, config};
 use autofs_cr::sys::packet::packet_pipe;
 use clap::Args;
@@ -27,10 +29,15 @@ pub struct Automount {
 }
 
 impl Automount {
+    fn given(&self) -> Result<Given> {
+        let master = self.master.as_deref().map(master_map).transpose()?;
+        Ok(Given { master, ..Given::default() })
+    }
+
     pub fn run(self, _: &mut Output) -> Result<ExitCode> {
         // A program of our own group would be taken for us: it would never trigger a mount.
         rustix::process::setpgid(None, None).context("no process group of our own")?;
-        let wanted = config::of_master_map(self.master.as_deref())?;
+        let wanted = config::of_master_map(&self.given()?)?;
         ensure!(!wanted.is_empty(), "the master map has no map that can be served");
         let pipe = packet_pipe().context("no pipe")?;
         engine::serve(wanted, pipe, &mut |_| {

@@ -5,6 +5,7 @@
 mod automount;
 mod check;
 mod dump;
+mod explain;
 mod human;
 mod list;
 mod output;
@@ -45,6 +46,7 @@ enum Command {
     Restore(restore::Restore),
     Show(show::Show),
     Automount(automount::Automount),
+    Explain(explain::Explain),
     #[command(hide = true)]
     HoldPipes(dump::HoldPipes),
 }
@@ -58,6 +60,7 @@ impl Command {
             Self::Restore(restore) => restore.run(output),
             Self::Show(show) => show.run(output),
             Self::Automount(automount) => automount.run(output),
+            Self::Explain(explain) => explain.run(output),
             Self::HoldPipes(hold) => hold.run(),
         }
     }

@@ -1,8 +1,8 @@
 //! What an engine serves: maps from a checkpoint, or from a master map.
 
 use super::maps::conf::Conf;
-use super::maps::master::{self, Files, MapKind, MapName, Propagation};
-use super::maps::vars::Environment;
+use super::maps::master::{self, Files, MapName, Master, NameError, Propagation};
+use super::maps::vars::Definition;
 use super::maps::{Credentials, Map, MapError, Resolved, Site};
 use super::served::{Opener, PropagationType, ServeOptions, Served, Source};
 use crate::discover::facts::MountType;
@@ -16,7 +16,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Where automount's own configuration is.
-const CONF: &str = "/etc/autofs.conf";
+pub const CONF: &str = "/etc/autofs.conf";
+/// Where it was before; what is set there wins.
+const OLD_CONF: &str = "/etc/default/autofs";
+
+/// What a command line says; it wins over the configuration file.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// The master map; `None`: as configured.
+    pub master: Option<MapName>,
+    /// The configuration file; `None`: [`CONF`], and that of old versions.
+    pub conf: Option<PathBuf>,
+    /// Idle time of mounts.
+    pub timeout: Option<Duration>,
+    /// How long a failed lookup is answered from memory.
+    pub negative_timeout: Option<Duration>,
+    /// How long a key that was found is not looked for again.
+    pub positive_timeout: Option<Duration>,
+    /// How often to try for the master map.
+    pub master_wait: Option<u32>,
+    /// Variables for all maps.
+    pub definitions: Vec<Definition>,
+    /// Mount options for all maps.
+    pub options: Vec<Vec<u8>>,
+    /// Choose replicas at random.
+    pub random_replica: bool,
+}
 
 /// A map, and where it is (to be) mounted.
 #[derive(Debug)]
@@ -38,12 +63,24 @@ pub enum ConfigError {
         /// Why.
         error: std::io::Error,
     },
+    /// It has no such name.
+    #[error("master map: {0}")]
+    Name(#[from] NameError),
+    /// A configuration file that was asked for cannot be read.
+    #[error("configuration file {}: {error}", path.display())]
+    Conf {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
 }
 
 /// The maps that serve the mounts of a checkpoint, at the mount points of those mounts below `root`. A map that cannot be
 /// opened is left out with a warning; its mounts stay without a master.
 pub fn of_checkpoint(image: &Checkpoint, root: &Path) -> Vec<Wanted> {
-    let site = Arc::new(site());
+    // No file was asked for, so none can be missing.
+    let site = Arc::new(Given::default().site().unwrap_or_default());
     let maps = image.services.iter().enumerate();
     maps.filter_map(|(index, service)| {
         let mounts = image.mounts.iter().filter(|mount| mount.served_by == Some(index));
@@ -66,18 +103,9 @@ pub fn of_checkpoint(image: &Checkpoint, root: &Path) -> Vec<Wanted> {
 }
 
 /// Every map of a master map. Maps that cannot be opened are left out with a warning.
-pub fn of_master_map(name: Option<&str>) -> Result<Vec<Wanted>, ConfigError> {
-    let site = Arc::new(site());
-    let name = name.unwrap_or(&site.conf.master_map_name);
-    let kind = if name.starts_with('/') { MapKind::Path } else { MapKind::Named };
-    let map = MapName { kind, format: None, name: name.into() };
-    let files = Files { directory: "/etc".into() };
-    let master =
-        master::read(&map, &files).map_err(|error| ConfigError::Master { name: name.into(), error })?;
-    for warning in &master.warnings {
-        tracing::warn!("{warning:?}");
-    }
-    let maps = master.entries.into_iter().filter_map(|entry| {
+pub fn of_master_map(given: &Given) -> Result<Vec<Wanted>, ConfigError> {
+    let site = Arc::new(given.site()?);
+    let maps = given.master(&site.conf)?.entries.into_iter().filter_map(|entry| {
         let map = Map::open(entry, site.clone()).inspect_err(|error| tracing::warn!("{error}")).ok()?;
         let options = options(&map, &site.conf);
         let served = served(map, site.clone(), Path::new("/"), options);
@@ -90,20 +118,57 @@ pub fn of_master_map(name: Option<&str>) -> Result<Vec<Wanted>, ConfigError> {
     Ok(maps.collect())
 }
 
+impl Given {
+    /// The configuration files with what was given over them. What is wrong in them is logged.
+    pub fn site(&self) -> Result<Site, ConfigError> {
+        let mut conf = Conf::default();
+        let mut warnings = Vec::new();
+        if let Some(path) = &self.conf {
+            let read = std::fs::read(path);
+            conf.apply(
+                &read.map_err(|error| ConfigError::Conf { path: path.clone(), error })?,
+                &mut warnings,
+            );
+        } else {
+            // Without the files the defaults hold.
+            conf.apply(&std::fs::read(CONF).unwrap_or_default(), &mut warnings);
+            conf.apply_environment(&std::fs::read(OLD_CONF).unwrap_or_default());
+        }
+        let shown = self.conf.as_deref().unwrap_or(Path::new(CONF)).display();
+        for warning in warnings {
+            tracing::warn!("{shown}:{}: {}", warning.at, warning.message);
+        }
+        conf.timeout = self.timeout.unwrap_or(conf.timeout);
+        conf.negative_timeout = self.negative_timeout.unwrap_or(conf.negative_timeout);
+        conf.positive_timeout = self.positive_timeout.unwrap_or(conf.positive_timeout);
+        conf.master_wait = self.master_wait.unwrap_or(conf.master_wait);
+        Ok(Site::new(conf, self.definitions.clone(), self.options.clone()))
+    }
+
+    /// The master map with the mount points that only the configuration names. What is wrong in it is logged.
+    pub fn master(&self, conf: &Conf) -> Result<Master, ConfigError> {
+        let map = match &self.master {
+            Some(map) => map.clone(),
+            None => MapName::parse(conf.master_map_name.as_bytes())?,
+        };
+        let mut master = master::read(&map, &Files::default())
+            .map_err(|error| ConfigError::Master { name: map.to_string(), error })?;
+        for (path, warning) in &master.warnings {
+            tracing::warn!("{}:{}: {}", path.display(), warning.at, warning.message);
+        }
+        for wrong in master.add_amd_sections(conf) {
+            tracing::warn!("{}: {wrong}", self.conf.as_deref().unwrap_or(Path::new(CONF)).display());
+        }
+        for entry in &mut master.entries {
+            entry.options.random_replica |= self.random_replica;
+        }
+        Ok(master)
+    }
+}
+
 fn direct_paths(served: &Served) -> Vec<PathBuf> {
     let keys = served.source.keys().ok().flatten().unwrap_or_default();
     keys.into_iter().map(|key| OsString::from_vec(key).into()).collect()
-}
-
-fn site() -> Site {
-    let mut conf = Conf::default();
-    let mut warnings = Vec::new();
-    // Without the file the defaults hold.
-    conf.apply(&std::fs::read(CONF).unwrap_or_default(), &mut warnings);
-    for warning in warnings {
-        tracing::warn!("{CONF}:{}: {}", warning.at, warning.message);
-    }
-    Site { conf, environment: Environment::probe(), ..Site::default() }
 }
 
 /// Is the mount the map's own, and not one that belongs to a key of it?

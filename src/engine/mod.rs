@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`maps`] | from a key to what must be mounted |
 //! | [`config`] | which maps are served where |
+//! | [`explain`] | what a lookup would mount, without mounting it |
 //! | [`state`] | the machine: events in, actions out; pure |
 //! | [`jobs`] | what a worker does for one action: mount a key, unmount it, read a map |
 //! | [`kernel`] | what jobs ask of the kernel, as a trait: linux and simulated |
@@ -15,6 +16,7 @@
 //! A request's way: pipe → reactor → machine → worker, which mounts and answers the kernel itself.
 
 pub mod config;
+pub mod explain;
 pub mod jobs;
 pub mod kernel;
 pub mod maps;

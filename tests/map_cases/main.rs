@@ -8,6 +8,7 @@ mod any_input;
 mod changes;
 mod common;
 mod conf;
+mod explain;
 mod locations;
 mod master;
 mod multi;

@@ -174,6 +174,21 @@ impl Conf {
         }
     }
 
+    /// Read shell variables, as `/etc/default/autofs` has them, over the settings there are. Variables that are no settings
+    /// are for others.
+    pub fn apply_environment(&mut self, bytes: &[u8]) {
+        for line in bytes.split(|b| *b == b'\n') {
+            let line = show(line.trim_ascii()).into_owned();
+            let line = line.strip_prefix("export ").unwrap_or(&line);
+            if let Some((name, value)) = line.split_once('=') {
+                let value = value.trim_matches(['"', '\'']);
+                if !value.is_empty() {
+                    let _ = self.set(&name.to_lowercase(), value, &mut Vec::new());
+                }
+            }
+        }
+    }
+
     fn amd_section(&mut self, name: &str) -> &mut Vec<(String, String)> {
         let place = self.amd.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
             self.amd.push((name.to_owned(), Vec::new()));
