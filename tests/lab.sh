@@ -78,6 +78,20 @@ criu_restores() {
     grep sleep "/proc/$!/comm"
 }
 
+podman_restores() {
+    mkdir -p /tmp/image/{bin,dev,etc,proc,run,sys,tmp}
+    cp /bin/busybox /tmp/image/bin/tail
+    tar -C /tmp/image -c . | podman import - image
+    for runtime in runc crun; do
+        podman --runtime "$runtime" run --detach --name one image tail -f /dev/null
+        podman --runtime "$runtime" container checkpoint --export /tmp/one.tar one
+        podman rm one
+        podman --runtime "$runtime" container restore --import /tmp/one.tar
+        podman exec one tail /dev/null
+        podman rm --force --time 0 one
+    done
+}
+
 root_is_fresh() {
     test ! -e /mark
     touch /mark /src/mark 2>/dev/null || true
@@ -118,6 +132,7 @@ run_is_killed() {
     rm "$out/alive"
     sleep 0.5
     rmdir "$out" # not empty: somebody still touches it
+    [[ -z $(find /sys/fs/cgroup -name "autofs-cr-lab.$run") ]]
 }
 
 "$lab" build >/dev/null
@@ -128,11 +143,9 @@ check "criu check"                         says 'Looks good.' criu check
 check "automount 5.1.9"                    says 'version 5.1.9' automount -V
 check "systemd"                            says 'systemd 257' systemctl --version
 check "crit"                               says '4.1.1' crit --version
-check "podman"                             machine podman info
-check "runc"                               machine runc --version
-check "crun knows CRIU"                    says '+CRIU' crun --version
 check "automount serves both kinds of map" inside automount_serves
 check "criu dumps and restores a process"  inside criu_restores
+check "podman restores: runc and crun"     inside podman_restores
 check "every root is fresh: once"          inside root_is_fresh
 check "every root is fresh: again"         inside root_is_fresh
 check "two machines at once"               two_at_once

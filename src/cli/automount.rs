@@ -36,7 +36,9 @@ impl Automount {
 
     pub fn run(self, _: &mut Output) -> Result<ExitCode> {
         // A program of our own group would be taken for us: it would never trigger a mount.
-        rustix::process::setpgid(None, None).context("no process group of our own")?;
+        if rustix::process::getpgrp() != rustix::process::getpid() {
+            rustix::process::setpgid(None, None).context("no process group of our own")?;
+        }
         let wanted = config::of_master_map(&self.given()?)?;
         ensure!(!wanted.is_empty(), "the master map has no map that can be served");
         let pipe = packet_pipe().context("no pipe")?;
