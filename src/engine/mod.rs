@@ -12,6 +12,7 @@
 //! | [`workers`] | the threads that jobs run in |
 //! | [`reactor`] | the thread that reads pipe, signals, results and clock |
 //! | [`reconnect`] | attaching the mounts that exist when it starts |
+//! | [`rpc`] | ONC RPC calls with a limit |
 //!
 //! A request's way: pipe → reactor → machine → worker, which mounts and answers the kernel itself.
 
@@ -23,6 +24,7 @@ pub mod maps;
 pub mod mount;
 pub mod reactor;
 pub mod reconnect;
+pub mod rpc;
 pub mod served;
 pub mod state;
 pub mod task;
