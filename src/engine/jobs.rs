@@ -377,7 +377,8 @@ pub fn browse(kernel: &dyn Kernel, served: &Served, root: &Place, keys: &[Key]) 
 }
 
 fn sync(kernel: &dyn Kernel, task: &SyncTask) -> Outcome {
-    let gone = |place: &&Arc<Place>| kernel.unmount(&place.path).is_ok() || !kernel.exists(place);
+    // One that another master has taken is not ours to unmount.
+    let gone = |place: &&Arc<Place>| !kernel.exists(place) || kernel.unmount(&place.path).is_ok();
     let removed = task.remove.iter().filter(gone).cloned().collect();
     let made = task.make.iter().filter_map(|path| {
         let made = direct(kernel, path, &task.served);
@@ -399,10 +400,13 @@ pub fn direct(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place
 
 fn tear_down(kernel: &dyn Kernel, places: &[Arc<Place>]) {
     for place in places {
+        if !kernel.exists(place) {
+            // gone, or taken by another master, who uses it
+            continue;
+        }
         // an idle mount was expired before: what covers the root now is in use
         let covered = kernel.is_covered(place, &place.path).unwrap_or(false);
         if (covered || kernel.unmount(&place.path).is_err())
-            && kernel.exists(place)
             && let Err(errno) = kernel.make_catatonic(place)
         {
             tracing::warn!(path = %place.path.display(), %errno, "busy, and cannot be made catatonic");

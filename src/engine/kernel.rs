@@ -24,14 +24,14 @@ pub trait Kernel: Send + Sync {
     /// Where the autofs mount with this number is, when nobody remembers it.
     fn find(&self, dev: DevNum) -> Result<Place, Errno>;
     /// Keep an autofs mount from being unmounted as long as the result lives: it counts as a use. NOENT: the
-    /// mount is not there.
+    /// mount is not there; ACCESS: another master has taken it.
     fn hold<'a>(&'a self, place: &Place) -> Result<Box<dyn Hold + 'a>, Errno>;
     /// Send one expire request for something idle and wait for its answer. `false`: nothing is idle. A trigger
     /// is chosen again and again, even when nothing is mounted on it: ask once.
     fn expire(&self, place: &Place, immediate: bool) -> Result<bool, Errno>;
     /// Is something mounted on the trigger `target` of `place`?
     fn is_covered(&self, place: &Place, target: &Path) -> Result<bool, Errno>;
-    /// Does this autofs mount still exist?
+    /// Does this autofs mount still exist, and is it still ours?
     fn exists(&self, place: &Place) -> bool {
         self.hold(place).is_ok()
     }

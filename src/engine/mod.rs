@@ -13,6 +13,7 @@
 //! | [`reactor`] | the thread that reads pipe, signals, results and clock |
 //! | [`reconnect`] | attaching the mounts that exist when it starts |
 //! | [`rpc`] | ONC RPC calls with a limit |
+//! | [`takeover`] | stopping the automounter that served them until now |
 //!
 //! A request's way: pipe → reactor → machine → worker, which mounts and answers the kernel itself.
 
@@ -27,6 +28,7 @@ pub mod reconnect;
 pub mod rpc;
 pub mod served;
 pub mod state;
+pub mod takeover;
 pub mod task;
 pub mod workers;
 

@@ -75,7 +75,10 @@ impl Kernel for Linux {
     }
 
     fn hold<'a>(&'a self, place: &Place) -> Result<Box<dyn Hold + 'a>, Errno> {
-        Ok(Box::new(self.open(place)?))
+        let root = self.open(place)?;
+        // Any command that only the owner may give.
+        self.control.protocol(root.as_fd()).map_err(errno_of)?;
+        Ok(Box::new(root))
     }
 
     fn expire(&self, place: &Place, immediate: bool) -> Result<bool, Errno> {

@@ -7,6 +7,7 @@
 mod bench;
 mod check;
 mod cli;
+mod engine;
 mod host;
 mod image;
 mod peers;
@@ -55,6 +56,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "host-in-flight",
         about: "requests in flight answered by the new master; 20 rounds under 32 walkers",
         run: host::in_flight::run,
+    },
+    Scenario {
+        name: "automount-swap",
+        about: "a host is handed from automount to autofs-cr and back, under 32 walkers",
+        run: engine::swap::run,
     },
     Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
     Scenario {
