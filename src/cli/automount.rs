@@ -1,51 +1,166 @@
-//! `autofs-cr automount`.
+//! `autofs-cr automount`, and what this program does when it is called `automount`.
+
+mod background;
+mod dumpmaps;
+mod running;
 
 use super::explain::master_map;
 use super::output::{self, Output};
-use anyhow::{Context, Result, ensure};
-use autofs_cr::engine::config::Given;
-use autofs_cr::engine::{self, config, takeover};
+use anyhow::{Context, Result, bail, ensure};
+use autofs_cr::engine::config::{self, Given};
+use autofs_cr::engine::maps::conf::{Conf, Logging};
+use autofs_cr::engine::maps::vars::{Definition, definition};
+use autofs_cr::engine::{self, maps, takeover};
 use autofs_cr::sys::packet::packet_pipe;
 use clap::Args;
 use sd_notify::NotifyState;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-const EXAMPLES: &str = "\
+const HELP: &str = "\
 Examples:
   autofs-cr automount                        serve /etc/auto.master until TERM
   autofs-cr automount /etc/auto.test -v      another master map, told in detail
   autofs-cr automount --replace              the same while automount(8) runs: take its mounts, then end it
+  autofs-cr automount --dumpmaps             print all maps
 
 Signals: TERM and INT end it (idle mounts go, busy ones stay for the next engine), HUP reads the maps again,
 USR1 unmounts what is idle. Mounts that exist at its mount points, left by automount(8) or by another engine, are
-attached where they are, with whatever is mounted in them.";
+attached where they are, with whatever is mounted in them.
 
-/// Serve the maps of a master map, in the foreground
-#[derive(Args)]
-#[command(after_help = EXAMPLES)]
+The options are those of automount(8). Called by the name automount (a link is enough) it goes to the background when
+all mounts are there, unless --foreground or --systemd-service is given, and only one can run; as `autofs-cr automount` it
+stays in the foreground. Where the service manager asks for it (Type=notify), it is told when all mounts are there.";
+
+/// Serve the maps of a master map
+#[derive(Args, Default)]
+#[command(after_help = HELP, disable_version_flag = true)]
 pub struct Automount {
-    /// The master map: a path, or a name in /etc
-    #[arg(value_name = "MASTER_MAP")]
-    master: Option<String>,
+    /// The master map: a path, TYPE:NAME, or a name in /etc [default: as configured, else auto.master]
+    #[arg(value_name = "MASTER_MAP", num_args = 0..=2)]
+    names: Vec<String>,
 
     /// Take the mounts from the automounter that serves them now, and end it; no lookup fails meanwhile
     #[arg(long)]
     replace: bool,
+
+    /// Stay in the foreground and log to stderr
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// As --foreground: the service manager does the rest
+    #[arg(short = 'S', long)]
+    systemd_service: bool,
+
+    /// Write the process id to this file
+    #[arg(short, long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+
+    /// Unmount what was not used for so many seconds; 0: never
+    #[arg(short, long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+
+    /// Answer a lookup that failed from memory for so many seconds
+    #[arg(short, long, value_name = "SECONDS")]
+    negative_timeout: Option<u64>,
+
+    /// Do not look again for a key that was found for so many seconds
+    #[arg(short = 'P', long, value_name = "SECONDS")]
+    positive_timeout: Option<u64>,
+
+    /// Wait so many seconds for the master map
+    #[arg(short = 'M', long, value_name = "SECONDS")]
+    master_wait: Option<u32>,
+
+    /// Log everything; a number (of OpenLDAP's log levels) is accepted
+    #[arg(short, long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
+    debug: Option<u32>,
+
+    /// Define a variable for all maps
+    #[arg(short = 'D', long, value_name = "NAME=VALUE", value_parser = defined)]
+    define: Vec<Definition>,
+
+    /// Choose among replicated servers at random
+    #[arg(short, long)]
+    random_multimount_selection: bool,
+
+    /// Mount options for all maps
+    #[arg(short = 'O', long, value_name = "OPTIONS")]
+    global_options: Option<OsString>,
+
+    /// Print the maps and end; with TYPE and NAME in place of the master map: that map
+    #[arg(short = 'm', long)]
+    dumpmaps: bool,
+
+    /// Do not check whether a daemon runs already
+    #[arg(short = 'C', long)]
+    dont_check_daemon: bool,
+
+    /// Detach what is left of an earlier daemon at the mount points, then serve
+    #[arg(short = 'F', long)]
+    force: bool,
+
+    /// Detach what is left of an earlier daemon at the mount points, and end
+    #[arg(short = 'U', long)]
+    force_exit: bool,
+
+    /// Not here: see `autofs-cr ctl log`
+    #[arg(short = 'l', long, value_names = ["PRIORITY", "PATH"], num_args = 1.., hide = true)]
+    set_log_priority: Vec<String>,
+
+    /// Print the version
+    #[arg(short = 'V', long)]
+    version: bool,
+
+    /// Called by the name `automount`.
+    #[arg(skip)]
+    pub by_name: bool,
 }
 
 impl Automount {
-    fn given(&self) -> Result<Given> {
-        let master = self.master.as_deref().map(master_map).transpose()?;
-        Ok(Given { master, ..Given::default() })
-    }
-
-    pub fn run(self, _: &mut Output) -> Result<ExitCode> {
+    pub fn run(self, output: &mut Output) -> Result<ExitCode> {
+        if self.version {
+            output.print(concat!("Linux automount, autofs-cr ", env!("CARGO_PKG_VERSION"), "\n"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        ensure!(
+            self.set_log_priority.is_empty(),
+            "--set-log-priority is not supported: `autofs-cr ctl log` sets how much a running engine logs"
+        );
+        if self.dumpmaps {
+            return match self.names.as_slice() {
+                [kind, name] => dumpmaps::one(kind, name, &self.given(None)?, output),
+                names => dumpmaps::all(&self.given(names.first())?, output),
+            };
+        }
+        ensure!(self.names.len() < 2, "there is one master map; --dumpmaps takes TYPE NAME");
+        let given = self.given(self.names.first())?;
+        if self.force || self.force_exit {
+            running::detach(&config::of_master_map(&given)?)?;
+        }
+        if self.force_exit {
+            return Ok(ExitCode::SUCCESS);
+        }
+        if self.by_name && !self.foreground && !self.systemd_service {
+            return background::run(|ready| self.serve(&given, ready));
+        }
         // A program of our own group would be taken for us: it would never trigger a mount.
         if rustix::process::getpgrp() != rustix::process::getpid() {
             rustix::process::setpgid(None, None).context("no process group of our own")?;
         }
-        let wanted = config::of_master_map(&self.given()?)?;
+        self.serve(&given, &mut || {})?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn serve(&self, given: &Given, ready: &mut dyn FnMut()) -> Result<()> {
+        let _flag = (self.by_name && !self.dont_check_daemon && !self.replace)
+            .then(|| running::Flag::raise(running::FLAG))
+            .transpose()?;
+        let wanted = config::of_master_map(given)?;
         ensure!(!wanted.is_empty(), "the master map has no map that can be served");
+        let _pid_file = self.pid_file.as_deref().map(running::PidFile::write).transpose()?;
         let pipe = packet_pipe().context("no pipe")?;
         // Let go again if the engine does not come as far as to serve.
         let mut old = if self.replace { Some(takeover::stop(&wanted)?) } else { None };
@@ -57,7 +172,61 @@ impl Automount {
             if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
                 output::warn(format_args!("the service manager could not be told: {error}"));
             }
+            ready();
         })?;
-        Ok(ExitCode::SUCCESS)
+        Ok(())
     }
+
+    fn given(&self, master: Option<&String>) -> Result<Given> {
+        let master = master.map(|name| master_map(name)).transpose()?;
+        let options = self.global_options.as_deref().map(maps::options::split);
+        let options: Vec<Vec<u8>> = options
+            .into_iter()
+            .flatten()
+            .map(|option| std::os::unix::ffi::OsStrExt::as_bytes(option).to_vec())
+            .collect();
+        Ok(Given {
+            master,
+            conf: None,
+            timeout: self.timeout.map(Duration::from_secs),
+            negative_timeout: self.negative_timeout.map(Duration::from_secs),
+            positive_timeout: self.positive_timeout.map(Duration::from_secs),
+            master_wait: self.master_wait,
+            definitions: self.define.clone(),
+            options,
+            random_replica: self.random_multimount_selection,
+        })
+    }
+
+    /// How much to log, as `-v` on the command line counts it.
+    pub fn verbosity(&self) -> u8 {
+        if self.debug.is_some() {
+            return 2;
+        }
+        // What is wrong in it is told when it is read for good.
+        let mut conf = Conf::default();
+        conf.apply(&std::fs::read(config::CONF).unwrap_or_default(), &mut Vec::new());
+        match conf.logging {
+            Logging::None => 0,
+            Logging::Verbose => 1,
+            Logging::Debug => 2,
+        }
+    }
+}
+
+fn defined(text: &str) -> Result<Definition> {
+    match definition(text.as_bytes()) {
+        Some(defined) => Ok(defined),
+        None => bail!("a variable is defined as NAME=VALUE"),
+    }
+}
+
+/// Arguments of automount(8) as they are understood here: `-d7` is `--debug=7`.
+pub fn arguments(all: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    all.map(|argument| match argument.to_str().and_then(|text| text.strip_prefix("-d")) {
+        Some(level) if !level.is_empty() && level.bytes().all(|b| b.is_ascii_digit()) => {
+            format!("--debug={level}").into()
+        }
+        _ => argument,
+    })
 }

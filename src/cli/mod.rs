@@ -17,7 +17,8 @@ use anyhow::Result;
 use autofs_cr::discover::Target;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use output::Output;
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const EXIT_CODES: &str = "\
@@ -68,8 +69,11 @@ impl Command {
 
 /// Parse, run, report.
 pub fn main() -> ExitCode {
-    let Cli { command, verbose } = Cli::parse();
-    log_to_stderr(verbose);
+    let Cli { command, verbose } = parse(std::env::args_os());
+    log_to_stderr(match &command {
+        Command::Automount(automount) => verbose.max(automount.verbosity()),
+        _ => verbose,
+    });
     match command.run(&mut Output::new()) {
         Ok(code) => code,
         Err(error) if output::reader_has_left(&error) => ExitCode::SUCCESS,
@@ -78,6 +82,25 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Arguments as they are given; those of automount(8), when that is the name we are called by.
+fn parse(mut arguments: impl Iterator<Item = OsString>) -> Cli {
+    let program = arguments.next().unwrap_or_else(|| "autofs-cr".into());
+    let by_name = Path::new(&program).file_name() == Some(OsStr::new("automount"));
+    let mut arguments = arguments.peekable();
+    let automount = by_name || arguments.peek().is_some_and(|first| first == "automount");
+    let inserted = by_name.then(|| "automount".into());
+    let all = std::iter::once(program).chain(inserted);
+    let mut cli = if automount {
+        Cli::parse_from(all.chain(automount::arguments(arguments)))
+    } else {
+        Cli::parse_from(all.chain(arguments))
+    };
+    if let Command::Automount(automount) = &mut cli.command {
+        automount.by_name = by_name;
+    }
+    cli
 }
 
 /// `RUST_LOG` goes before `-v`.

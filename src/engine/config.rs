@@ -9,6 +9,7 @@ use crate::discover::facts::MountType;
 use crate::image::Checkpoint;
 use crate::image::checkpoint::Service;
 use crate::sys::Errno;
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -105,13 +106,15 @@ pub fn of_checkpoint(image: &Checkpoint, root: &Path) -> Vec<Wanted> {
 /// Every map of a master map. Maps that cannot be opened are left out with a warning.
 pub fn of_master_map(given: &Given) -> Result<Vec<Wanted>, ConfigError> {
     let site = Arc::new(given.site()?);
+    // A key that several direct maps have is that of the first.
+    let mut direct = HashSet::new();
     let maps = given.master(&site.conf)?.entries.into_iter().filter_map(|entry| {
         let map = Map::open(entry, site.clone()).inspect_err(|error| tracing::warn!("{error}")).ok()?;
         let options = options(&map, &site.conf);
         let served = served(map, site.clone(), Path::new("/"), options);
         let paths = match &served.point {
             Some(point) => vec![point.clone()],
-            None => direct_paths(&served),
+            None => direct_paths(&served).into_iter().filter(|path| direct.insert(path.clone())).collect(),
         };
         Some(Wanted { served: Arc::new(served), paths })
     });

@@ -3,6 +3,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`maps`] | from a key to what must be mounted |
+//! | [`background`] | what a process in the background does without |
 //! | [`config`] | which maps are served where |
 //! | [`explain`] | what a lookup would mount, without mounting it |
 //! | [`state`] | the machine: events in, actions out; pure |
@@ -17,6 +18,7 @@
 //!
 //! A request's way: pipe → reactor → machine → worker, which mounts and answers the kernel itself.
 
+pub mod background;
 pub mod config;
 pub mod explain;
 pub mod jobs;

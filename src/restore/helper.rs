@@ -4,9 +4,9 @@
 //! through a socket. Until it is told to go on it takes everything back when its parent ends.
 
 use super::create::{self, CreateError, Made, Root, StepError};
-use super::daemon;
 use super::plan::{Action, RestorePlan};
 use super::rollback::{RollbackError, UndoStack};
+use crate::engine::background;
 use crate::image::Checkpoint;
 use crate::sys::DevNum;
 use crate::sys::fork::{self, Child};
@@ -218,7 +218,7 @@ fn run(job: &Job<'_>, mut channel: Channel) -> bool {
     let served = serve(job, pipe, &mut |waiters| {
         undo = None;
         if job.background {
-            daemon::leave_stdio();
+            background::leave_stdio();
         }
         channel.tell(&Report::Serving(waiters));
     });

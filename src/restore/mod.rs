@@ -12,7 +12,6 @@
 
 pub mod claim;
 pub mod create;
-mod daemon;
 mod foreground;
 pub mod helper;
 pub mod plan;

@@ -7,6 +7,7 @@
 mod bench;
 mod check;
 mod cli;
+mod compat;
 mod engine;
 mod host;
 mod image;
@@ -61,6 +62,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "automount-swap",
         about: "a host is handed from automount to autofs-cr and back, under 32 walkers",
         run: engine::swap::run,
+    },
+    Scenario {
+        name: "map-compat",
+        about: "the same maps served by real automount and by autofs-cr: same mounts, same printed maps",
+        run: compat::scenario,
     },
     Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
     Scenario {

@@ -48,6 +48,11 @@ impl Process {
         kill(Pid::from_raw(self.pid()), signal).with_context(|| format!("{signal} to {}", self.pid()))
     }
 
+    /// Send a signal to a process that is no child of ours.
+    pub fn signal_pid(pid: i32, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {pid}"))
+    }
+
     /// `kill -9`, and wait for its end.
     pub fn kill9(&mut self) -> Result<()> {
         self.child.kill()?;

@@ -10,7 +10,7 @@ const JOURNAL: &str = "/run/systemd/journal/stdout";
 
 /// Give up stdin, stdout and stderr, which belong to whoever started us. Messages go to the journal, where
 /// there is one.
-pub(super) fn leave_stdio() {
+pub fn leave_stdio() {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty()) else { return };
     let _ = rustix::stdio::dup2_stdin(&null);
