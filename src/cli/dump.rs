@@ -52,6 +52,10 @@ pub struct Dump {
     #[arg(long, group = "mode")]
     catatonic: bool,
 
+    /// Leave out what automount units of systemd serve: it makes them itself when it starts
+    #[arg(long)]
+    without_units: bool,
+
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -93,7 +97,11 @@ impl Dump {
             dir: self.dir.clone(),
             existing: if self.replace { Existing::Replace } else { Existing::Refuse },
             target: self.target.target(),
-            wishes: Wishes { paths: self.paths.iter().map(absolute).collect::<Result<_>>()?, mode },
+            wishes: Wishes {
+                paths: self.paths.iter().map(absolute).collect::<Result<_>>()?,
+                without_units: self.without_units,
+                mode,
+            },
             program: "/proc/self/exe".into(),
         })?;
         report.warnings.iter().for_each(output::warn);

@@ -8,6 +8,7 @@ mod dump;
 mod explain;
 mod human;
 mod list;
+mod manual;
 mod output;
 mod restore;
 mod show;
@@ -21,7 +22,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const EXIT_CODES: &str = "\
+const EXAMPLES: &str = "\
+Examples:
+  autofs-cr list                                who answers which mount
+  autofs-cr check                               what would stand in the way
+  autofs-cr dump -D ckpt --hold                 write the mounts down; lookups wait when the daemon dies
+  autofs-cr restore -D ckpt --serve             they go on, and are served
+  autofs-cr automount                           serve /etc/auto.master
+
 Exit codes:
   0  done
   1  failed, or `check` found something; the message says what to do
@@ -29,7 +37,7 @@ Exit codes:
 
 /// Checkpoint, restore and serve Linux autofs mounts
 #[derive(Parser)]
-#[command(name = "autofs-cr", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+#[command(name = "autofs-cr", version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -50,6 +58,8 @@ enum Command {
     Explain(explain::Explain),
     #[command(hide = true)]
     HoldPipes(dump::HoldPipes),
+    #[command(hide = true)]
+    Manual(manual::Manual),
 }
 
 impl Command {
@@ -63,6 +73,7 @@ impl Command {
             Self::Automount(automount) => automount.run(output),
             Self::Explain(explain) => explain.run(output),
             Self::HoldPipes(hold) => hold.run(),
+            Self::Manual(manual) => manual.run(output),
         }
     }
 }

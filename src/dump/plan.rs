@@ -26,6 +26,8 @@ pub enum Mode {
 pub struct Wishes {
     /// Only the mounts at these absolute paths, with what is mounted below them. Empty: all.
     pub paths: Vec<PathBuf>,
+    /// None that a unit of systemd serves.
+    pub without_units: bool,
     /// What becomes of them.
     pub mode: Mode,
 }
@@ -104,6 +106,9 @@ pub enum PlanError {
     /// Every mount is foreign.
     #[error("every autofs mount here is answered from outside the tree; dump without --tree")]
     OnlyForeign,
+    /// Every mount belongs to a unit, and those were not wanted.
+    #[error("every autofs mount here belongs to a unit of systemd; dump without --without-units")]
+    OnlyUnits,
     /// To make a mount catatonic one must be able to give it back.
     #[error(
         "{}: its master cannot be seen, so the mount could not be given back if anything failed; run as root in the pid namespace \
@@ -134,7 +139,11 @@ pub fn plan(survey: &Survey, wishes: &Wishes, who: &Who) -> Result<DumpPlan, Pla
     if survey.mounts.is_empty() {
         return Err(PlanError::NoMounts);
     }
-    let chosen = choose(survey, &wishes.paths)?;
+    let mut chosen = choose(survey, &wishes.paths)?;
+    chosen.retain(|mount| !(wishes.without_units && matches!(mount.master, Master::Systemd { .. })));
+    if chosen.is_empty() {
+        return Err(PlanError::OnlyUnits);
+    }
     let is_foreign = |mount: &AutofsMount| match (&who.tree, mount.master.process()) {
         (Some(tree), Some(process)) => !tree.contains(&process.pid),
         // its master is in a pid namespace that is not shown, and so is outside

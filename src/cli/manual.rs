@@ -1,0 +1,110 @@
+//! Man pages and completions, made from the arguments themselves when a package is built.
+
+use super::output::Output;
+use anyhow::{Context, Result};
+use clap::{Args, Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Write the man pages of all commands, and completions for bash, fish and zsh (building a package runs this)
+#[derive(Args)]
+pub struct Manual {
+    /// The directory to write to
+    dir: PathBuf,
+}
+
+impl Manual {
+    pub fn run(self, _: &mut Output) -> Result<ExitCode> {
+        let written = || -> Result<()> {
+            fs::create_dir_all(&self.dir)?;
+            let mut command = super::Cli::command();
+            for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+                clap_complete::generate_to(shell, &mut command, "autofs-cr", &self.dir)?;
+            }
+            command = command.disable_help_subcommand(true);
+            command.build();
+            man_pages(&command, &self.dir)
+        };
+        written().with_context(|| format!("{}: not written", self.dir.display()))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The page of a command, and those of its subcommands.
+fn man_pages(command: &Command, dir: &Path) -> Result<()> {
+    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        man_pages(subcommand, dir)?;
+    }
+    let man = Man::new(command.clone().after_help(None)).section("8").manual("autofs-cr");
+    let mut page = Vec::new();
+    man.render(&mut page)?;
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    extra(&help).to_writer(&mut page)?;
+    Ok(fs::write(dir.join(man.get_filename()), page)?)
+}
+
+/// What follows the options in `--help`: a block under a heading (`Examples:`) becomes a section of its own, the rest
+/// NOTES.
+fn extra(help: &str) -> Roff {
+    let mut roff = Roff::new();
+    let (headed, notes): (Vec<_>, Vec<_>) =
+        help.split("\n\n").filter(|block| !block.is_empty()).partition(|block| heading(block).is_some());
+    for block in headed {
+        let mut lines = block.lines();
+        let name = lines.next().unwrap_or_default().trim_end_matches(':').to_uppercase();
+        roff.control("SH", [name.as_str()]).control("nf", []);
+        for line in lines {
+            roff.text([roman(line.strip_prefix("  ").unwrap_or(line))]);
+        }
+        roff.control("fi", []);
+    }
+    for (index, block) in notes.into_iter().enumerate() {
+        if index == 0 {
+            roff.control("SH", ["NOTES"]);
+        } else {
+            roff.control("PP", []);
+        }
+        roff.text([roman(block.replace('\n', " "))]);
+    }
+    roff
+}
+
+/// The first line, where it ends in a colon and the others are indented.
+fn heading(block: &str) -> Option<&str> {
+    let (first, rest) = block.split_once('\n')?;
+    (first.ends_with(':') && rest.starts_with("  ")).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_become_a_section_and_the_rest_notes() {
+        let text = extra("Examples:\n  a -b    \\c\n  .d\n\nSee also\nthere.\n\nMore.").render();
+        let body = &text[text.find(".SH").unwrap()..];
+        assert_eq!(
+            body,
+            ".SH EXAMPLES\n.nf\na \\-b    \\\\c\n\\&.d\n.fi\n.SH NOTES\nSee also there.\n.PP\nMore.\n"
+        );
+    }
+
+    #[test]
+    fn every_command_has_a_page_with_examples() {
+        let dir = tempfile::tempdir().unwrap();
+        Manual { dir: dir.path().into() }.run(&mut Output::new()).unwrap();
+        for command in super::super::Cli::command().get_subcommands().filter(|command| !command.is_hide_set())
+        {
+            let name = format!("autofs-cr-{}.8", command.get_name());
+            let page = fs::read_to_string(dir.path().join(&name)).unwrap_or_else(|_| panic!("no {name}"));
+            assert!(page.contains(".SH EXAMPLES\n"), "{name} has no examples");
+        }
+        for file in ["autofs-cr.8", "autofs-cr.bash", "autofs-cr.fish", "_autofs-cr"] {
+            assert!(dir.path().join(file).exists(), "{file}");
+        }
+    }
+}
