@@ -10,6 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+const SOURCE: &str = concat!("autofs-cr ", env!("CARGO_PKG_VERSION"));
+
 /// Write the man pages of all commands, and completions for bash, fish and zsh (building a package runs this)
 #[derive(Args)]
 pub struct Manual {
@@ -21,11 +23,10 @@ impl Manual {
     pub fn run(self, _: &mut Output) -> Result<ExitCode> {
         let written = || -> Result<()> {
             fs::create_dir_all(&self.dir)?;
-            let mut command = super::Cli::command();
             for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
-                clap_complete::generate_to(shell, &mut command, "autofs-cr", &self.dir)?;
+                clap_complete::generate_to(shell, &mut super::Cli::command(), "autofs-cr", &self.dir)?;
             }
-            command = command.disable_help_subcommand(true);
+            let mut command = super::Cli::command().disable_help_subcommand(true);
             command.build();
             man_pages(&command, &self.dir)
         };
@@ -39,7 +40,7 @@ fn man_pages(command: &Command, dir: &Path) -> Result<()> {
     for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
         man_pages(subcommand, dir)?;
     }
-    let man = Man::new(command.clone().after_help(None)).section("8").manual("autofs-cr");
+    let man = Man::new(command.clone().after_help(None)).section("8").source(SOURCE).manual("autofs-cr");
     let mut page = Vec::new();
     man.render(&mut page)?;
     let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();

@@ -377,6 +377,16 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn mounts_of_units_are_left_out_on_demand() {
+        let mut unit = mount(2, "/unit", 1);
+        unit.master = Master::Systemd { process: process(1), unit: "unit.automount".into() };
+        let without = Wishes { without_units: true, ..Wishes::default() };
+        let both = survey_of(vec![unit.clone(), mount(3, "/ours", 8)]);
+        assert_eq!(paths(&plan(&both, &without, &us(1)).unwrap()), ["/ours"]);
+        assert_eq!(plan(&survey_of(vec![unit]), &without, &us(1)), Err(PlanError::OnlyUnits));
+    }
+
+    #[test]
     fn only_covered_direct_mounts_have_a_question_and_only_masters_ask() {
         let mut indirect = covered(mount(5, "/indirect", 7));
         indirect.options.mount_type = MountType::Indirect;
