@@ -11,10 +11,11 @@ use autofs_cr::engine::config::{self, Given};
 use autofs_cr::engine::maps::conf::{Conf, Logging};
 use autofs_cr::engine::maps::vars::{Definition, definition};
 use autofs_cr::engine::{self, maps, takeover};
-use autofs_cr::sys::packet::packet_pipe;
+use autofs_cr::sys::packet::{PacketPipe, packet_pipe};
 use clap::Args;
 use sd_notify::NotifyState;
 use std::ffi::OsString;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -162,6 +163,7 @@ impl Automount {
         ensure!(!wanted.is_empty(), "the master map has no map that can be served");
         let _pid_file = self.pid_file.as_deref().map(running::PidFile::write).transpose()?;
         let pipe = packet_pipe().context("no pipe")?;
+        keep_over_a_crash(&pipe);
         // Let go again if the engine does not come as far as to serve.
         let mut old = if self.replace { Some(takeover::stop(&wanted)?) } else { None };
         engine::serve(wanted, pipe, &mut |_| {
@@ -229,4 +231,15 @@ pub fn arguments(all: impl Iterator<Item = OsString>) -> impl Iterator<Item = Os
         }
         _ => argument,
     })
+}
+
+/// Give the read end to the service manager, where it keeps descriptors for us: when this process dies, lookups wait in the
+/// pipe until the next one attaches the mounts, instead of failing. It drops the descriptor when nobody writes any more.
+fn keep_over_a_crash(pipe: &PacketPipe) {
+    // Those of our predecessor come with our start; they are the manager's business, and no child's.
+    let _ = sd_notify::listen_fds();
+    let store = [NotifyState::FdStore, NotifyState::FdName("requests")];
+    if let Err(error) = sd_notify::notify_with_fds(&store, &[pipe.read.as_fd()]) {
+        output::warn(format_args!("the service manager does not keep the pipe: {error}"));
+    }
 }

@@ -11,6 +11,7 @@ mod compat;
 mod engine;
 mod host;
 mod image;
+mod package;
 mod peers;
 mod plugin;
 mod process;
@@ -67,6 +68,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "map-compat",
         about: "the same maps served by real automount and by autofs-cr: same mounts, same printed maps",
         run: compat::scenario,
+    },
+    Scenario {
+        name: "package",
+        about: "the Debian package beside automount: installed, its services used under systemd, purged",
+        run: package::run_scenario,
     },
     Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
     Scenario {

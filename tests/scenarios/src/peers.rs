@@ -75,17 +75,34 @@ impl Systemd {
             target += &format!("Requires={unit}.automount\nAfter={unit}.automount\n");
         }
         fs::write(format!("{dir}/survive.target"), target)?;
+        // The memory-pressure watch is off as CRIU does not restore it.
+        Self::start("MEMORY_PRESSURE_WATCH=/dev/null", |systemd| {
+            units.iter().all(|(_, place, _, _)| {
+                systemd.mountinfo().contains(&format!(" {place} rw,relatime - autofs"))
+            })
+        })
+    }
+
+    /// Boot as in a container, with nothing but what is started later, for the services of packages.
+    pub fn boot_for_services() -> Result<Self> {
+        fs::create_dir_all("/etc/systemd/system")?;
+        fs::write("/etc/systemd/system/survive.target", "[Unit]\nDefaultDependencies=no\n")?;
+        Self::start("container=lab", |systemd| systemd.enter(&["systemctl", "is-system-running"]).is_ok())
+    }
+
+    fn start(environment: &str, up: impl Fn(&Self) -> bool) -> Result<Self> {
         fs::create_dir_all("/tmp/logs")?;
         let log = fs::OpenOptions::new().create(true).append(true).open("/tmp/logs/systemd.log")?;
-        // The memory-pressure watch is off as CRIU does not restore it; --fork and --kill-child make
-        // unshare the parent that reaps PID 1 and ends it with itself.
-        let script = "mount -t proc proc /proc && mount -t tmpfs tmpfs /run && \
-                      exec env MEMORY_PRESSURE_WATCH=/dev/null /lib/systemd/systemd --system --unit=survive.target \
-                      --log-target=console --show-status=no --crash-shell=no --dump-core=no";
+        // --fork and --kill-child make unshare the parent that reaps PID 1 and ends it with itself.
+        let script = format!(
+            "mount -t proc proc /proc && mount -t tmpfs tmpfs /run && \
+             exec env {environment} /lib/systemd/systemd --system --unit=survive.target \
+             --log-target=console --show-status=no --crash-shell=no --dump-core=no"
+        );
         let unshare = Process::start(
             Command::new("unshare")
                 .args(["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child=KILL"])
-                .args(["--propagation", "private", "bash", "-c", script])
+                .args(["--propagation", "private", "bash", "-c", &script])
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log),
@@ -93,9 +110,7 @@ impl Systemd {
         let mut systemd = Self { pid: 0, unshare };
         let up = wait_until(|| {
             systemd.pid = systemd.child().unwrap_or(0);
-            units.iter().all(|(_, place, _, _)| {
-                systemd.mountinfo().contains(&format!(" {place} rw,relatime - autofs"))
-            })
+            systemd.pid != 0 && up(&systemd)
         });
         if !up {
             bail!("systemd did not come up: {}", fs::read_to_string("/tmp/logs/systemd.log")?);

@@ -129,7 +129,17 @@ pub struct Sitter {
 impl Sitter {
     /// Start it in the directory of `file`, which triggers the mount.
     pub fn start(file: &str) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+        Self::sit(Command::new(std::env::current_exe()?), file)
+    }
+
+    /// Start it in the mount namespace of a process.
+    pub fn start_in(pid: i32, file: &str) -> Result<Self> {
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--target", &pid.to_string()]).arg(std::env::current_exe()?);
+        Self::sit(command, file)
+    }
+
+    fn sit(mut command: Command, file: &str) -> Result<Self> {
         command.args(["sit", file]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let (process, stdin, stdout) = Process::start_piped(&mut command)?;
         let mut sitter = Self { process, stdin, stdout: BufReader::new(stdout), file: file.to_owned() };
