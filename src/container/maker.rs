@@ -13,10 +13,10 @@
 use crate::discover::facts::Master;
 use crate::image::Checkpoint;
 use crate::image::checkpoint::DumpedMount;
-use crate::restore::claim::Claims;
+use crate::restore::claim::{Claims, NoClaim};
 use crate::restore::create;
 use crate::restore::plan::{Action, Attach, Number, RestorePlan, Step};
-use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
+use crate::sys::mount::MountError;
 use crate::sys::{DevNum, Errno, fork, mountns};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -25,7 +25,6 @@ use rustix::net::{
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 /// How many descriptors a message can carry (SCM_MAX_FD is 253).
 const BATCH: usize = 250;
@@ -87,13 +86,14 @@ fn alone(socket: &OwnedFd) {
 
 /// The maker's life.
 fn serve(socket: &OwnedFd, image: &Checkpoint) -> Result<(), Errno> {
-    let (held, lines) = match Held::claim(&image.mounts) {
-        Ok(held) => held,
+    let (claims, not_held) = match claim(&image.mounts) {
+        Ok(claimed) => claimed,
         Err(error) => return send(socket, &format!("no device number can be kept: {error}"), &[]),
     };
-    send(socket, &lines.join("\n"), &[])?;
+    let line = |(dev, why): &(DevNum, NoClaim)| format!("device number {dev} cannot be kept: {why}");
+    send(socket, &not_held.iter().map(line).collect::<Vec<_>>().join("\n"), &[])?;
     let (mut index, asker) = receive_request(socket)?;
-    let made = held.make_all(image, asker);
+    let made = make_all(image, claims, asker);
     loop {
         match &made {
             Ok(mounts) => match mounts.get(index as usize) {
@@ -106,77 +106,60 @@ fn serve(socket: &OwnedFd, image: &Checkpoint) -> Result<(), Errno> {
     }
 }
 
-/// The device numbers.
-struct Held {
-    /// Holds the free ones below.
-    claims: Claims,
-    placeholders: Vec<DetachedMount>,
+/// Hold the device numbers; with those that cannot be.
+fn claim(mounts: &[DumpedMount]) -> Result<(Claims, Vec<(DevNum, NoClaim)>), MountError> {
+    let call = |what| move |errno| MountError::At { what, path: "/".into(), errno };
+    // What fills numbers up stays out of every other namespace.
+    mountns::unshare_private().map_err(call("unshare"))?;
+    raise_limit(mounts.len());
+    let mut claims = Claims::new()?;
+    let not_held = claims.hold(mounts.iter().map(|mount| mount.facts.dev))?;
+    Ok((claims, not_held))
 }
 
-impl Held {
-    fn claim(mounts: &[DumpedMount]) -> Result<(Self, Vec<String>), MountError> {
-        let call = |what| move |errno| MountError::At { what, path: "/".into(), errno };
-        // What fills numbers up stays out of every other namespace.
-        mountns::unshare_private().map_err(call("unshare"))?;
-        raise_limit(mounts.len());
-        let mut held = Self { claims: Claims::new()?, placeholders: Vec::new() };
-        let mut lines = Vec::new();
-        let mut numbers: Vec<DevNum> = mounts.iter().map(|mount| mount.facts.dev).collect();
-        numbers.sort();
-        for dev in numbers {
-            match held.claims.superblock(dev, placeholder)? {
-                Ok(placeholder) => held.placeholders.push(placeholder),
-                Err(why) => lines.push(format!("device number {dev} cannot be kept: {why}")),
-            }
+/// All mounts, owned by a process group in the pid namespace of `asker`.
+fn make_all(image: &Checkpoint, claims: Claims, asker: i32) -> Result<Vec<OwnedFd>, String> {
+    let call = |what: &'static str| move |errno: Errno| format!("cannot {what}: {errno}");
+    let namespace = rustix::fs::open(
+        format!("/proc/{asker}/ns/pid"),
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .map_err(call("open the root task's pid namespace"))?;
+    nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWPID)
+        .map_err(|errno| format!("cannot enter the root task's pid namespace: {errno}"))?;
+    let (ours, its) = socket_pair().map_err(call("make a socket pair"))?;
+    let child = fork::fork(move || {
+        // A number is free when nobody has its placeholder any more: first the parent's copies go, with this closure.
+        let alone = receive(&its).map(drop).map_err(call("wait for the parent"));
+        let made = alone.and_then(|()| prepare(image, claims));
+        let sent = made.and_then(|mounts| hand_over(&its, &mounts).map_err(call("hand mounts over")));
+        sent.err().map_or(0, |error| send(&its, &error, &[]).map_or(1, |()| 1))
+    })
+    .map_err(call("start a process in the container"))?;
+    send(&ours, "", &[]).map_err(call("start a process in the container"))?;
+    let mut made = Vec::with_capacity(image.mounts.len());
+    let answer = loop {
+        match receive(&ours) {
+            Ok((text, fds)) if text.is_empty() => made.extend(fds),
+            Ok((text, _)) => break Err(text),
+            Err(_) => break Ok(()),
         }
-        Ok((held, lines))
-    }
-
-    /// All mounts, owned by a process group in the pid namespace of `asker`.
-    fn make_all(self, image: &Checkpoint, asker: i32) -> Result<Vec<OwnedFd>, String> {
-        let call = |what: &'static str| move |errno: Errno| format!("cannot {what}: {errno}");
-        let namespace = rustix::fs::open(
-            format!("/proc/{asker}/ns/pid"),
-            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )
-        .map_err(call("open the root task's pid namespace"))?;
-        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWPID)
-            .map_err(|errno| format!("cannot enter the root task's pid namespace: {errno}"))?;
-        let (ours, its) = socket_pair().map_err(call("make a socket pair"))?;
-        let Self { claims, placeholders } = self;
-        let child = fork::fork(|| {
-            drop(placeholders);
-            let sent =
-                prepare(image).and_then(|mounts| hand_over(&its, &mounts).map_err(call("hand mounts over")));
-            sent.err().map_or(0, |error| send(&its, &error, &[]).map_or(1, |()| 1))
-        })
-        .map_err(call("start a process in the container"))?;
-        drop(its);
-        let mut made = Vec::with_capacity(image.mounts.len());
-        let answer = loop {
-            match receive(&ours) {
-                Ok((text, fds)) if text.is_empty() => made.extend(fds),
-                Ok((text, _)) => break Err(text),
-                Err(_) => break Ok(()),
-            }
-        };
-        let _ = child.wait();
-        drop(claims);
-        answer?;
-        match made.len() == image.mounts.len() {
-            true => Ok(made),
-            false => Err("the process that makes autofs mounts died".to_owned()),
-        }
+    };
+    let _ = child.wait();
+    answer?;
+    match made.len() == image.mounts.len() {
+        true => Ok(made),
+        false => Err("the process that makes autofs mounts died".to_owned()),
     }
 }
 
 /// In the child: every mount of the image.
-fn prepare(image: &Checkpoint) -> Result<Vec<OwnedFd>, String> {
+fn prepare(image: &Checkpoint, claims: Claims) -> Result<Vec<OwnedFd>, String> {
     // The owner: a process group of the container's pid namespace.
     nix::unistd::setsid().map_err(|errno| format!("cannot begin a session: {errno}"))?;
     let plan = plan(image);
-    let prepared = create::prepare(image, &plan).map_err(|error| error.to_string())?;
+    let prepared = create::prepare(image, &plan, claims).map_err(|error| error.to_string())?;
     Ok(prepared.into_mounts().map(OwnedFd::from).collect())
 }
 
@@ -197,10 +180,6 @@ fn plan(image: &Checkpoint) -> RestorePlan {
         }
     };
     RestorePlan { steps: image.mounts.iter().enumerate().map(step).collect(), ..RestorePlan::default() }
-}
-
-fn placeholder() -> Result<DetachedMount, MountError> {
-    mount::new_superblock::<&str>("tmpfs", Path::new("autofs-cr"), &[], MountFlags::empty())
 }
 
 /// Placeholders and mounts are descriptors, here and in the child.

@@ -13,6 +13,7 @@ use crate::sys::control::DEVICE;
 use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
 use crate::sys::{DevNum, Errno};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -33,6 +34,8 @@ const PATIENCE: u32 = 500;
 /// Gives superblocks their numbers, lowest first. Must live until all are made: it holds what is below.
 #[derive(Debug)]
 pub struct Claims {
+    /// Placeholders, by the numbers that they hold.
+    held: BTreeMap<DevNum, DetachedMount>,
     /// The first filler: a tmpfs with a directory for each of the others. (A tmpfs made for this alone might take a
     /// number that is wanted.)
     shelf: Option<DetachedMount>,
@@ -58,10 +61,37 @@ pub enum NoClaim {
 impl Claims {
     /// To be used in a mount namespace that nobody else sees, and that goes away afterwards.
     pub fn new() -> Result<Self, MountError> {
-        Ok(Self { shelf: None, fillers: 0, _turn: turn(), last: None, patience: PATIENCE })
+        Ok(Self {
+            held: BTreeMap::new(),
+            shelf: None,
+            fillers: 0,
+            _turn: turn(),
+            last: None,
+            patience: PATIENCE,
+        })
+    }
+
+    /// Hold each of these numbers until its superblock is made. Returns those that cannot be held, and why.
+    pub fn hold(
+        &mut self,
+        devs: impl IntoIterator<Item = DevNum>,
+    ) -> Result<Vec<(DevNum, NoClaim)>, MountError> {
+        let mut devs: Vec<_> = devs.into_iter().collect();
+        devs.sort();
+        let mut not_held = Vec::new();
+        for dev in devs {
+            match self.superblock(dev, tmpfs)? {
+                Ok(placeholder) => drop(self.held.insert(dev, placeholder)),
+                Err(why) => not_held.push((dev, why)),
+            }
+        }
+        self.last = None;
+        Ok(not_held)
     }
 
     /// The superblock that `make` makes, with the number `dev`. To be called in ascending order.
+    ///
+    /// A number that is held is free for as long as one `make` takes: what is below it is filled up before.
     pub fn superblock<E: From<MountError>>(
         &mut self,
         dev: DevNum,
@@ -80,10 +110,11 @@ impl Claims {
                     continue;
                 }
                 // Dropped: if it had the number, that is the lowest free one now.
-                if minor > dev.minor && !self.try_again(&mut tries) {
+                if minor > dev.minor && !self.held.contains_key(&dev) && !self.try_again(&mut tries) {
                     return Ok(Err(NoClaim::Taken));
                 }
             }
+            drop(self.held.remove(&dev));
             let made = make()?;
             let minor = self.note(&made)?;
             if minor == dev.minor {

@@ -11,7 +11,7 @@ mod tree;
 
 pub use place::Root;
 
-use super::claim::NoClaim;
+use super::claim::{Claims, NoClaim};
 use super::plan::{Action, RestorePlan, Step};
 use super::rollback::UndoStack;
 use crate::discover::facts::Propagation;
@@ -127,13 +127,17 @@ pub struct Prepared<'a> {
 /// Make every mount of the plan that is missing.
 ///
 /// The caller is the only thread of its process and lives in a mount namespace that nobody else sees. Its
-/// process group and pid namespace become the owner's.
-pub fn prepare<'a>(image: &'a Checkpoint, plan: &'a RestorePlan) -> Result<Prepared<'a>, CreateError> {
+/// process group and pid namespace become the owner's. Device numbers come from `claims`.
+pub fn prepare<'a>(
+    image: &'a Checkpoint,
+    plan: &'a RestorePlan,
+    claims: Claims,
+) -> Result<Prepared<'a>, CreateError> {
     // Modes of the image are meant as they are.
     rustix::process::umask(Mode::empty());
     let control = Control::open().map_err(StepError::from)?;
     let pipe = packet_pipe().map_err(StepError::call("make a pipe"))?;
-    let mut items = superblocks::make(image, plan, &pipe)?;
+    let mut items = superblocks::make(image, plan, claims, &pipe)?;
     faults::point("restore.superblocks-made")?;
     requesters::replay(&mut items, &control, &pipe)?;
     faults::point("restore.requesters-replayed")?;

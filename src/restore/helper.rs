@@ -3,6 +3,7 @@
 //! It is forked from this single-threaded program, so the plan needs no copying to it. What it reports comes
 //! through a socket. Until it is told to go on it takes everything back when its parent ends.
 
+use super::claim::Claims;
 use super::create::{self, CreateError, Made, Root, StepError};
 use super::plan::{Action, RestorePlan};
 use super::rollback::{RollbackError, UndoStack};
@@ -238,7 +239,8 @@ fn make(job: &Job<'_>, undo: &mut UndoStack<'_>) -> Result<(Ready, Option<Packet
     let prepared = match creates {
         true => {
             mountns::unshare_private().map_err(StepError::call("make a mount namespace"))?;
-            Some(create::prepare(job.image, job.plan)?)
+            let claims = Claims::new().map_err(StepError::from)?;
+            Some(create::prepare(job.image, job.plan, claims)?)
         }
         false => None,
     };

@@ -10,10 +10,11 @@ use crate::sys::mount::{self, AutofsParams, DetachedMount, MountError, MountFlag
 use crate::sys::packet::PacketPipe;
 use std::os::fd::AsFd;
 
-/// All of them, in the order of the plan. Requests go to `pipe`.
+/// All of them, in the order of the plan, with numbers from `claims`. Requests go to `pipe`.
 pub(super) fn make<'a>(
     image: &'a Checkpoint,
     plan: &'a RestorePlan,
+    mut claims: Claims,
     pipe: &PacketPipe,
 ) -> Result<Vec<Item<'a>>, CreateError> {
     // Lowest number first, and what gets a new one last, so that it takes none that another wants.
@@ -31,7 +32,6 @@ pub(super) fn make<'a>(
         Number::New { .. } => (true, DevNum::anonymous(0)),
     });
 
-    let mut claims = Claims::new().map_err(StepError::from)?;
     let mut items = Vec::with_capacity(order.len());
     let mut without = Vec::new();
     for (index, step, number) in order {
