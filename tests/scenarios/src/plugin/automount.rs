@@ -2,7 +2,7 @@
 
 use super::container::{Container, Criu};
 use crate::check::{Checks, wait_until};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::time::Duration;
 
@@ -30,10 +30,11 @@ pub fn run(checks: &mut Checks) -> Result<()> {
 
     // When another file system has the number the mount gets a new one, which automount does not mind here.
     let moved = Criu::with_plugin("automount.moved")?;
+    let device = second.autofs("/ind").context("no /ind")?.dev;
     moved.dump(&second)?;
     ensure!(wait_until(|| second.ended()), "the dump left the container running");
     drop(second);
-    let taken = super::Fillers::take(400)?;
+    let taken = super::Fillers::take(&device)?;
     let container = moved.restore()?;
     checks.that("a taken number is told", moved.log("restore").contains("cannot be kept"));
     let read = container.enter_within(QUICK, &["cat", "/ind/c/c"]);

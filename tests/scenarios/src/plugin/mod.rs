@@ -10,7 +10,9 @@ pub mod systemd;
 use crate::check::Checks;
 use crate::process::{Process, run, run_ok};
 use anyhow::{Context, Result};
+use autofs_cr::sys::DevNum;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -66,24 +68,29 @@ impl Fillers {
     /// kernel, which get the lowest free ones, take meanwhile. Not the same each time: another scenario may do so, too.
     fn high() -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        Self::take(300 + now.subsec_micros() as usize % 2000)
+        Self::take_up_to(500 + now.subsec_micros() % 2000)
     }
 
-    fn take(count: usize) -> Result<Self> {
+    /// Take a number that was free a moment ago, and all free ones below it.
+    fn take(dev: &str) -> Result<Self> {
+        let (_, minor) = dev.split_once(':').context("no device number")?;
+        Self::take_up_to(minor.parse()?)
+    }
+
+    /// All free numbers up to 0:`minor`.
+    fn take_up_to(minor: u32) -> Result<Self> {
         let mut fillers = Self(Vec::new());
-        for number in 0..count {
-            let path = format!("/tmp/filler/{number}");
+        loop {
+            let path = format!("/tmp/filler/{}", fillers.0.len());
             fs::create_dir_all(&path)?;
-            nix::mount::mount(
-                Some("filler"),
-                path.as_str(),
-                Some("tmpfs"),
-                nix::mount::MsFlags::empty(),
-                None::<&str>,
-            )?;
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("filler"), path.as_str(), Some("tmpfs"), flags, None::<&str>)?;
+            let dev = DevNum::from_st_dev(fs::metadata(&path)?.dev());
             fillers.0.push(path);
+            if dev.minor >= minor {
+                return Ok(fillers);
+            }
         }
-        Ok(fillers)
     }
 }
 
