@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::io::Read;
+use std::fs;
+use std::io::{Read, Seek};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
@@ -101,17 +102,27 @@ impl Drop for Process {
 
 /// Run a command to its end under `timeout`; its output whatever its exit code.
 pub fn run(limit: Duration, program: &str, args: &[&str]) -> Result<Output> {
-    let output = Command::new("timeout")
+    // Files, not pipes: a pipe ends only when everybody has closed it, also what the command left behind.
+    let mut out = fs::File::from(rustix::fs::memfd_create("stdout", rustix::fs::MemfdFlags::CLOEXEC)?);
+    let mut err = fs::File::from(rustix::fs::memfd_create("stderr", rustix::fs::MemfdFlags::CLOEXEC)?);
+    let status = Command::new("timeout")
         .arg("--kill-after=2")
         .arg(limit.as_secs_f32().to_string())
         .arg(program)
         .args(args)
         .stdin(Stdio::null())
+        .stdout(out.try_clone()?)
+        .stderr(err.try_clone()?)
         .process_group(0)
-        .output()
+        .status()
         .with_context(|| format!("running {program}"))?;
-    if output.status.code() == Some(124) || output.status.signal().is_some() {
+    if matches!(status.code(), Some(124 | 137)) || status.signal().is_some() {
         bail!("{program} {} hung for {limit:?}", args.join(" "));
+    }
+    let mut output = Output { status, stdout: Vec::new(), stderr: Vec::new() };
+    for (file, bytes) in [(&mut out, &mut output.stdout), (&mut err, &mut output.stderr)] {
+        file.rewind()?;
+        file.read_to_end(bytes)?;
     }
     Ok(output)
 }
