@@ -192,7 +192,8 @@ impl<'a> Made<'a> {
             }
             stays
         });
-        let covered = self.covered && kernel.is_covered(&self.task.place, self.target).unwrap_or(true);
+        // A helper that was killed may have mounted all the same.
+        let covered = kernel.is_covered(&self.task.place, self.target).unwrap_or(self.covered);
         if covered && (!self.children.is_empty() || kernel.unmount(self.target).is_err()) {
             // what is left expires later
             return false;

@@ -6,6 +6,8 @@ use rustix::{
     process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal},
 };
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// A process that cannot be mistaken for another with the same number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
@@ -72,6 +74,14 @@ pub fn reopen_write_end(pid: i32, fd: RawFd) -> Result<OwnedFd, Errno> {
 /// A pidfd of the process that has number `pid` now.
 pub fn open_pidfd(number: i32) -> Result<OwnedFd, Errno> {
     rustix::process::pidfd_open(pid(number)?, PidfdFlags::empty())
+}
+
+/// Have a program start with no signal blocked, whatever this thread blocks: it would inherit that.
+pub fn default_signals(command: &mut Command) -> &mut Command {
+    let unblock = || nix::sys::signal::SigSet::empty().thread_set_mask().map_err(std::io::Error::from);
+    // SAFETY: between fork and exec, where only async-signal-safe calls are sound: sigprocmask is one, and nothing is
+    // allocated.
+    unsafe { command.pre_exec(unblock) }
 }
 
 /// The process of a task.

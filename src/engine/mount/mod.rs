@@ -3,21 +3,23 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`options`] | option text → flags of the mount, parameters of the file system |
-//! | `helper` | mount(8), with a limit |
+//! | `helper` | mount(8) and other programs, with a limit |
+//! | `extfs` | whether fsck is due |
 //!
 //! No fork and no look at the mount table for bind mounts and the kernel's own file systems: that is most of what an
 //! automounter mounts, and the forked pair costs two hundred times the calls.
 
+mod extfs;
 mod helper;
 pub mod options;
 
 use super::maps::Replica;
 use crate::sys::Errno;
-use crate::sys::mount::{self as kernel, Change, Propagation};
+use crate::sys::mount::{self as kernel, Change, MountFlags, Propagation};
 use options::Options;
 use rustix::fs::CWD;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A file system could not be mounted.
@@ -53,6 +55,22 @@ pub enum MountError {
         /// How long it was given.
         limit: Duration,
     },
+    /// fsck(8) could not mend it.
+    #[error("{}: the file system has errors; run fsck by hand: {}", device.display(), said.trim())]
+    Unclean {
+        /// Where it is.
+        device: PathBuf,
+        /// What fsck wrote.
+        said: String,
+    },
+    /// The source of a bind mount lies behind another trigger, which cannot be mounted.
+    #[error("{}, to be bound, cannot be reached: {}", source_name.display(), said.trim())]
+    Unreachable {
+        /// It.
+        source_name: PathBuf,
+        /// What the visitor wrote.
+        said: String,
+    },
 }
 
 impl MountError {
@@ -64,7 +82,12 @@ impl MountError {
                 Kernel::Create { errno, .. } | Kernel::Option { errno, .. } | Kernel::At { errno, .. },
             ) => *errno,
             Self::TooLong { .. } => Errno::TIMEDOUT,
-            Self::Kernel(_) | Self::NoSource | Self::NoHelper(_) | Self::Refused { .. } => Errno::NOENT,
+            Self::Unclean { .. } => Errno::UCLEAN,
+            Self::Kernel(_)
+            | Self::NoSource
+            | Self::NoHelper(_)
+            | Self::Refused { .. }
+            | Self::Unreachable { .. } => Errno::NOENT,
         }
     }
 }
@@ -74,7 +97,7 @@ impl MountError {
 pub struct Manner {
     /// Propagation of the new mount; `None`: as its place gives it.
     pub propagation: Option<Propagation>,
-    /// How long mount(8) may take.
+    /// How long mount(8), or another program, may take.
     pub limit: Duration,
 }
 
@@ -110,22 +133,27 @@ fn replica_on(
     manner: Manner,
 ) -> Result<(), MountError> {
     if let Some(local) = &replica.local {
-        let bound = bind(local, &Options::parse(&super::maps::options::for_bind(text)), target);
+        let options = Options::parse(&super::maps::options::for_bind(text));
+        let bound = bind(local, &options, target, manner);
         if bound.is_ok() {
             return bound;
         }
     }
     let options = Options::parse(text);
+    let source = Path::new(&replica.source);
     if fstype == "bind" || options.bind || options.recursive {
-        return bind(Path::new(&replica.source), &options, target);
+        return bind(source, &options, target, manner);
     }
-    if is_kernels_own(fstype, &options) {
-        return superblock(fstype, Path::new(&replica.source), &options, target);
+    if is_kernels_own(fstype, source, &options) {
+        return superblock(fstype, source, &options, target, manner);
     }
     helper::mount(fstype, text, &replica.source, target, manner.limit)
 }
 
-fn bind(source: &Path, options: &Options, target: &Path) -> Result<(), MountError> {
+fn bind(source: &Path, options: &Options, target: &Path, manner: Manner) -> Result<(), MountError> {
+    if is_behind_autofs(source) {
+        helper::visit(source, manner.limit)?;
+    }
     let detached = kernel::bind(CWD, source, options.recursive)?;
     // Before it is attached, so that nobody ever sees the mount without its flags.
     if !(options.set.is_empty() && options.clear.is_empty()) {
@@ -140,7 +168,24 @@ fn bind(source: &Path, options: &Options, target: &Path) -> Result<(), MountErro
     Ok(detached.attach(CWD, target)?)
 }
 
-fn superblock(fstype: &str, source: &Path, options: &Options, target: &Path) -> Result<(), MountError> {
+/// Does a path end in an autofs file system, or in nothing inside one? Our own walks trigger nothing there.
+fn is_behind_autofs(path: &Path) -> bool {
+    const AUTOFS_SUPER_MAGIC: rustix::fs::FsWord = 0x0187;
+    let exists = path.ancestors().find_map(|dir| rustix::fs::statfs(dir).ok());
+    exists.is_some_and(|found| found.f_type == AUTOFS_SUPER_MAGIC)
+}
+
+fn superblock(
+    fstype: &str,
+    source: &Path,
+    options: &Options,
+    target: &Path,
+    manner: Manner,
+) -> Result<(), MountError> {
+    // What cannot be read is the kernel's to refuse.
+    if fstype.starts_with("ext") && extfs::needs_check(source).unwrap_or(false) {
+        helper::fsck(fstype, source, !options.set.contains(MountFlags::MOUNT_ATTR_RDONLY), manner.limit)?;
+    }
     Ok(kernel::new_superblock(fstype, source, &options.parameters(), options.set)?.attach(CWD, target)?)
 }
 
@@ -152,25 +197,16 @@ fn propagate(target: &Path, manner: Manner) -> Result<(), MountError> {
     }
 }
 
-/// File systems that need nothing of mount(8): no helper of their own, no loop device, no label to be looked up.
-const KERNELS_OWN: &[&str] = &[
-    "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "iso9660", "overlay", "proc", "ramfs", "squashfs",
-    "sysfs", "tmpfs", "udf", "vfat", "xfs",
-];
+/// File systems on block devices that need nothing of mount(8): no helper of their own.
+const ON_DEVICES: &[&str] =
+    &["btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "iso9660", "squashfs", "udf", "vfat", "xfs"];
 
-/// Types whose source is no device.
+/// Likewise, and their source is no device.
 const WITHOUT_DEVICE: &[&str] = &["overlay", "proc", "ramfs", "sysfs", "tmpfs"];
 
-fn is_kernels_own(fstype: &str, options: &Options) -> bool {
-    KERNELS_OWN.contains(&fstype) && !options.needs_helper
-}
-
-/// Does the trigger latency allow to mount this without a worker? True for what cannot block on a device, a server or
-/// another program.
-pub fn is_immediate(fstype: &str, text: &OsStr, sources: &[Replica]) -> bool {
-    let options = Options::parse(text);
-    let bound = fstype == "bind" || options.bind || options.recursive;
-    let local = |replica: &Replica| replica.host.is_none() && replica.local.is_none();
-    (bound || WITHOUT_DEVICE.contains(&fstype) && is_kernels_own(fstype, &options))
-        && sources.iter().all(local)
+/// May it be mounted by system call? A label has to be looked up, and a file needs a loop device: mount(8) does both.
+fn is_kernels_own(fstype: &str, source: &Path, options: &Options) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let device = || std::fs::metadata(source).is_ok_and(|meta| meta.file_type().is_block_device());
+    !options.needs_helper && (WITHOUT_DEVICE.contains(&fstype) || ON_DEVICES.contains(&fstype) && device())
 }

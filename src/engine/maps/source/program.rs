@@ -79,7 +79,8 @@ impl ProgramSource {
         let failed = |error: io::Error| SourceError::Run { path: self.path.clone(), error };
         let directory = if self.directory.is_dir() { &self.directory } else { Path::new("/") };
         let environment = variables.program_environment(self.standard_names);
-        let child = Command::new(&self.path)
+        let mut command = Command::new(&self.path);
+        command
             .arg(OsStr::from_bytes(key))
             .current_dir(directory)
             .env_clear()
@@ -89,9 +90,8 @@ impl ProgramSource {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?;
+            .process_group(0);
+        let child = crate::sys::process::default_signals(&mut command).spawn().map_err(failed)?;
         let mut running = Running::new(child).map_err(failed)?;
         let deadline = Instant::now() + self.limit;
         while !running.step(deadline).map_err(failed)? {
