@@ -187,6 +187,7 @@ fn is_top(service: &Service, path: &Path, kind: MountType) -> bool {
 
 fn options(map: &Map, conf: &Conf) -> ServeOptions {
     let given = &map.entry.options;
+    let usual = ServeOptions::default();
     ServeOptions {
         timeout: given.timeout.unwrap_or(conf.timeout),
         negative_timeout: given.negative_timeout.unwrap_or(conf.negative_timeout),
@@ -200,7 +201,7 @@ fn options(map: &Map, conf: &Conf) -> ServeOptions {
         strict_expire: given.strict_expire,
         ignore: conf.use_ignore_mount_option,
         strict: given.strict,
-        ..ServeOptions::default()
+        mount_wait: conf.mount_wait.map_or(usual.mount_wait, |wait| wait.min(usual.mount_wait)),
     }
 }
 

@@ -328,13 +328,14 @@ fn remove_dirs(kernel: &dyn Kernel, top: &Path, paths: &[PathBuf]) {
     }
 }
 
-/// The directory or symbolic link of a key is ours. For browsing a directory stays: it is a trigger, which
-/// the link is not.
+/// The directory or symbolic link of a key is ours. For browsing a directory stays, where the map lists the key (and does
+/// not know it by its wildcard only): it is a trigger, which the link is not.
 fn remove_key_dir(kernel: &dyn Kernel, served: &Served, key: &[u8], target: &Path) {
     if key.is_empty() {
         return;
     }
-    if served.options.browse {
+    let listed = || served.source.keys().ok().flatten().is_some_and(|keys| keys.iter().any(|own| own == key));
+    if served.options.browse && listed() {
         let _ = kernel.remove_link(target);
         let _ = kernel.make_dir(target, served.options.mode);
     } else {

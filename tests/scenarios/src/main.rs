@@ -74,6 +74,11 @@ const SCENARIOS: &[Scenario] = &[
         about: "the Debian package beside automount: installed, its services used under systemd, purged",
         run: package::run_scenario,
     },
+    Scenario {
+        name: "mounts",
+        about: "every kind of mount: by system call, with helpers that work, hang and die, links, submounts, offsets",
+        run: engine::mounts::run_scenario,
+    },
     Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
     Scenario {
         name: "plugin-carry",

@@ -1,5 +1,6 @@
 //! Scenarios of `autofs-cr automount`.
 
+pub mod mounts;
 pub mod swap;
 
 use crate::check::wait_until;
