@@ -9,6 +9,7 @@ mod explain;
 mod human;
 mod list;
 mod manual;
+mod maps;
 mod output;
 mod restore;
 mod show;
@@ -56,6 +57,7 @@ enum Command {
     Show(show::Show),
     Automount(automount::Automount),
     Explain(explain::Explain),
+    Maps(maps::Maps),
     #[command(hide = true)]
     HoldPipes(dump::HoldPipes),
     #[command(hide = true)]
@@ -72,6 +74,7 @@ impl Command {
             Self::Show(show) => show.run(output),
             Self::Automount(automount) => automount.run(output),
             Self::Explain(explain) => explain.run(output),
+            Self::Maps(maps) => maps.run(output),
             Self::HoldPipes(hold) => hold.run(),
             Self::Manual(manual) => manual.run(output),
         }

@@ -3,7 +3,7 @@
 use super::maps::conf::Conf;
 use super::maps::master::{self, Files, MapName, Master, NameError, Propagation};
 use super::maps::vars::Definition;
-use super::maps::{Credentials, Map, MapError, Resolved, Site};
+use super::maps::{Credentials, Map, MapError, Resolved, Severity, Site, Warning};
 use super::served::{Opener, PropagationType, ServeOptions, Served, Source};
 use crate::discover::facts::MountType;
 use crate::image::Checkpoint;
@@ -124,22 +124,25 @@ pub fn of_master_map(given: &Given) -> Result<Vec<Wanted>, ConfigError> {
 impl Given {
     /// The configuration files with what was given over them. What is wrong in them is logged.
     pub fn site(&self) -> Result<Site, ConfigError> {
-        let mut conf = Conf::default();
         let mut warnings = Vec::new();
-        if let Some(path) = &self.conf {
-            let read = std::fs::read(path);
-            conf.apply(
-                &read.map_err(|error| ConfigError::Conf { path: path.clone(), error })?,
-                &mut warnings,
-            );
-        } else {
-            // Without the files the defaults hold.
-            conf.apply(&std::fs::read(CONF).unwrap_or_default(), &mut warnings);
-            conf.apply_environment(&std::fs::read(OLD_CONF).unwrap_or_default());
-        }
+        let site = self.read(&mut warnings)?;
         let shown = self.conf.as_deref().unwrap_or(Path::new(CONF)).display();
         for warning in warnings {
             tracing::warn!("{shown}:{}: {}", warning.at, warning.message);
+        }
+        Ok(site)
+    }
+
+    /// As [`Given::site`]; what is wrong goes to `warnings`.
+    pub fn read(&self, warnings: &mut Vec<Warning>) -> Result<Site, ConfigError> {
+        let mut conf = Conf::default();
+        if let Some(path) = &self.conf {
+            let read = std::fs::read(path);
+            conf.apply(&read.map_err(|error| ConfigError::Conf { path: path.clone(), error })?, warnings);
+        } else {
+            // Without the files the defaults hold.
+            conf.apply(&std::fs::read(CONF).unwrap_or_default(), warnings);
+            conf.apply_environment(&std::fs::read(OLD_CONF).unwrap_or_default());
         }
         conf.timeout = self.timeout.unwrap_or(conf.timeout);
         conf.negative_timeout = self.negative_timeout.unwrap_or(conf.negative_timeout);
@@ -157,7 +160,10 @@ impl Given {
         let mut master = master::read(&map, &Files::default())
             .map_err(|error| ConfigError::Master { name: map.to_string(), error })?;
         for (path, warning) in &master.warnings {
-            tracing::warn!("{}:{}: {}", path.display(), warning.at, warning.message);
+            match warning.severity {
+                Severity::Differs => tracing::info!("{}:{}: {}", path.display(), warning.at, warning.message),
+                _ => tracing::warn!("{}:{}: {}", path.display(), warning.at, warning.message),
+            }
         }
         for wrong in master.add_amd_sections(conf) {
             tracing::warn!("{}: {wrong}", self.conf.as_deref().unwrap_or(Path::new(CONF)).display());

@@ -6,6 +6,7 @@
 mod amd;
 mod any_input;
 mod changes;
+mod check;
 mod common;
 mod conf;
 mod explain;

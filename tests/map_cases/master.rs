@@ -51,7 +51,7 @@ macro_rules! cases {
 cases! {
     /// automount rejects the line.
     t77_slash_in_a_value: "/c3 /etc/m -fstype=cifs,credentials=/etc/cred\n" =>
-        ["/c3 /etc/m fstype=cifs,credentials=/etc/cred"], warned [];
+        ["/c3 /etc/m fstype=cifs,credentials=/etc/cred"], warned ["1:12: automount rejects a line with a slash"];
     /// automount makes `comment` a mount option.
     t79_trailing_comment: "/d1 /etc/m # comment\n/d2 /etc/m ro # comment\n" =>
         ["/d1 /etc/m", "/d2 /etc/m ro"], warned ["1:12: the rest of the line is a comment", "2:15:"];
@@ -74,7 +74,7 @@ cases! {
     sun_options: "/net -hosts -nosuid,hard\n" => ["/net -hosts nosuid,hard"], warned [];
     continued_lines: "/g \\\n  /etc/m \\\n  ro,\\\nsoft\n" => ["/g /etc/m ro,soft"], warned [];
     quotes_and_escapes: "\"/g 1\" \"/etc/m 1\" ro\n/g\\ 2 /etc/m\\ 2\n" =>
-        ["/g 1 /etc/m 1 ro", "/g 2 /etc/m 2"], warned [];
+        ["/g 1 /etc/m 1 ro", "/g 2 /etc/m 2"], warned ["1:1: automount does not take", "2:1: automount does not take"];
     indented: "  /g3 /etc/m ro\n" => ["/g3 /etc/m ro"], warned [];
     types: "/a file:/etc/m\n/b file,sun:/etc/m\n/c exec:/etc/p\n/d ldap:ou=x,dc=y\n/e //srv/ou=x\n/f yp:auto.f\n/g auto.g\n" =>
         ["/a file:/etc/m", "/b file,sun:/etc/m", "/c program:/etc/p", "/d ldap:ou=x,dc=y", "/e //srv/ou=x", "/f yp:auto.f",

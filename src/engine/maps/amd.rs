@@ -3,6 +3,7 @@
 //! [`parse`] reads the text, [`select`] chooses locations, [`expand`] puts variables in, [`resolve`] says what the chosen
 //! locations mount. Locations that were chosen are tried in order.
 
+mod check;
 mod expand;
 mod parse;
 mod place;
@@ -15,6 +16,7 @@ use super::sun::Defaults;
 use super::text::{Char, Position, Text, UnmatchedQuote, Warning};
 use super::vars::Variables;
 use super::{MountSpec, Resolved};
+pub use check::check;
 use expand::Values;
 use parse::Location;
 use std::path::PathBuf;

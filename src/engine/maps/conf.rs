@@ -127,6 +127,41 @@ impl Default for Conf {
 /// Settings that have no meaning here: automount's hash table, and descriptors that are not kept open.
 const WITHOUT_MEANING: &[&str] = &["map_hash_table_size", "open_file_limit"];
 
+/// Settings of amd sections.
+const AMD: &[&str] = &[
+    "arch",
+    "auto_dir",
+    "autofs_use_lofs",
+    "browsable_dirs",
+    "cluster",
+    "dismount_interval",
+    "domain_strip",
+    "full_os",
+    "hesiod_base",
+    "karch",
+    "ldap_base",
+    "ldap_hostports",
+    "linux_ufs_mount_type",
+    "local_domain",
+    "log_options",
+    "map_defaults",
+    "map_name",
+    "map_options",
+    "map_type",
+    "nis_domain",
+    "normalize_hostnames",
+    "normalize_slashes",
+    "os",
+    "osver",
+    "search_path",
+    "selectors_in_defaults",
+    "selectors_on_default",
+    "vendor",
+];
+
+/// Settings of amd itself that no automounter of Linux has.
+const AMD_WITHOUT_MEANING: &[&str] = &["exec_map_timeout", "fully_qualified_hosts", "tag", "unmount_on_exit"];
+
 impl Conf {
     /// Read a file over the settings there are. What is wrong in it becomes a warning and changes nothing.
     pub fn apply(&mut self, bytes: &[u8], warnings: &mut Vec<Warning>) {
@@ -142,31 +177,37 @@ impl Conf {
             if let Some(name) = text.strip_prefix('[') {
                 match name.split_once(']') {
                     Some((name, _)) => section = name.trim().to_owned(),
-                    None => warnings.push(Warning::new(at, "a section name ends with ]")),
+                    None => warnings.push(Warning::error(at, "a section name ends with ]")),
                 }
                 continue;
             }
             let Some((name, value)) = text.split_once('=') else {
-                warnings.push(Warning::new(at, "a setting is NAME = VALUE"));
+                warnings.push(Warning::error(at, "a setting is NAME = VALUE"));
                 continue;
             };
             let (name, value) = (name.trim(), value.trim().trim_matches('"'));
             if section != "autofs" {
-                self.amd_section(&section).push((name.to_lowercase(), value.to_owned()));
+                let lower = name.to_lowercase();
+                if AMD_WITHOUT_MEANING.contains(&lower.as_str()) {
+                    warnings.push(Warning::new(at, format!("{name} means nothing here, nor to automount")));
+                } else if !AMD.contains(&lower.as_str()) {
+                    warnings.push(Warning::error(at, format!("unknown setting {name} of an amd section")));
+                }
+                self.amd_section(&section).push((lower, value.to_owned()));
                 continue;
             }
             match self.set(&name.to_lowercase(), value, &mut schema) {
                 Ok(()) => {}
-                Err(Wrong::Name) => warnings.push(Warning::new(at, format!("unknown setting {name}"))),
+                Err(Wrong::Name) => warnings.push(Warning::error(at, format!("unknown setting {name}"))),
                 Err(Wrong::Value(needed)) => {
-                    warnings.push(Warning::new(at, format!("{name} needs {needed}, not {value}")));
+                    warnings.push(Warning::error(at, format!("{name} needs {needed}, not {value}")));
                 }
             }
         }
         match schema.len() {
             0 => {}
             5 => self.ldap.schema = Some(Schema::of(&schema)),
-            _ => warnings.push(Warning::new(
+            _ => warnings.push(Warning::error(
                 Position::START,
                 "an LDAP schema takes all of map_object_class, entry_object_class, map_attribute, entry_attribute and \
                  value_attribute: those here do not count",

@@ -1,5 +1,7 @@
 //! A master-map entry made usable.
 
+mod check;
+
 use super::amd;
 use super::conf::Conf;
 use super::local::{Machine, ThisMachine};
@@ -204,6 +206,7 @@ impl Map {
                         ..MapOptions::default()
                     },
                     hidden: HashSet::new(),
+                    origin: PathBuf::new(),
                     at: Position::START,
                     written: Default::default(),
                 };

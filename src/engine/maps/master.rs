@@ -27,7 +27,9 @@ pub struct Entry {
     pub options: MapOptions,
     /// Keys of a direct map that are hidden by `-null` lines above the entry.
     pub hidden: HashSet<PathBuf>,
-    /// Where the entry stands in its file.
+    /// The file where it stands; empty when it comes from elsewhere.
+    pub origin: PathBuf,
+    /// Where it stands there.
     pub at: Position,
     /// Map and options as they are written: from these [`entry`] makes the same entry again.
     pub written: (Vec<u8>, Vec<u8>),
@@ -73,7 +75,9 @@ pub fn parse(bytes: &[u8], warnings: &mut Vec<Warning>) -> Vec<Item> {
     for line in Lines::new(bytes) {
         match item(&line.text, warnings) {
             Ok(item) => items.push(item),
-            Err((at, error)) => warnings.push(Warning::new(at, format!("this line does not count: {error}"))),
+            Err((at, error)) => {
+                warnings.push(Warning::error(at, format!("this line does not count: {error}")))
+            }
         }
     }
     items
@@ -99,6 +103,9 @@ fn item(line: &Text, warnings: &mut Vec<Warning>) -> Result<Item, Failed> {
         return Ok(Item::Include(name, start));
     }
     let mount_point = mount_point(&first).map_err(|error| (start, error))?;
+    if line.bytes().starts_with(b"\"") || first.contains(&b' ') {
+        warnings.push(Warning::differs(start, "automount does not take a mount point with quotes or blanks"));
+    }
     let rest = words.remaining();
     if rest.bytes().is_empty() || rest.bytes()[0] == b'#' {
         return Err((start, LineError::NoMap(show(&first).into())));
@@ -134,5 +141,5 @@ fn fields(mount_point: Option<PathBuf>, text: &Text, warnings: &mut Vec<Warning>
     let (name, _) = text.bytes().split_at(text.bytes().len() - rest.bytes().len());
     let written = (name.trim_ascii().to_vec(), rest.bytes().to_vec());
     let (map, options) = name::with_options(&map.bytes(), &rest, warnings)?;
-    Ok(Entry { mount_point, map, options, hidden: HashSet::new(), at, written })
+    Ok(Entry { mount_point, map, options, hidden: HashSet::new(), origin: PathBuf::new(), at, written })
 }

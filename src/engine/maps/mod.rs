@@ -12,12 +12,14 @@
 //! | [`amd`] | an entry in amd format → [`Resolved`] |
 //! | [`local`] | questions about this machine and its networks |
 //! | [`mod@unit`] | systemd mount units → [`Resolved`] |
+//! | [`check`] | what is wrong in a file |
 //! | [`map`] | a master-map entry made usable: the engine's way in |
 //!
 //! The parsers are pure and give every warning a line and a column. Where automount 5.1.9 and its
 //! manual disagree, `docs/map-decisions.md` says what is done here.
 
 pub mod amd;
+pub mod check;
 pub mod conf;
 pub mod local;
 pub mod map;
@@ -30,7 +32,7 @@ pub mod unit;
 pub mod vars;
 
 pub use map::{Map, MapError, Site};
-pub use text::{Position, Warning};
+pub use text::{Position, Severity, Warning};
 
 use std::ffi::OsString;
 use std::path::PathBuf;

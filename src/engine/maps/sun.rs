@@ -3,6 +3,7 @@
 //! Reading is three steps: [`expand`] puts `&` and `$variables` in, [`Words`] takes quotes and backslashes
 //! away, and [`resolve`] sorts words into offsets, options and locations.
 
+mod differs;
 mod location;
 
 use super::local::Machine;
@@ -152,7 +153,10 @@ pub fn expand(
             }
             b'$' if rest.is_empty() => break,
             b'$' => {
-                let (name, length) = variable(rest).ok_or_else(|| ErrorKind::UnclosedVariable.at(at))?;
+                let Some((name, length)) = variable(rest) else {
+                    warnings.push(Warning::differs(at, "automount mounts what stands before this"));
+                    return Err(ErrorKind::UnclosedVariable.at(at));
+                };
                 out.push_part(text, start..i);
                 match context.variables.get(name) {
                     Some(value) => out.push(&value, at),
@@ -218,6 +222,7 @@ pub fn resolve(
     let (leading, body) = words.split_at(split);
     let leading: Vec<Vec<u8>> = leading.iter().flat_map(options).collect();
     let common = merge(&context.defaults.options, &leading, context.defaults.append);
+    differs::entry(&expanded, &words, context, warnings);
 
     let mut resolved = Resolved::default();
     let alone = !body.iter().any(is_offset);

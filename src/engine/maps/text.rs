@@ -37,11 +37,24 @@ impl std::fmt::Display for Position {
     }
 }
 
+/// How much something matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The line, the entry or the setting does not count.
+    Error,
+    /// It counts, but is hardly meant so.
+    Warning,
+    /// It means something else to automount 5.1.9.
+    Differs,
+}
+
 /// Something that deserves a look, though reading goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// Where.
     pub at: Position,
+    /// How much it matters.
+    pub severity: Severity,
     /// What, beginning in lower case.
     pub message: String,
 }
@@ -49,7 +62,17 @@ pub struct Warning {
 impl Warning {
     /// A warning.
     pub fn new(at: Position, message: impl Into<String>) -> Self {
-        Self { at, message: message.into() }
+        Self { at, severity: Severity::Warning, message: message.into() }
+    }
+
+    /// Something that does not count.
+    pub fn error(at: Position, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Error, ..Self::new(at, message) }
+    }
+
+    /// What automount makes of it, when that is not what is made of it here.
+    pub fn differs(at: Position, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Differs, ..Self::new(at, message) }
     }
 }
 

@@ -17,6 +17,11 @@ use std::path::{Component, Path, PathBuf};
 const OF_AMD: &[&[u8]] = &[b"browsable", b"fullybrowsable", b"nounmount", b"unmount"];
 const OF_AMD_WITH_VALUE: &[&[u8]] = &[b"utimeout=", b"ping="];
 
+/// Did an option speak to amd itself?
+pub(super) fn is_for_amd(option: &[u8]) -> bool {
+    OF_AMD.contains(&option) || OF_AMD_WITH_VALUE.iter().any(|name| option.starts_with(name))
+}
+
 /// What a location that was chosen stands for.
 pub(super) fn what(at: Position, values: &Values<'_>, context: &Context<'_>) -> Result<What, Error> {
     let location = Maker { at, values, context };
@@ -133,11 +138,7 @@ impl Maker<'_> {
         let own = merge(&base, &self.values.option("addopts", self.at)?);
         let defaults = self.context.defaults;
         let all = append(&defaults.options, &own, defaults.append);
-        let for_amd = |option: &Vec<u8>| {
-            OF_AMD.contains(&option.as_slice())
-                || OF_AMD_WITH_VALUE.iter().any(|name| option.starts_with(name))
-        };
-        Ok(join(all.into_iter().filter(|option| !for_amd(option))))
+        Ok(join(all.into_iter().filter(|option| !is_for_amd(option))))
     }
 
     fn mount(&self, fstype: &str, source: Replica) -> Result<What, Error> {

@@ -9,10 +9,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Selectors that compare a value.
-const VALUES: &[&str] = &[
+pub(super) const VALUES: &[&str] = &[
     "arch", "karch", "os", "osver", "full_os", "vendor", "byte", "cluster", "autodir", "domain", "host",
     "hostd", "uid", "gid", "key", "map", "path", "dollar",
 ];
+
+/// Selectors that take an argument.
+pub(super) const CALLS: &[&str] =
+    &["true", "false", "exists", "in_network", "network", "netnumber", "wire", "xhost", "netgrp", "netgrpd"];
 
 /// Do all selectors of a location hold?
 pub(super) fn all(selectors: &[Selector], values: &Values<'_>, context: &Context<'_>) -> Result<bool, Error> {

@@ -146,7 +146,7 @@ impl MapOptions {
         let mut words = words.into_iter();
         while let Some((word, at)) = words.next() {
             if word.starts_with(b"#") {
-                warnings.push(Warning::new(
+                warnings.push(Warning::differs(
                     at,
                     "the rest of the line is a comment here; automount reads it as mount options",
                 ));
@@ -161,6 +161,9 @@ impl MapOptions {
             }
             let list: Vec<&[u8]> = split_bytes(&word).collect();
             for (i, option) in list.iter().enumerate() {
+                if let Some(text) = unlike_automount(option) {
+                    warnings.push(Warning::differs(at, text));
+                }
                 match valued(option) {
                     Some((what, name, Some(value))) => options.set(what, name, value).map_err(fail)?,
                     Some((what, name, None)) => {
@@ -257,6 +260,23 @@ impl MapOptions {
         self.keep_colons |= above.keep_colons;
         self.verbose |= above.verbose;
         self.debug |= above.debug;
+    }
+}
+
+/// What automount makes of an option that it reads otherwise.
+fn unlike_automount(option: &[u8]) -> Option<&'static str> {
+    match option {
+        b"random-multimount-selection" | b"use-weight-only" | b"no-use-weight-only" => {
+            Some("automount takes this for a mount option; with two dashes both read it alike")
+        }
+        _ if option.starts_with(b"timeout=") => {
+            Some("automount does not read this as the timeout of the map; --timeout= both do")
+        }
+        _ if option.starts_with(b"-") => None,
+        _ if option.contains(&b'/') && !option.contains(&b'"') => {
+            Some("automount rejects a line with a slash in an option, and mis-reads those after it")
+        }
+        _ => None,
     }
 }
 

@@ -168,6 +168,7 @@ impl Reader<'_> {
         } else if point.is_some() && !self.served.insert(point.clone()) {
             self.warn(Warning::new(entry.at, format!("{shown} is there already: the first entry counts")));
         } else {
+            entry.origin = self.open.last().cloned().unwrap_or_default();
             if point.is_none() {
                 entry.hidden = self.nulled.iter().flatten().cloned().collect();
             }

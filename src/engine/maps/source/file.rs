@@ -108,7 +108,7 @@ enum Meaning<'a> {
 /// Key and entry of a line; a warning when it has none.
 fn meaning<'a>(line: &'a Line<'_>, keys: Keys) -> Result<Meaning<'a>, Warning> {
     let at = line.text.position(0);
-    let warn = |at, message: String| Err(Warning::new(at, message));
+    let warn = |at, message: String| Err(Warning::error(at, message));
     let mut words = Words::new(&line.text);
     // The first byte has a special meaning only where it is not quoted.
     let (bytes, first) = match words.plain() {
@@ -123,7 +123,7 @@ fn meaning<'a>(line: &'a Line<'_>, keys: Keys) -> Result<Meaning<'a>, Warning> {
     };
     if first == Some(b'+') {
         let name = MapName::parse(&bytes[1..]);
-        return name.map(Meaning::Include).map_err(|error| Warning::new(at, error.to_string()));
+        return name.map(Meaning::Include).map_err(|error| Warning::error(at, error.to_string()));
     }
     let entry = words.remaining();
     let shown = || show(&bytes);
@@ -248,11 +248,14 @@ impl Contents {
     fn add(&mut self, line: &Line<'_>, above: &mut Vec<PathBuf>) {
         let at = line.text.position(0);
         let Ok(offset) = u32::try_from(line.offset) else {
-            return self.warnings.push(Warning::new(at, "lines after 4 GiB are left out"));
+            return self.warnings.push(Warning::error(at, "lines after 4 GiB are left out"));
         };
         if line.indented {
             let text = "the line is indented: automount ignores it, and the entry before it as well";
-            self.warnings.push(Warning::new(at, text));
+            self.warnings.push(Warning::differs(at, text));
+        }
+        if line.text.bytes().starts_with(b"\\*") {
+            self.warnings.push(Warning::differs(at, "automount does not find a key that begins with \\*"));
         }
         match meaning(line, self.keys) {
             Err(warning) => self.warnings.push(warning),

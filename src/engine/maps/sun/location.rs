@@ -48,6 +48,10 @@ impl Locations {
                 sources = vec![Replica { local: None, ..here.clone() }];
                 fstype = "bind".into();
                 options = for_bind(&options);
+                if !options.is_empty() {
+                    let text = format!("automount binds it without the options {}", options.display());
+                    warnings.push(Warning::differs(words[0].at, text));
+                }
             }
             for source in &mut sources {
                 if source.host.as_deref().is_some_and(|host| !self.bind || !machine.is_local(host)) {
@@ -55,6 +59,10 @@ impl Locations {
                 }
             }
         } else {
+            if let Some(second) = words.get(1) {
+                let text = "automount gives all locations to mount(8) as one word";
+                warnings.push(Warning::differs(second.at, text));
+            }
             sources.extend(words.iter().map(|word| Replica::plain(without_colon(word))));
         }
         if self.symlink {
