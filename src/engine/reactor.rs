@@ -131,6 +131,13 @@ impl Engine {
                 }
             }
             Action::Answer(place, token, result) => answer(&*self.kernel, &place, token, result),
+            Action::Unknown(packet) => match self.kernel.find(packet.dev) {
+                Ok(place) if place.ino == Some(packet.ino) && self.state.moved(place.clone()) => {
+                    tracing::info!(path = %place.path.display(), dev = %place.dev, "a mount was made again under us");
+                    self.step(Event::Packet(packet));
+                }
+                _ => self.act(Action::Orphan(packet.dev, packet.token, Errno::NOENT)),
+            },
             Action::Orphan(dev, token, errno) => match self.kernel.find(dev) {
                 Ok(place) => answer(&*self.kernel, &place, token, Err(errno)),
                 Err(error) => tracing::warn!(%dev, %error, "a request of a mount that cannot be found"),

@@ -75,6 +75,9 @@ pub enum Action {
     GiveUp(JobId),
     /// Answer a request.
     Answer(Arc<Place>, Token, Result<(), Errno>),
+    /// A request of a mount that nobody knows. If it is one that we know under another number, tell
+    /// ([`State::moved`]), and take the packet again; else it fails.
+    Unknown(Packet),
     /// Answer a request of a mount that nobody knows: find it by its number.
     Orphan(DevNum, Token, Errno),
     /// Start a run over idle mounts.

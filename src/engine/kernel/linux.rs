@@ -71,7 +71,9 @@ impl Kernel for Linux {
         // A bind of a part of it is enough to answer through.
         let entry = found.min_by_key(|entry| entry.root != b"/").ok_or(Errno::NOENT)?;
         let kind = AutofsOptions::parse(entry.super_options).mount_type;
-        Ok(Place { path: mountinfo::path(entry.mount_point), dev, ino: None, kind })
+        let mut place = Place { path: mountinfo::path(entry.mount_point), dev, ino: None, kind };
+        place.ino = self.open(&place).ok().and_then(|root| Some(rustix::fs::fstat(&root).ok()?.st_ino));
+        Ok(place)
     }
 
     fn hold<'a>(&'a self, place: &Place) -> Result<Box<dyn Hold + 'a>, Errno> {

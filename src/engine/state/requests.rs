@@ -18,7 +18,7 @@ impl State {
             },
             Some(id) => id,
             None if self.making() => return self.wait(packet, until, now),
-            None => return out.push(Action::Orphan(packet.dev, packet.token, Errno::NOENT)),
+            None => return out.push(Action::Unknown(packet)),
         };
         let key = match packet.kind {
             Kind::MissingIndirect | Kind::ExpireIndirect => packet.name,

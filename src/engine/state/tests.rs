@@ -276,6 +276,10 @@ impl Bench {
                 }
             }
             Action::Answer(place, token, result) => _ = self.kernel.answer(&place, token, result),
+            Action::Unknown(packet) => {
+                let place = self.kernel.find(packet.dev).unwrap();
+                let _ = self.kernel.answer(&place, packet.token, Err(Errno::NOENT));
+            }
             Action::Orphan(dev, token, errno) => {
                 let place = self.kernel.find(dev).unwrap();
                 let _ = self.kernel.answer(&place, token, Err(errno));
@@ -546,3 +550,42 @@ proptest! {
 }
 
 mod cases;
+
+/// CRIU has restored the engine, and its mounts as new ones.
+#[test]
+fn a_mount_that_was_made_again_is_served() {
+    let place = |minor, ino| Place {
+        path: "/i".into(),
+        dev: DevNum::anonymous(minor),
+        ino: Some(ino),
+        kind: MountType::Indirect,
+    };
+    let packet = |place: &Place| Packet {
+        kind: crate::sys::packet::Kind::MissingIndirect,
+        token: Token(1),
+        dev: place.dev,
+        ino: place.ino.unwrap(),
+        uid: 0,
+        gid: 0,
+        pid: 1,
+        tgid: 1,
+        name: format!("{:?}", place.ino).into_bytes(),
+    };
+    let table = table(&[]);
+    let mut state = State::new(Limits::default());
+    let group = state.add_group(Arc::new(served(Some("/i".as_ref()), &table, ServeOptions::default())));
+    state.add_mount(group, Arc::new(place(40, 1))).unwrap();
+    for now in [place(41, 2), place(42, 3), place(42, 4)] {
+        let mut out = Out::new();
+        state.step(Event::Packet(packet(&now)), Instant::now(), &mut out);
+        assert!(matches!(out[..], [Action::Unknown(_)]), "{out:?}");
+        assert!(!state.moved(Place { path: "/other".into(), ..now.clone() }));
+        assert!(state.moved(now.clone()));
+        let mut out = Out::new();
+        state.step(Event::Packet(packet(&now)), Instant::now(), &mut out);
+        let [Action::Run(job, Task::Mount(task))] = &out[..] else { panic!("{out:?}") };
+        assert_eq!(*task.place, now);
+        let refused = Outcome::Mounted { result: Err(Errno::NOENT), children: Vec::new() };
+        state.step(Event::Done(*job, refused), Instant::now(), &mut Out::new());
+    }
+}

@@ -34,6 +34,19 @@ impl State {
         Some(id)
     }
 
+    /// A mount of ours was made again, with another number or another root: the engine was checkpointed and restored
+    /// together with it. `false`: we have none at this place.
+    pub fn moved(&mut self, place: Place) -> bool {
+        let same = |mount: &Mount| mount.place.path == place.path && mount.place.kind == place.kind;
+        let Some((&id, mount)) = self.mounts.iter_mut().find(|(_, mount)| same(mount)) else { return false };
+        if self.by_dev.get(&mount.place.dev) == Some(&id) {
+            self.by_dev.remove(&mount.place.dev);
+        }
+        self.by_dev.insert(place.dev, id);
+        mount.place = Arc::new(place);
+        true
+    }
+
     pub(super) fn set_slot(&mut self, id: MountId, key: &[u8], slot: Option<Slot>, now: Instant) {
         let Some(mount) = self.mounts.get_mut(&id) else { return };
         let holds = |slot: &Option<Slot>| !matches!(slot, None | Some(Slot::Failed { .. }));

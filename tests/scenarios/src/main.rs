@@ -16,6 +16,7 @@ mod peers;
 mod plugin;
 mod process;
 mod programs;
+mod runtimes;
 
 use check::Checks;
 use std::process::ExitCode;
@@ -99,6 +100,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "stock-gaps",
         about: "where CRIU's own support of autofs stops: without the plugin and with it",
         run: plugin::gaps::run,
+    },
+    Scenario {
+        name: "runtimes",
+        about: "criu, runc, crun and podman carry a container with automount and our engine; scripts/install",
+        run: runtimes::run_scenario,
     },
 ];
 

@@ -163,22 +163,28 @@ impl Mounted {
 
 /// A real CRIU, with our plugin or without.
 pub struct Criu {
-    libdir: PathBuf,
+    /// Where it is told to look for plugins.
+    libdir: Option<PathBuf>,
     images: PathBuf,
 }
 
 impl Criu {
     /// With the plugin. `images`: a name for the directory.
     pub fn with_plugin(images: &str) -> Result<Self> {
-        Self::new(super::install()?.into(), images)
+        Self::new(Some(super::install()?.into()), images)
+    }
+
+    /// Without a word about plugins.
+    pub fn as_installed(images: &str) -> Result<Self> {
+        Self::new(None, images)
     }
 
     /// As it comes: a directory without plugins.
     pub fn stock(images: &str) -> Result<Self> {
-        Self::new("/tmp/no-plugins".into(), images)
+        Self::new(Some("/tmp/no-plugins".into()), images)
     }
 
-    fn new(libdir: PathBuf, images: &str) -> Result<Self> {
+    fn new(libdir: Option<PathBuf>, images: &str) -> Result<Self> {
         fs::create_dir_all("/tmp/no-plugins")?;
         let images = Path::new("/tmp/images").join(images);
         fs::create_dir_all(&images)?;
@@ -187,12 +193,12 @@ impl Criu {
 
     /// The same images, with the plugin.
     pub fn and_plugin(&self) -> Result<Self> {
-        Ok(Self { libdir: super::install()?.into(), images: self.images.clone() })
+        Ok(Self { libdir: Some(super::install()?.into()), images: self.images.clone() })
     }
 
     /// The same images, without the plugin.
     pub fn and_stock(&self) -> Result<Self> {
-        Ok(Self { libdir: "/tmp/no-plugins".into(), images: self.images.clone() })
+        Ok(Self { libdir: Some("/tmp/no-plugins".into()), images: self.images.clone() })
     }
 
     /// Dump; the container ends.
@@ -203,6 +209,11 @@ impl Criu {
     /// Dump with more options.
     pub fn dump_with(&self, container: &Container, options: &[&str]) -> Result<()> {
         self.run("dump", &[&["-t", &container.pid().to_string()], options].concat())
+    }
+
+    /// Write memory down, for a dump to come.
+    pub fn pre_dump(&self, container: &Container) -> Result<()> {
+        self.run("pre-dump", &["-t", &container.pid().to_string()])
     }
 
     /// Restore, detached.
@@ -226,9 +237,11 @@ impl Criu {
     }
 
     fn run(&self, action: &str, options: &[&str]) -> Result<()> {
-        let (images, libdir) = (self.images.to_string_lossy(), self.libdir.to_string_lossy());
+        let images = self.images.to_string_lossy();
         let log = format!("{action}.log");
-        let common = [action, "-D", &images, "-v4", "-o", &log, "--libdir", &libdir, "--root", ROOT];
+        let libdir = self.libdir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
+        let libdir = libdir.iter().flat_map(|dir| ["--libdir", dir]).collect::<Vec<_>>();
+        let common = [&[action, "-D", &images, "-v4", "-o", &log, "--root", ROOT], &libdir[..]].concat();
         fs::create_dir_all(ROOT)?;
         // CRIU wants the root of a restore to be a mount.
         let _ = run(

@@ -2,7 +2,7 @@
 
 pub mod automount;
 pub mod carry;
-mod container;
+pub mod container;
 pub mod gaps;
 pub mod master;
 pub mod systemd;
@@ -52,7 +52,7 @@ pub fn load(checks: &mut Checks) -> Result<()> {
 }
 
 /// This program where a container sees it.
-fn program() -> Result<String> {
+pub fn program() -> Result<String> {
     let place = "/usr/local/bin/scenarios";
     if !std::path::Path::new(place).exists() {
         fs::copy(std::env::current_exe()?, place)?;
@@ -61,12 +61,12 @@ fn program() -> Result<String> {
 }
 
 /// Throw-away file systems, unmounted when dropped.
-struct Fillers(Vec<String>);
+pub struct Fillers(Vec<String>);
 
 impl Fillers {
     /// As many as put the numbers that come next (those of a container) above what other programs on this
     /// kernel, which get the lowest free ones, take meanwhile. Not the same each time: another scenario may do so, too.
-    fn high() -> Result<Self> {
+    pub fn high() -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         Self::take_up_to(500 + now.subsec_micros() % 2000)
     }
