@@ -207,6 +207,7 @@ fn options(map: &Map, conf: &Conf) -> ServeOptions {
         strict_expire: given.strict_expire,
         ignore: conf.use_ignore_mount_option,
         strict: given.strict,
+        random_replica: given.random_replica,
         mount_wait: conf.mount_wait.map_or(usual.mount_wait, |wait| wait.min(usual.mount_wait)),
     }
 }

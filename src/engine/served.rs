@@ -62,6 +62,8 @@ pub struct ServeOptions {
     pub ignore: bool,
     /// Fail an entry when one of its offsets cannot be made.
     pub strict: bool,
+    /// Choose among replicated servers by chance.
+    pub random_replica: bool,
 }
 
 /// Propagation of mounts that are made.
@@ -88,6 +90,7 @@ impl Default for ServeOptions {
             strict_expire: false,
             ignore: false,
             strict: false,
+            random_replica: false,
         }
     }
 }

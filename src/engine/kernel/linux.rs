@@ -135,9 +135,12 @@ impl Kernel for Linux {
 
     fn mount(&self, what: &What, target: &Path, served: &Served) -> Result<(), MountError> {
         // Links and submounts are made with the calls above.
-        let What::Mount { fstype, options, sources, .. } = what else { return Err(MountError::NoSource) };
-        let manner = Manner { propagation: propagation(served), limit: served.options.mount_wait };
-        mount::mount(fstype, options, sources, target, manner)
+        let manner = Manner {
+            propagation: propagation(served),
+            limit: served.options.mount_wait,
+            random_replica: served.options.random_replica,
+        };
+        mount::mount(what, target, manner)
     }
 
     fn unmount(&self, path: &Path) -> Result<(), Errno> {

@@ -73,6 +73,58 @@ fn addresses(host: &str) -> Vec<IpAddr> {
     }
 }
 
+/// How far away an address is; the nearest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Distance {
+    /// This machine.
+    Here,
+    /// On the subnet of an interface.
+    Subnet,
+    /// In the class A, B or C network of an interface.
+    Network,
+    /// Elsewhere.
+    Far,
+}
+
+/// The networks that this machine is on.
+pub struct Networks(Vec<Interface>);
+
+impl Networks {
+    /// As they are now.
+    pub fn of_this_machine() -> Self {
+        Self(interfaces())
+    }
+
+    /// How far an address is.
+    pub fn distance(&self, address: IpAddr) -> Distance {
+        let shares = |prefix: &dyn Fn(&Interface) -> u32| {
+            self.0.iter().any(|interface| same_network(interface.address, address, prefix(interface)))
+        };
+        if address.is_loopback() || self.0.iter().any(|interface| interface.address == address) {
+            Distance::Here
+        } else if shares(&|interface| interface.prefix) {
+            Distance::Subnet
+        } else if shares(&|_| class(address)) {
+            Distance::Network
+        } else {
+            Distance::Far
+        }
+    }
+}
+
+/// Length of the network's prefix by the class of an IPv4 address; 0: it has none.
+fn class(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(v4) => match v4.octets()[0] {
+            0..128 => 8,
+            128..192 => 16,
+            192..224 => 24,
+            _ => 0,
+        },
+        IpAddr::V6(_) => 0,
+    }
+}
+
 struct Interface {
     address: IpAddr,
     /// Length of the network's prefix, bits.
@@ -136,6 +188,27 @@ mod tests {
         assert_eq!(mask_length("255.255.0.0", ip("10.0.0.0")), Some(16));
         assert_eq!(mask_length("", ip("10.0.0.0")), None);
         assert_eq!(mask_length("99", ip("10.0.0.0")), None);
+    }
+
+    #[test]
+    fn distances() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let networks = Networks(vec![
+            Interface { address: ip("10.1.2.3"), prefix: 24 },
+            Interface { address: ip("fd00::1"), prefix: 64 },
+        ]);
+        for (address, distance) in [
+            ("127.0.0.9", Distance::Here),
+            ("10.1.2.3", Distance::Here),
+            ("10.1.2.4", Distance::Subnet),
+            ("10.9.9.9", Distance::Network),
+            ("192.168.1.1", Distance::Far),
+            ("fd00::2", Distance::Subnet),
+            ("fd01::2", Distance::Far),
+        ] {
+            assert_eq!(networks.distance(ip(address)), distance, "{address}");
+        }
+        assert!(Distance::Here < Distance::Subnet && Distance::Network < Distance::Far);
     }
 
     #[test]

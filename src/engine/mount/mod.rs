@@ -5,6 +5,7 @@
 //! | [`options`] | option text → flags of the mount, parameters of the file system |
 //! | `helper` | mount(8) and other programs, with a limit |
 //! | `extfs` | whether fsck is due |
+//! | `replicas` | the order in which replicated servers are tried |
 //!
 //! No fork and no look at the mount table for bind mounts and the kernel's own file systems: that is most of what an
 //! automounter mounts, and the forked pair costs two hundred times the calls.
@@ -12,15 +13,17 @@
 mod extfs;
 mod helper;
 pub mod options;
+mod replicas;
 
-use super::maps::Replica;
+use super::maps::{Replica, What};
 use crate::sys::Errno;
 use crate::sys::mount::{self as kernel, Change, MountFlags, Propagation};
 use options::Options;
+use replicas::By;
 use rustix::fs::CWD;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A file system could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,9 @@ pub enum MountError {
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] kernel::MountError),
+    /// No server of a replicated file system answers.
+    #[error("none of its {0} servers answers")]
+    NoServer(usize),
     /// An entry without a source.
     #[error("the map entry names nothing to mount")]
     NoSource,
@@ -82,6 +88,7 @@ impl MountError {
                 Kernel::Create { errno, .. } | Kernel::Option { errno, .. } | Kernel::At { errno, .. },
             ) => *errno,
             Self::TooLong { .. } => Errno::TIMEDOUT,
+            Self::NoServer(_) => Errno::HOSTDOWN,
             Self::Unclean { .. } => Errno::UCLEAN,
             Self::Kernel(_)
             | Self::NoSource
@@ -99,21 +106,30 @@ pub struct Manner {
     pub propagation: Option<Propagation>,
     /// How long mount(8), or another program, may take.
     pub limit: Duration,
+    /// Choose among replicated servers by chance.
+    pub random_replica: bool,
 }
 
-/// Mount one file system on the directory `target`: the first of its sources that can be had.
+/// Mount one file system ([`What::Mount`]) on the directory `target`: the first of its sources that can be had.
 ///
 /// The caller's process group must own the trigger at `target`.
-pub fn mount(
-    fstype: &str,
-    text: &OsStr,
-    sources: &[Replica],
-    target: &Path,
-    manner: Manner,
-) -> Result<(), MountError> {
-    let mut last = MountError::NoSource;
-    for replica in sources {
-        match replica_on(fstype, text, replica, target, manner) {
+pub fn mount(what: &What, target: &Path, manner: Manner) -> Result<(), MountError> {
+    let What::Mount { fstype, options, sources, use_weight_only } = what else {
+        return Err(MountError::NoSource);
+    };
+    let by = match (manner.random_replica, use_weight_only) {
+        (true, _) => By::Chance,
+        (false, true) => By::Weight,
+        (false, false) => By::Cost,
+    };
+    let deadline = Instant::now() + manner.limit;
+    let chosen = replicas::choose(fstype, options, sources, by, manner.limit);
+    let mut last =
+        if sources.is_empty() { MountError::NoSource } else { MountError::NoServer(sources.len()) };
+    for replica in chosen {
+        // All together have the time of one.
+        let manner = Manner { limit: deadline.saturating_duration_since(Instant::now()), ..manner };
+        match replica_on(fstype, options, replica, target, manner) {
             Ok(()) => return propagate(target, manner),
             Err(error) => {
                 tracing::debug!(target: "autofs_cr::mount", at = %target.display(), %error, "not mounted");
