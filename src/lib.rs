@@ -12,6 +12,7 @@ pub mod dump;
 pub mod engine;
 pub mod faults;
 pub mod image;
+pub mod log;
 pub mod quiesce;
 pub mod restore;
 #[allow(unsafe_code)]

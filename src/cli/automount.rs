@@ -8,6 +8,7 @@ use super::explain::master_map;
 use super::output::{self, Output};
 use anyhow::{Context, Result, bail, ensure};
 use autofs_cr::engine::config::{self, Given};
+use autofs_cr::engine::control::server::{Listener, MetricsAt};
 use autofs_cr::engine::maps::conf::{Conf, Logging};
 use autofs_cr::engine::maps::vars::{Definition, definition};
 use autofs_cr::engine::{self, maps, takeover};
@@ -46,6 +47,14 @@ pub struct Automount {
     /// Take the mounts from the automounter that serves them now, and end it; no lookup fails meanwhile
     #[arg(long)]
     replace: bool,
+
+    /// Where `autofs-cr ctl` finds it, instead of /run/autofs-cr/PID.sock
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Tell Prometheus at this address, of this machine only: unix:PATH, 127.0.0.1:PORT or [::1]:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<MetricsAt>,
 
     /// Stay in the foreground and log to stderr
     #[arg(short, long)]
@@ -162,11 +171,17 @@ impl Automount {
         let wanted = config::of_master_map(given)?;
         ensure!(!wanted.is_empty(), "the master map has no map that can be served");
         let _pid_file = self.pid_file.as_deref().map(running::PidFile::write).transpose()?;
+        let control = match &self.socket {
+            Some(path) => Some(Listener::control(Some(path))?),
+            None => Listener::usual(),
+        };
+        let metrics = self.metrics.as_ref().map(Listener::metrics).transpose()?;
         let pipe = packet_pipe().context("no pipe")?;
         keep_over_a_crash(&pipe);
         // Let go again if the engine does not come as far as to serve.
         let mut old = if self.replace { Some(takeover::stop(&wanted)?) } else { None };
-        engine::serve(wanted, pipe, &mut |_| {
+        let listeners = control.into_iter().chain(metrics).collect();
+        engine::serve(wanted, pipe, listeners, &mut |_| {
             let ended = old.take().map_or(0, takeover::OldMasters::end);
             if ended > 0 {
                 output::note("the automounter that served before was ended; its mounts are served from here");

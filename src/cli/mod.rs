@@ -3,7 +3,9 @@
 //! A new command: a module here, a variant of [`Command`], a line in [`Command::run`].
 
 mod automount;
+mod busy;
 mod check;
+mod ctl;
 mod dump;
 mod explain;
 mod human;
@@ -17,6 +19,7 @@ mod table;
 
 use anyhow::Result;
 use autofs_cr::discover::Target;
+use autofs_cr::log;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use output::Output;
 use std::ffi::{OsStr, OsString};
@@ -58,6 +61,8 @@ enum Command {
     Automount(automount::Automount),
     Explain(explain::Explain),
     Maps(maps::Maps),
+    Ctl(ctl::Ctl),
+    Busy(busy::Busy),
     #[command(hide = true)]
     HoldPipes(dump::HoldPipes),
     #[command(hide = true)]
@@ -75,6 +80,8 @@ impl Command {
             Self::Automount(automount) => automount.run(output),
             Self::Explain(explain) => explain.run(output),
             Self::Maps(maps) => maps.run(output),
+            Self::Ctl(ctl) => ctl.run(output),
+            Self::Busy(busy) => busy.run(output),
             Self::HoldPipes(hold) => hold.run(),
             Self::Manual(manual) => manual.run(output),
         }
@@ -84,10 +91,12 @@ impl Command {
 /// Parse, run, report.
 pub fn main() -> ExitCode {
     let Cli { command, verbose } = parse(std::env::args_os());
-    log_to_stderr(match &command {
+    let verbose = match &command {
         Command::Automount(automount) => verbose.max(automount.verbosity()),
         _ => verbose,
-    });
+    };
+    let level = ["warn", "info,autofs_cr=debug", "trace"][usize::from(verbose.min(2))];
+    log::begin(level, output::colours(&std::io::stderr()));
     match command.run(&mut Output::new()) {
         Ok(code) => code,
         Err(error) if output::reader_has_left(&error) => ExitCode::SUCCESS,
@@ -115,20 +124,6 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Cli {
         automount.by_name = by_name;
     }
     cli
-}
-
-/// `RUST_LOG` goes before `-v`.
-fn log_to_stderr(verbose: u8) {
-    use tracing_subscriber::EnvFilter;
-    let level = ["warn", "info,autofs_cr=debug", "trace"][usize::from(verbose.min(2))];
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(output::colours(&std::io::stderr()))
-        .with_target(false)
-        .without_time()
-        .init();
 }
 
 /// Whose mounts.

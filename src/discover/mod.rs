@@ -12,6 +12,7 @@ mod place;
 pub mod proc;
 pub mod survey;
 pub mod unit;
+pub mod users;
 pub mod waiters;
 
 pub use survey::{DiscoverError, Target, survey};

@@ -16,6 +16,7 @@ pub fn leave_stdio() {
     let _ = rustix::stdio::dup2_stdin(&null);
     let _ = rustix::stdio::dup2_stdout(&null);
     let _ = rustix::stdio::dup2_stderr(journal().unwrap_or(null));
+    crate::log::to_journal();
 }
 
 fn journal() -> Option<OwnedFd> {

@@ -11,6 +11,10 @@
 //! | [`kernel`] | what jobs ask of the kernel, as a trait: linux and simulated |
 //! | [`mount`] | mounts by system call, mount(8) for the rest |
 //! | [`workers`] | the threads that jobs run in |
+//! | [`answers`] | answers: told the kernel, counted, logged |
+//! | [`metrics`] | counters and histograms |
+//! | [`control`] | asking a running engine |
+//! | [`ledger`] | which programs trigger mounts |
 //! | [`reactor`] | the thread that reads pipe, signals, results and clock |
 //! | [`reconnect`] | attaching the mounts that exist when it starts |
 //! | [`rpc`] | ONC RPC calls with a limit |
@@ -18,12 +22,16 @@
 //!
 //! A request's way: pipe → reactor → machine → worker, which mounts and answers the kernel itself.
 
+pub mod answers;
 pub mod background;
 pub mod config;
+pub mod control;
 pub mod explain;
 pub mod jobs;
 pub mod kernel;
+pub mod ledger;
 pub mod maps;
+pub mod metrics;
 pub mod mount;
 pub mod reactor;
 pub mod reconnect;
@@ -37,6 +45,7 @@ pub mod workers;
 use crate::sys::control::{Control, ControlError};
 use crate::sys::packet::PacketPipe;
 use config::Wanted;
+use control::server::Listener;
 use kernel::linux::Linux;
 use reactor::{Reactor, ReactorError};
 use reconnect::ConnectError;
@@ -64,8 +73,14 @@ pub enum EngineError {
 /// Serve maps until TERM or INT; all requests come through `pipe`. `ready` is called when every mount that is wanted
 /// exists and belongs to this process's group, with the number of waiters that were handed on.
 ///
-/// On return idle mounts are gone, and busy ones stay, catatonic: the next engine attaches them.
-pub fn serve(wanted: Vec<Wanted>, pipe: PacketPipe, ready: &mut dyn FnMut(usize)) -> Result<(), EngineError> {
+/// Whoever connects to one of the `listeners` is answered. On return idle mounts are gone, and busy ones stay,
+/// catatonic: the next engine attaches them.
+pub fn serve(
+    wanted: Vec<Wanted>,
+    pipe: PacketPipe,
+    listeners: Vec<Listener>,
+    ready: &mut dyn FnMut(usize),
+) -> Result<(), EngineError> {
     let PacketPipe { read, write } = pipe;
     // Signals are blocked before any thread is started.
     let reactor = Reactor::new(read)?;
@@ -73,6 +88,9 @@ pub fn serve(wanted: Vec<Wanted>, pipe: PacketPipe, ready: &mut dyn FnMut(usize)
     let kernel = Arc::new(Linux::new(Control::open()?, write));
     let mut state = reactor::machine();
     let waiters = reconnect::connect(&mut state, &*kernel, &wanted, own_write.as_fd())?;
+    for listener in listeners {
+        reactor.listen(listener)?;
+    }
     ready(waiters);
     reactor.run(state, kernel)?;
     Ok(())

@@ -1,18 +1,24 @@
 //! The reactor: one thread that reads the pipe, the signals, the workers' results and the clock, and has the machine
 //! decide. It never blocks.
 
+use super::answers::Answers;
+use super::control::server::{Ask, Listener};
+use super::control::{Reply, Request, Status, Who};
 use super::kernel::Kernel;
+use super::ledger::Ledger;
 use super::state::{Action, Event, Limits, State};
-use super::workers::{Pool, answer};
+use super::workers::Pool;
 use crate::sys::Errno;
-use crate::sys::packet::{PacketError, read_packet};
+use crate::sys::packet::{Kind, PacketError, read_packet};
 use calloop::channel::{Channel, Event as Message, Sender, channel};
 use calloop::generic::Generic;
 use calloop::signals::{Signal, Signals};
 use calloop::{EventLoop, Interest, LoopSignal, Mode, PostAction};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::mpsc::SyncSender;
+use std::time::{Instant, UNIX_EPOCH};
 
 /// TERM and INT: stop. HUP: read the maps again. USR1: unmount what is idle.
 const SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1];
@@ -26,16 +32,26 @@ pub struct ReactorError(#[from] calloop::Error);
 pub struct Reactor<'l> {
     events: EventLoop<'l, Engine>,
     sender: Sender<Event>,
+    asks: Sender<Ask>,
 }
 
 /// What the event loop works on.
 struct Engine {
     state: State,
-    kernel: Arc<dyn Kernel>,
+    answers: Answers,
     pool: Pool,
+    ledger: Ledger,
+    /// Who waits until maps are read, or idle mounts gone.
+    waiting: Vec<(Until, SyncSender<Reply>)>,
     actions: Vec<Action>,
     end: LoopSignal,
     ended: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Until {
+    Read,
+    Expired,
 }
 
 impl Reactor<'_> {
@@ -63,14 +79,42 @@ impl Reactor<'_> {
                 Ok(PostAction::Continue)
             })
             .map_err(|error| source(error.error))?;
-        Ok(Self { events, sender })
+        let (asks, questions): (_, Channel<Ask>) = channel();
+        handle
+            .insert_source(questions, |message, (), engine| {
+                if let Message::Msg(ask) = message {
+                    engine.ask(ask);
+                }
+            })
+            .map_err(|error| source(error.error))?;
+        Ok(Self { events, sender, asks })
+    }
+
+    /// Answer whoever connects.
+    pub fn listen(&self, listener: Listener) -> Result<(), ReactorError> {
+        let asks = self.asks.clone();
+        let source = Generic::new(listener, Interest::READ, Mode::Level);
+        let accept = move |_, listener: &mut calloop::generic::NoIoDrop<Listener>, _: &mut Engine| {
+            listener.accept(&asks);
+            Ok(PostAction::Continue)
+        };
+        self.events.handle().insert_source(source, accept).map_err(|error| ReactorError(error.error))?;
+        Ok(())
     }
 
     /// Serve until a signal ends it.
     pub fn run(mut self, state: State, kernel: Arc<dyn Kernel>) -> Result<(), ReactorError> {
-        let pool = Pool::new(kernel.clone(), self.sender.clone());
-        let end = self.events.get_signal();
-        let mut engine = Engine { state, kernel, pool, actions: Vec::new(), end, ended: false };
+        let answers = Answers::new(kernel.clone());
+        let mut engine = Engine {
+            state,
+            pool: Pool::new(kernel, answers.clone(), self.sender.clone()),
+            answers,
+            ledger: Ledger::default(),
+            waiting: Vec::new(),
+            actions: Vec::new(),
+            end: self.events.get_signal(),
+            ended: false,
+        };
         while !engine.ended {
             let wait = engine.state.deadline().map(|at| at.saturating_duration_since(Instant::now()));
             self.events.dispatch(wait, &mut engine)?;
@@ -87,17 +131,30 @@ impl Engine {
         tracing::info!(?signal, "signal");
         match signal {
             Signal::SIGHUP => self.step(Event::Reload),
-            Signal::SIGUSR1 => self.step(Event::ExpireNow),
+            Signal::SIGUSR1 => self.step(Event::ExpireNow(None)),
             _ => self.step(Event::Stop),
         }
     }
 
     /// Every packet that is there.
     fn packets(&mut self, pipe: std::os::fd::BorrowedFd<'_>) {
+        let mut seen = Vec::new();
+        self.read_packets(pipe, &mut seen);
+        // Now that workers are at work on them: the requesters wait, so they are still there to be looked at.
+        for (pid, uid, trigger) in seen {
+            self.ledger.note(pid, uid, &trigger);
+        }
+    }
+
+    fn read_packets(&mut self, pipe: std::os::fd::BorrowedFd<'_>, seen: &mut Vec<(u32, u32, PathBuf)>) {
         loop {
             match read_packet(pipe) {
                 Ok(Some(packet)) => {
                     tracing::debug!(?packet, "request");
+                    if let Kind::MissingIndirect | Kind::MissingDirect = packet.kind {
+                        let trigger = self.state.trigger(&packet);
+                        seen.extend(trigger.map(|trigger| (packet.tgid, packet.uid, trigger)));
+                    }
                     self.step(Event::Packet(packet));
                 }
                 Ok(None) => return,
@@ -119,29 +176,77 @@ impl Engine {
             self.act(action);
         }
         self.actions = actions;
+        self.tell_waiting();
+    }
+
+    fn ask(&mut self, Ask { request, reply }: Ask) {
+        let answer = match request {
+            Request::Status => Reply::Status(self.status()),
+            Request::Who => Reply::Who(Who {
+                pid: std::process::id(),
+                programs: self.ledger.programs(),
+                mounted: self.state.mounted_triggers(),
+            }),
+            Request::Metrics => Reply::Metrics(self.answers.metrics.render(&self.state.counts())),
+            Request::Reload => return self.begin(Event::Reload, Until::Read, reply),
+            Request::Expire { mount } => return self.begin(Event::ExpireNow(mount), Until::Expired, reply),
+            Request::Log { .. } => Reply::Error("the level of the log is changed without the engine".into()),
+        };
+        // Whoever asked may have gone.
+        let _ = reply.try_send(answer);
+    }
+
+    fn begin(&mut self, event: Event, until: Until, reply: SyncSender<Reply>) {
+        self.waiting.push((until, reply));
+        self.step(event);
+    }
+
+    /// Those whose time has come.
+    fn tell_waiting(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let (reading, expiring) = (self.state.is_reading(), self.state.is_expiring());
+        let over = |until: Until| match until {
+            Until::Read => !reading,
+            Until::Expired => !expiring,
+        };
+        for (_, reply) in self.waiting.extract_if(.., |(until, _)| over(*until)) {
+            let _ = reply.try_send(Reply::Done(self.state.counts()));
+        }
+    }
+
+    fn status(&self) -> Status {
+        let began = self.answers.metrics.began.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Status {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            began: began.as_secs(),
+            counts: self.state.counts(),
+            maps: self.state.maps(),
+            jobs: self.state.jobs(Instant::now()),
+        }
     }
 
     fn act(&mut self, action: Action) {
         match action {
             Action::Run(job, task) => self.pool.run(job, task),
             Action::GiveUp(job) => {
-                if let Some(ticket) = self.pool.give_up(job) {
-                    tracing::warn!(path = %ticket.place.path.display(), "a job takes too long; its request is answered without it");
-                    answer(&*self.kernel, &ticket.place, ticket.token, Err(Errno::TIMEDOUT));
+                if let Some(answer) = self.pool.give_up(job) {
+                    let path = answer.place.target(&answer.key);
+                    tracing::warn!(path = %path.display(), "a job takes too long; its request is answered without it");
+                    self.answers.give(&answer);
                 }
             }
-            Action::Answer(place, token, result) => answer(&*self.kernel, &place, token, result),
-            Action::Unknown(packet) => match self.kernel.find(packet.dev) {
+            Action::Answer(answer) => self.answers.give(&answer),
+            Action::Unknown(packet) => match self.answers.kernel.find(packet.dev) {
                 Ok(place) if place.ino == Some(packet.ino) && self.state.moved(place.clone()) => {
                     tracing::info!(path = %place.path.display(), dev = %place.dev, "a mount was made again under us");
                     self.step(Event::Packet(packet));
                 }
                 _ => self.act(Action::Orphan(packet.dev, packet.token, Errno::NOENT)),
             },
-            Action::Orphan(dev, token, errno) => match self.kernel.find(dev) {
-                Ok(place) => answer(&*self.kernel, &place, token, Err(errno)),
-                Err(error) => tracing::warn!(%dev, %error, "a request of a mount that cannot be found"),
-            },
+            Action::Orphan(dev, token, errno) => self.answers.orphan(dev, token, errno),
             Action::Expire(group, run) => self.pool.expire(group, run),
             Action::Exit => {
                 self.ended = true;

@@ -20,13 +20,17 @@
 //! | `clock` | runs over idle mounts, and jobs that take too long |
 //! | `reload` | maps that are read again, and triggers that follow them |
 //! | `stop` | the end |
+//! | `report` | what it is doing, for people and for counters |
 
 mod clock;
 mod outcomes;
 mod reload;
+mod report;
 mod requests;
 mod stop;
 mod tree;
+
+pub use report::{Counts, JobReport, MapReport};
 
 use super::served::Served;
 use super::task::*;
@@ -34,6 +38,7 @@ use crate::sys::control::Token;
 use crate::sys::packet::Packet;
 use crate::sys::{DevNum, Errno};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,8 +65,8 @@ pub enum Event {
     Timer,
     /// Read the maps again.
     Reload,
-    /// Unmount what is idle, whatever its timeout.
-    ExpireNow,
+    /// Unmount what is idle, whatever its timeout: everywhere, or of the map that has a mount at this path.
+    ExpireNow(Option<PathBuf>),
     /// Unmount what is idle, leave what is busy, and end. A second one does not wait for the idle.
     Stop,
 }
@@ -74,7 +79,7 @@ pub enum Action {
     /// Answer the request of a running job in its place.
     GiveUp(JobId),
     /// Answer a request.
-    Answer(Arc<Place>, Token, Result<(), Errno>),
+    Answer(Answer),
     /// A request of a mount that nobody knows. If it is one that we know under another number, tell
     /// ([`State::moved`]), and take the packet again; else it fails.
     Unknown(Packet),
@@ -175,6 +180,9 @@ struct Group {
 #[derive(Debug)]
 struct Job {
     work: Work,
+    /// For people.
+    what: &'static str,
+    began: Instant,
     alarm: (Instant, u64),
     /// It took too long; its requests are answered.
     late: bool,
@@ -259,7 +267,8 @@ impl State {
             Event::ExpireEnded(group) => self.expire_ended(group, now, out),
             Event::Timer => self.timer(now, out),
             Event::Reload => self.reload(now, out),
-            Event::ExpireNow => self.expire_all(out),
+            Event::ExpireNow(None) => self.expire_all(out),
+            Event::ExpireNow(Some(path)) => self.expire_at(&path, out),
             Event::Stop => self.stop(now, out),
         }
         self.tear_down_when_quiet(now, out);
@@ -275,9 +284,22 @@ fn is_late(jobs: &HashMap<JobId, Job>, job: JobId) -> bool {
     jobs.get(&job).is_some_and(|job| job.late)
 }
 
-fn refuse(place: &Arc<Place>, askers: Vec<Asker>, errno: Errno, out: &mut Out) {
-    let answers = askers.into_iter().map(|asker| Action::Answer(place.clone(), asker.token, Err(errno)));
-    out.extend(answers);
+impl Mount {
+    /// The answer to a request for one of its keys.
+    fn answer(&self, key: &[u8], asker: Asker, result: Result<(), Errno>) -> Action {
+        Action::Answer(Answer {
+            place: self.place.clone(),
+            served: self.served.clone(),
+            key: key.to_vec(),
+            token: asker.token,
+            asker: Some(asker),
+            result,
+        })
+    }
+
+    fn answer_all(&self, key: &[u8], askers: &[Asker], result: Result<(), Errno>, out: &mut Out) {
+        out.extend(askers.iter().map(|asker| self.answer(key, *asker, result)));
+    }
 }
 
 #[cfg(test)]

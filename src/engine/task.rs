@@ -7,6 +7,7 @@ use crate::sys::control::Token;
 use crate::sys::{DevNum, Errno};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A map key: one path component (indirect), or empty for the root of a direct or offset mount.
 pub type Key = Vec<u8>;
@@ -81,6 +82,29 @@ pub enum Task {
     TearDown(Vec<Arc<Place>>),
 }
 
+impl Task {
+    /// The autofs mount that it is about, if it is about one.
+    pub fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Mount(task) => Some(&task.place),
+            Self::Unmount(task) => Some(&task.place),
+            Self::Reread(_, place) => place.as_deref(),
+            Self::Sync(_) | Self::TearDown(_) => None,
+        }
+    }
+
+    /// What it does, for people.
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::Mount(_) => "mount",
+            Self::Unmount(_) => "unmount",
+            Self::Reread(..) => "read",
+            Self::Sync(_) => "sync",
+            Self::TearDown(_) => "tear down",
+        }
+    }
+}
+
 /// Mount a key and answer its request.
 #[derive(Debug)]
 pub struct MountTask {
@@ -133,6 +157,27 @@ pub struct Asker {
     pub token: Token,
     /// For the map's variables.
     pub who: Credentials,
+    /// Its process, in the engine's pid namespace.
+    pub pid: u32,
+    /// When the machine got the request.
+    pub since: Instant,
+}
+
+/// What is told the kernel about a request, and the log.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The autofs mount.
+    pub place: Arc<Place>,
+    /// The map.
+    pub served: Arc<Served>,
+    /// Its key.
+    pub key: Key,
+    /// The request.
+    pub token: Token,
+    /// Who made it; nobody made an expire request.
+    pub asker: Option<Asker>,
+    /// The answer.
+    pub result: Result<(), Errno>,
 }
 
 /// How a [`Task`] ended.

@@ -4,17 +4,20 @@
 //! at work. Each answers the request of its job itself, so that the program that waits does not wait for the
 //! reactor, too.
 
+use super::answers::Answers;
 use super::jobs;
 use super::kernel::Kernel;
 use super::state::{Event, GroupId, JobId};
-use super::task::{ExpireRun, Place, Task};
+use super::task::{Answer, ExpireRun, Outcome, Task};
 use crate::discover::facts::MountType;
-use crate::sys::control::Token;
+use crate::log;
+use crate::sys::Errno;
 use calloop::channel::Sender;
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most threads at once. Jobs beyond that wait; their requests are answered in time all the same.
 const THREADS: usize = 256;
@@ -27,27 +30,28 @@ const EXPIRES: usize = 1 << 16;
 /// The right to answer a request: the worker and the machine that gives it up may both want it.
 #[derive(Debug)]
 pub struct Ticket {
-    /// The mount.
-    pub place: Arc<Place>,
-    /// The request.
-    pub token: Token,
+    /// The answer, but for its result.
+    to: Answer,
     answered: AtomicBool,
 }
 
 impl Ticket {
     /// The request that a task answers.
     pub fn of(task: &Task) -> Option<Self> {
-        let (place, token) = match task {
-            Task::Mount(task) => (&task.place, task.asker.token),
-            Task::Unmount(task) => (&task.place, task.token?),
+        let (place, served, key, token, asker) = match task {
+            Task::Mount(task) => (&task.place, &task.served, &task.key, task.asker.token, Some(task.asker)),
+            Task::Unmount(task) => (&task.place, &task.served, &task.key, task.token?, None),
             Task::Reread(..) | Task::Sync(_) | Task::TearDown(_) => return None,
         };
-        Some(Self { place: place.clone(), token, answered: AtomicBool::new(false) })
+        let (place, served, key) = (place.clone(), served.clone(), key.clone());
+        let to = Answer { place, served, key, token, asker, result: Ok(()) };
+        Some(Self { to, answered: AtomicBool::new(false) })
     }
 
-    /// `true` for the first who asks: it answers.
-    pub fn claim(&self) -> bool {
-        !self.answered.swap(true, Ordering::Relaxed)
+    /// The answer, for the first who asks: it gives it.
+    pub fn claim(&self, result: Result<(), Errno>) -> Option<Answer> {
+        let first = !self.answered.swap(true, Ordering::Relaxed);
+        first.then(|| Answer { result, ..self.to.clone() })
     }
 }
 
@@ -60,6 +64,7 @@ pub struct Pool {
 
 struct Shared {
     kernel: Arc<dyn Kernel>,
+    answers: Answers,
     results: Sender<Event>,
     queue: Mutex<Queue>,
     wake: Condvar,
@@ -74,8 +79,8 @@ struct Queue {
 
 impl Pool {
     /// Results are sent as events.
-    pub fn new(kernel: Arc<dyn Kernel>, results: Sender<Event>) -> Self {
-        let shared = Shared { kernel, results, queue: Mutex::default(), wake: Condvar::new() };
+    pub fn new(kernel: Arc<dyn Kernel>, answers: Answers, results: Sender<Event>) -> Self {
+        let shared = Shared { kernel, answers, results, queue: Mutex::default(), wake: Condvar::new() };
         Self { shared: Arc::new(shared), tickets: HashMap::new() }
     }
 
@@ -106,8 +111,8 @@ impl Pool {
     }
 
     /// Answer the request of a running job in its place, if nobody has.
-    pub fn give_up(&mut self, id: JobId) -> Option<Arc<Ticket>> {
-        self.tickets.remove(&id).filter(|ticket| ticket.claim())
+    pub fn give_up(&mut self, id: JobId) -> Option<Answer> {
+        self.tickets.remove(&id)?.claim(Err(Errno::TIMEDOUT))
     }
 
     /// Start a run over idle mounts. In a thread of its own: it sleeps in the kernel while workers carry out what the kernel
@@ -138,9 +143,14 @@ impl Shared {
 
     fn work(&self) {
         while let Some((id, task, ticket)) = self.next() {
+            let _about = log::about(task.place().map_or(Path::new("/"), |place| &place.path));
+            let begin = Instant::now();
             let outcome = jobs::run(&*self.kernel, &task);
-            if let Some(ticket) = ticket.filter(|ticket| ticket.claim()) {
-                answer(&*self.kernel, &ticket.place, ticket.token, outcome.result());
+            if let Some(answer) = ticket.and_then(|ticket| ticket.claim(outcome.result())) {
+                self.answers.give(&answer);
+            }
+            if let Outcome::Unmounted { result, .. } = &outcome {
+                self.answers.metrics.unmount(*result, begin.elapsed());
             }
             self.report(Event::Done(id, outcome));
         }
@@ -172,13 +182,5 @@ impl Shared {
             let expired = || self.kernel.expire(place, run.immediate).unwrap_or(false);
             let _ = (0..most).take_while(|_| expired()).count();
         }
-    }
-}
-
-/// Answer a request. The kernel does not know it any more when its visitors were killed; nothing else can be wrong
-/// that could be mended here.
-pub fn answer(kernel: &dyn Kernel, place: &Place, token: Token, result: Result<(), crate::sys::Errno>) {
-    if let Err(errno) = kernel.answer(place, token, result) {
-        tracing::debug!(path = %place.path.display(), token = token.0, %errno, "an answer was not wanted any more");
     }
 }

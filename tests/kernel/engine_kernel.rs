@@ -367,7 +367,12 @@ fn jobs_mount_a_tree_and_take_it_away() {
                 Duty::Offset(offset) => Some(offset.clone()),
                 Duty::Map(_) => None,
             }),
-            asker: Asker { token: request.token, who: Credentials { uid: request.uid, gid: request.gid } },
+            asker: Asker {
+                token: request.token,
+                who: Credentials { uid: request.uid, gid: request.gid },
+                pid: request.tgid,
+                since: std::time::Instant::now(),
+            },
             check: false,
             known: Vec::new(),
         };

@@ -1,6 +1,7 @@
 //! The clock: runs over idle mounts, and jobs that take too long.
 
 use super::*;
+use std::path::Path;
 
 impl State {
     pub(super) fn arm(&mut self, id: GroupId, now: Instant) {
@@ -30,6 +31,14 @@ impl State {
         }
         let run = ExpireRun { immediate, levels: levels.into_values().collect() };
         out.push(Action::Expire(id, run));
+    }
+
+    /// The map of the mount at a path.
+    pub(super) fn expire_at(&mut self, path: &Path, out: &mut Out) {
+        let group = self.mounts.values().find(|mount| mount.place.path == path).map(|mount| mount.group);
+        if let Some(group) = group {
+            self.expire(group, true, out);
+        }
     }
 
     pub(super) fn expire_ended(&mut self, id: GroupId, now: Instant, out: &mut Out) {
@@ -86,7 +95,7 @@ impl State {
                     && *job == id
                 {
                     let kept = std::mem::take(kept);
-                    refuse(&mount.place, kept, Errno::TIMEDOUT, out);
+                    mount.answer_all(&key, &kept, Err(Errno::TIMEDOUT), out);
                 }
             }
             // nobody waits for these

@@ -13,7 +13,7 @@ impl State {
     ) -> JobId {
         let job = JobId(self.number());
         let alarm = self.alarm(now + limit, Alarm::Job(job));
-        self.jobs.insert(job, Job { work, alarm, late: false });
+        self.jobs.insert(job, Job { work, what: task.what(), began: now, alarm, late: false });
         out.push(Action::Run(job, task));
         job
     }
@@ -55,9 +55,11 @@ impl State {
         now: Instant,
         out: &mut Out,
     ) {
-        let Some((place, kept)) = self.take_kept(job, id, &key) else { return };
+        let Some(kept) = self.take_kept(job, id, &key) else { return };
         self.reconcile(id, &key, children, false, now, out);
-        out.extend(kept.iter().map(|asker| Action::Answer(place.clone(), asker.token, result)));
+        if let Some(mount) = self.mounts.get(&id) {
+            mount.answer_all(&key, &kept, result, out);
+        }
         let children = self.children(id, &key);
         let slot = match result {
             Err(errno) if children.is_empty() => self.failed(id, errno, now),
@@ -79,7 +81,7 @@ impl State {
         now: Instant,
         out: &mut Out,
     ) {
-        let Some((_, kept)) = self.take_kept(job, id, &key) else { return };
+        let Some(kept) = self.take_kept(job, id, &key) else { return };
         self.reconcile(id, &key, below, true, now, out);
         let children = self.children(id, &key);
         let gone = result.is_ok() && children.is_empty();
@@ -94,12 +96,10 @@ impl State {
     }
 
     /// The job on a slot ended: who else asked meanwhile. `None` when the slot is not that job's any more.
-    fn take_kept(&mut self, job: JobId, id: MountId, key: &[u8]) -> Option<(Arc<Place>, Vec<Asker>)> {
+    fn take_kept(&mut self, job: JobId, id: MountId, key: &[u8]) -> Option<Vec<Asker>> {
         let mount = self.mounts.get_mut(&id)?;
         match mount.slots.get_mut(key) {
-            Some(Slot::Busy { job: running, kept, .. }) if *running == job => {
-                Some((mount.place.clone(), std::mem::take(kept)))
-            }
+            Some(Slot::Busy { job: running, kept, .. }) if *running == job => Some(std::mem::take(kept)),
             _ => None,
         }
     }

@@ -26,11 +26,20 @@ impl State {
             Kind::MissingDirect | Kind::ExpireDirect => Key::new(),
         };
         if missing {
+            let since = until.map_or(now, |until| until - self.limits.mount);
             let who = Credentials { uid: packet.uid, gid: packet.gid };
-            self.missing(id, key, Asker { token: packet.token, who }, now, out);
+            let asker = Asker { token: packet.token, who, pid: packet.tgid, since };
+            self.missing(id, key, asker, now, out);
         } else {
             self.idle(id, key, Some(packet.token), now, out);
         }
+    }
+
+    /// The trigger that a packet is about, where it is known.
+    pub fn trigger(&self, packet: &Packet) -> Option<PathBuf> {
+        let place = &self.mounts.get(&self.asks(packet)?)?.place;
+        let direct = matches!(packet.kind, Kind::MissingDirect | Kind::ExpireDirect);
+        Some(if direct { place.path.clone() } else { place.target(&packet.name) })
     }
 
     /// The mount that a packet comes from. One with the same number and another root is gone, though the job that
@@ -88,7 +97,7 @@ impl State {
             _ => None,
         };
         match refusal {
-            Some(errno) => out.push(Action::Answer(mount.place.clone(), asker.token, Err(errno))),
+            Some(errno) => out.push(mount.answer(&key, asker, Err(errno))),
             None => self.mount(id, key, vec![asker], now, out),
         }
     }
@@ -104,7 +113,7 @@ impl State {
     ) {
         let Some(mount) = self.mounts.get(&id) else { return };
         if self.phase != Phase::Serving {
-            return refuse(&mount.place, askers, Errno::HOSTDOWN, out);
+            return mount.answer_all(&key, &askers, Err(Errno::HOSTDOWN), out);
         }
         let (check, children) = match mount.slots.get(&key) {
             Some(Slot::Mounted { children }) => (true, children.clone()),
@@ -136,7 +145,11 @@ impl State {
             self.phase < Phase::TearingDown && self.busy_above(id).is_none() && !self.busy_below(children)
         };
         let Some(children) = children.filter(free) else {
-            out.extend(token.map(|token| Action::Answer(mount.place.clone(), token, Err(Errno::BUSY))));
+            let (place, served) = (mount.place.clone(), mount.served.clone());
+            let result = Err(Errno::BUSY);
+            out.extend(
+                token.map(|token| Action::Answer(Answer { place, served, key, token, asker: None, result })),
+            );
             return;
         };
         let task = UnmountTask {

@@ -271,11 +271,13 @@ impl Bench {
             Action::Run(id, task) => self.jobs.push(Job::new(id, task)),
             Action::GiveUp(id) => {
                 let ticket = self.jobs.iter().find(|job| job.id == id).and_then(|job| job.ticket.clone());
-                if let Some(ticket) = ticket.filter(|ticket| ticket.claim()) {
-                    let _ = self.kernel.answer(&ticket.place, ticket.token, Err(Errno::TIMEDOUT));
+                if let Some(answer) = ticket.and_then(|ticket| ticket.claim(Err(Errno::TIMEDOUT))) {
+                    let _ = self.kernel.answer(&answer.place, answer.token, answer.result);
                 }
             }
-            Action::Answer(place, token, result) => _ = self.kernel.answer(&place, token, result),
+            Action::Answer(Answer { place, token, result, .. }) => {
+                _ = self.kernel.answer(&place, token, result)
+            }
             Action::Unknown(packet) => {
                 let place = self.kernel.find(packet.dev).unwrap();
                 let _ = self.kernel.answer(&place, packet.token, Err(Errno::NOENT));
@@ -309,8 +311,8 @@ impl Bench {
             let job = self.jobs.remove(at);
             let result = outcome.result();
             self.results.push(Event::Done(job.id, outcome));
-            if let Some(ticket) = job.ticket.filter(|ticket| ticket.claim()) {
-                let _ = self.kernel.answer(&ticket.place, ticket.token, result);
+            if let Some(answer) = job.ticket.and_then(|ticket| ticket.claim(result)) {
+                let _ = self.kernel.answer(&answer.place, answer.token, answer.result);
             }
         }
         self.pump();
@@ -380,7 +382,7 @@ impl Bench {
     }
 
     fn expire_now(&mut self) {
-        self.event(Event::ExpireNow);
+        self.event(Event::ExpireNow(None));
         self.pump();
     }
 
@@ -468,7 +470,7 @@ fn play(bench: &mut Bench, step: &Step) {
         Step::Visit(at) => bench.visit(PATHS[at]),
         Step::Work(at, calls) => bench.work(at, calls),
         Step::Pass(seconds) => bench.pass(seconds),
-        Step::ExpireNow => bench.event(Event::ExpireNow),
+        Step::ExpireNow => bench.event(Event::ExpireNow(None)),
         Step::Slow(slow) => bench.slow = slow,
         Step::Use(at) => _ = bench.kernel.world().used.insert(path(at)),
         Step::Leave(at) => _ = bench.kernel.world().used.remove(&path(at)),

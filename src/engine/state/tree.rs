@@ -194,17 +194,17 @@ impl State {
         if self.by_dev.get(&mount.place.dev) == Some(&id) {
             self.by_dev.remove(&mount.place.dev);
         }
-        for (_, slot) in mount.slots {
+        for (key, slot) in &mount.slots {
             let children = match slot {
                 Slot::Busy { kept, children, .. } => {
-                    refuse(&mount.place, kept, Errno::NOENT, out);
+                    mount.answer_all(key, kept, Err(Errno::NOENT), out);
                     children
                 }
                 Slot::Mounted { children } => children,
                 Slot::Failed { .. } => continue,
             };
             for child in children {
-                self.forget(child, out);
+                self.forget(*child, out);
             }
         }
         if let Some((parent, key)) = &mount.parent

@@ -80,6 +80,11 @@ const SCENARIOS: &[Scenario] = &[
         about: "every kind of mount: by system call, with helpers that work, hang and die, links, submounts, offsets",
         run: engine::mounts::run_scenario,
     },
+    Scenario {
+        name: "engine-control",
+        about: "a running engine is asked and told what to do: ctl, busy, metrics, journal",
+        run: engine::control::run_scenario,
+    },
     Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
     Scenario {
         name: "plugin-carry",

@@ -151,6 +151,11 @@ impl Sitter {
         Ok(sitter)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
     /// Does it still see its directory (getcwd and /proc/PID/cwd) and its open file?
     pub fn goes_on(&mut self) -> bool {
         let mut ask = || -> Result<bool> {

@@ -1,5 +1,6 @@
 //! Scenarios of `autofs-cr automount`.
 
+pub mod control;
 pub mod mounts;
 pub mod swap;
 
