@@ -37,7 +37,7 @@ all mounts are there, unless --foreground or --systemd-service is given, and onl
 stays in the foreground. Where the service manager asks for it (Type=notify), it is told when all mounts are there.";
 
 /// Serve the maps of a master map
-#[derive(Args, Default)]
+#[derive(Args, Debug, Default)]
 #[command(after_help = HELP, disable_version_flag = true)]
 pub struct Automount {
     /// The master map: a path, TYPE:NAME, or a name in /etc [default: as configured, else auto.master]
@@ -194,7 +194,8 @@ impl Automount {
         Ok(())
     }
 
-    fn given(&self, master: Option<&String>) -> Result<Given> {
+    /// What the options say over the configuration.
+    pub fn given(&self, master: Option<&String>) -> Result<Given> {
         let master = master.map(|name| master_map(name)).transpose()?;
         let options = self.global_options.as_deref().map(maps::options::split);
         let options: Vec<Vec<u8>> = options

@@ -17,6 +17,7 @@ use unicode_width::UnicodeWidthStr;
 
 /// Look at maps without serving them
 #[derive(Args)]
+#[command(after_help = HELP)]
 pub struct Maps {
     #[command(subcommand)]
     command: Command,

@@ -159,6 +159,62 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    fn automount(args: &[&str]) -> automount::Automount {
+        let arguments: Vec<OsString> = args.iter().map(OsString::from).collect();
+        match parse(arguments.into_iter()).command {
+            Command::Automount(automount) => automount,
+            _ => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn called_by_the_name_of_automount() {
+        assert!(automount(&["/usr/sbin/automount", "-f", "/etc/auto.x"]).by_name);
+        assert!(!automount(&["/usr/sbin/autofs-cr", "automount"]).by_name);
+    }
+
+    /// Every option of automount(8), short and long, with its value as it may be written there.
+    #[test]
+    fn options_of_automount() {
+        let short =
+            ["automount", "-f", "-v", "-d7", "-t30", "-n", "5", "-P6", "-M", "7", "-p", "/run/p", "-Da=b"];
+        let more = ["-D", "c=d", "-S", "-r", "-O", "ro,nosuid", "-C", "-F", "auto.x"];
+        let all = automount(&[&short[..], &more].concat());
+        let long = [
+            "automount",
+            "--foreground",
+            "--debug=7",
+            "--timeout=30",
+            "--negative-timeout",
+            "5",
+            "--positive-timeout=6",
+            "--master-wait=7",
+            "--pid-file=/run/p",
+            "--define",
+            "a=b",
+            "--define=c=d",
+            "--systemd-service",
+            "--random-multimount-selection",
+            "--global-options=ro,nosuid",
+            "--dont-check-daemon",
+            "--force",
+            "auto.x",
+        ];
+        assert_eq!(format!("{all:?}"), format!("{:?}", automount(&long)));
+        let given = all.given(None).unwrap();
+        assert_eq!((given.timeout.unwrap().as_secs(), given.negative_timeout.unwrap().as_secs()), (30, 5));
+        assert_eq!((given.positive_timeout.unwrap().as_secs(), given.master_wait), (6, Some(7)));
+        assert_eq!(given.definitions, [("a".into(), b"b".to_vec()), ("c".into(), b"d".to_vec())]);
+        assert_eq!(given.options, [b"ro".to_vec(), b"nosuid".to_vec()]);
+        assert!(given.random_replica);
+        assert_eq!(all.verbosity(), 2);
+        assert_eq!(automount(&["automount", "--debug"]).verbosity(), 2);
+        for alone in ["-m", "--dumpmaps", "-U", "--force-exit", "-V", "--version", "-h"] {
+            let parsed = Cli::try_parse_from(["autofs-cr", "automount", alone]);
+            assert_eq!(parsed.is_ok(), alone != "-h", "{alone}");
+        }
+    }
+
     #[test]
     fn a_target_is_one_of_three() {
         let target = |args: &[&str]| {

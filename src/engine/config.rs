@@ -21,6 +21,9 @@ pub const CONF: &str = "/etc/autofs.conf";
 /// Where it was before; what is set there wins.
 const OLD_CONF: &str = "/etc/default/autofs";
 
+/// Between two tries for the master map.
+const MASTER_RETRY: Duration = Duration::from_secs(2);
+
 /// What a command line says; it wins over the configuration file.
 #[derive(Clone, Debug, Default)]
 pub struct Given {
@@ -157,8 +160,18 @@ impl Given {
             Some(map) => map.clone(),
             None => MapName::parse(conf.master_map_name.as_bytes())?,
         };
-        let mut master = master::read(&map, &Files::default())
-            .map_err(|error| ConfigError::Master { name: map.to_string(), error })?;
+        let mut left = conf.master_wait / MASTER_RETRY.as_secs() as u32;
+        let mut master = loop {
+            match master::read(&map, &Files::default()) {
+                Ok(master) => break master,
+                Err(error) if left > 0 && may_come(&error) => {
+                    tracing::warn!("master map {map}: {error}; trying again");
+                    left -= 1;
+                    std::thread::sleep(MASTER_RETRY);
+                }
+                Err(error) => return Err(ConfigError::Master { name: map.to_string(), error }),
+            }
+        };
         for (path, warning) in &master.warnings {
             match warning.severity {
                 Severity::Differs => tracing::info!("{}:{}: {}", path.display(), warning.at, warning.message),
@@ -173,6 +186,15 @@ impl Given {
         }
         Ok(master)
     }
+}
+
+/// Can it be that a map is only not there yet? A file that is missing is not waited for.
+fn may_come(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    !matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::Unsupported | ErrorKind::PermissionDenied | ErrorKind::IsADirectory
+    )
 }
 
 fn direct_paths(served: &Served) -> Vec<PathBuf> {
@@ -245,7 +267,11 @@ impl Opened {
 
 impl Source for Arc<Opened> {
     fn lookup(&self, key: &[u8], who: Credentials) -> Result<Option<Resolved>, Errno> {
-        self.map.lookup(self.own_key(key), who).map_err(|error| refuse(&error))
+        let found = self.map.lookup(self.own_key(key), who).map_err(|error| refuse(&error))?;
+        if found.is_none() && !self.site.conf.disable_not_found_message {
+            tracing::info!("map {} has no key {}", self.map.entry.map, String::from_utf8_lossy(key));
+        }
+        Ok(found)
     }
 
     fn keys(&self) -> Result<Option<Vec<Vec<u8>>>, Errno> {

@@ -153,6 +153,15 @@ cases! {
     slashes_as_they_are: "a type:=link;fs:=/usr//share\n", with "[ amd ]\nnormalize_slashes = no\n" => {
         "a" => "-t bind /usr//share",
     }
+    /// The machine is client.example.org.
+    domains_are_stripped: "a type:=nfs;rfs:=/x;fs:=/a/${rhost};rhost:=srv.example.org\n\
+         b type:=nfs;rfs:=/x;fs:=/a/${rhost};rhost:=srv.example.com\n", with "" => {
+        "a" => "-t nfs srv:/x /a/srv, then -t bind /a/srv",
+        "b" => "-t nfs srv.example.com:/x /a/srv.example.com, then -t bind /a/srv.example.com",
+    }
+    domains_are_kept: "a type:=nfs;rfs:=/x;fs:=/a/${rhost};rhost:=srv.example.org\n", with "[ amd ]\ndomain_strip = no\n" => {
+        "a" => "-t nfs srv.example.org:/x /a/srv.example.org, then -t bind /a/srv.example.org",
+    }
     configured_defaults: "a fs:=/usr\n", with "[ amd ]\nmap_defaults = type:=link\n" => {
         "a" => "-t bind /usr",
     }

@@ -88,3 +88,16 @@ fn amd_sections_fall_back() {
     assert_eq!(conf.amd_value("/a", "vendor"), Some("y"));
     assert!(conf.has_amd_section("/a") && !conf.has_amd_section("/b"));
 }
+
+/// `/etc/default/autofs` of old versions: a shell script, with variables for others in it.
+#[test]
+fn variables_of_old_versions() {
+    let mut conf = Conf::default();
+    conf.apply_environment(
+        b"# TIMEOUT=1\nTIMEOUT=300\nDEFAULT_BROWSE_MODE=\"no\"\nexport LDAP_URI='ldap://a ldap://b'\nOPTIONS=\"-v\"\n\
+          USE_MISC_DEVICE=\"yes\"\nMASTER_MAP_NAME=\nMOUNT_WAIT=soon\n",
+    );
+    assert_eq!((conf.timeout.as_secs(), conf.browse_mode), (300, false));
+    assert_eq!(conf.ldap.uris, ["ldap://a", "ldap://b"]);
+    assert_eq!((conf.master_map_name.as_str(), conf.mount_wait), ("auto.master", None));
+}

@@ -13,6 +13,10 @@ cases! {
     t46_no_colon: "nocolon -fstype=foo justname\n", {
         "nocolon" => "-t foo justname",
     }
+    /// AFS is mounted as a whole somewhere else.
+    afs_is_a_link: "a -fstype=afs :/afs/example.org/a\n", {
+        "a" => "symlink /afs/example.org/a",
+    }
     t47_blanks_between_hosts: "two srv1 srv2:/x\nrpsp srv1 (2):/p\n", {
         "two" => "error: @/map:1:5: invalid character \" \" in location srv1; a location is HOST:/PATH or :/PATH, \
                   in the entry of key two",
@@ -89,4 +93,14 @@ cases! {
     several_locations_of_other_types: "a -fstype=cifs ://s1/x ://s2/x\n", {
         "a" => "-t cifs //s1/x | //s2/x",
     }
+}
+
+/// `userdir:NAME`: users and their home directories.
+#[test]
+fn home_directories() {
+    let opened = Setup { kind: "userdir:", ..Setup::default() }.open("");
+    let home = nix::unistd::User::from_uid(0.into()).unwrap().unwrap().dir;
+    assert_eq!(opened.lookup("root"), format!("symlink {}", home.display()));
+    assert_eq!(opened.lookup("no-such-user"), "ENOENT");
+    assert_eq!(opened.map.keys().unwrap(), None);
 }

@@ -46,6 +46,8 @@ pub struct Settings {
     pub bind: bool,
     /// Collapse slashes (`normalize_slashes`).
     pub normalize_slashes: bool,
+    /// Servers of our own domain are named without it (`domain_strip`).
+    pub domain_strip: bool,
     /// `/defaults` may have selectors (`selectors_in_defaults`).
     pub selectors_in_defaults: bool,
     /// Takes the place of `/defaults` (`map_defaults`).
@@ -61,6 +63,7 @@ impl Default for Settings {
         Self {
             bind: true,
             normalize_slashes: true,
+            domain_strip: true,
             selectors_in_defaults: false,
             map_defaults: None,
             map_type: None,

@@ -8,7 +8,8 @@ use super::local::{Machine, ThisMachine};
 use super::master::{self, Entry, Format, LineError, MapKind, MapName, MapOptions};
 use super::options::merge;
 use super::source::{
-    DIRECTORY, FileSource, Keys, ListSource, MultiSource, ProgramSource, RawEntry, Source, SourceError,
+    DIRECTORY, FileSource, HomesSource, Keys, ListSource, MultiSource, ProgramSource, RawEntry, Source,
+    SourceError,
 };
 use super::sun::{self, Context, Defaults};
 use super::text::{Position, Warning, show};
@@ -89,6 +90,7 @@ impl Site {
         let in_defaults = flag("selectors_on_default", usual.selectors_in_defaults);
         amd::Settings {
             bind: flag("autofs_use_lofs", usual.bind),
+            domain_strip: flag("domain_strip", usual.domain_strip),
             normalize_slashes: flag("normalize_slashes", usual.normalize_slashes),
             selectors_in_defaults: flag("selectors_in_defaults", in_defaults),
             map_defaults: value("map_defaults").filter(|text| !text.is_empty()).map(str::to_owned),
@@ -399,6 +401,7 @@ impl Opener<'_> {
             MapKind::Program => Ok(self.program(path)),
             // A name without a type is a file, as `automount: files` in nsswitch.conf says.
             MapKind::Path | MapKind::File | MapKind::Named => Ok(Box::new(FileSource::open(&path, keys)?)),
+            MapKind::Userdir => Ok(Box::new(HomesSource)),
             MapKind::Multi(maps) => {
                 let sources = maps.iter().map(|map| self.source(map)).collect::<Result<_, _>>()?;
                 Ok(Box::new(MultiSource(sources)))

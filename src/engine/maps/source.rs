@@ -5,16 +5,19 @@
 //! | [`FileSource`] | a file, with what it includes |
 //! | [`ProgramSource`] | the output of a program |
 //! | [`MultiSource`] | several sources, asked in order |
+//! | [`HomesSource`] | the home directories of users |
 //! | [`ListSource`] | a list in memory: from a checkpoint, or of units |
 //!
 //! Sources do not interpret entries, whatever their format is.
 
 mod file;
+mod homes;
 mod list;
 mod multi;
 mod program;
 
 pub use file::{FileSource, Keys};
+pub use homes::HomesSource;
 pub use list::ListSource;
 pub use multi::MultiSource;
 pub use program::ProgramSource;

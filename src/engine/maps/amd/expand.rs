@@ -44,13 +44,28 @@ impl<'a> Values<'a> {
 
     fn option_at(&self, name: &str, at: Position, depth: usize) -> Result<Vec<u8>, Error> {
         match self.raw(name).filter(|raw| !raw.is_empty()) {
-            Some(raw) => Ok(self.expand_chars(raw, at, depth)?.iter().map(|c| c.byte).collect()),
+            Some(raw) => {
+                let value = self.expand_chars(raw, at, depth)?.iter().map(|c| c.byte).collect();
+                Ok(if name == "rhost" { self.without_domain(value) } else { value })
+            }
             None => Ok(match name {
                 "rhost" => self.context.variables.get(b"host").unwrap_or_default().into_owned(),
                 "rfs" => self.context.path.to_vec(),
                 _ => Vec::new(),
             }),
         }
+    }
+
+    /// A host of our own domain without it.
+    fn without_domain(&self, mut host: Vec<u8>) -> Vec<u8> {
+        let domain = self.context.variables.get(b"domain").unwrap_or_default();
+        let dot = host.iter().position(|b| *b == b'.');
+        if let Some(dot) = dot.filter(|_| self.context.settings.domain_strip && !domain.is_empty())
+            && host[dot + 1..].eq_ignore_ascii_case(&domain)
+        {
+            host.truncate(dot);
+        }
+        host
     }
 
     /// Text with variables put in.

@@ -73,6 +73,11 @@ impl Locations {
                 return Ok(What::Symlink(target));
             }
         }
+        // The whole of AFS is mounted somewhere already.
+        if fstype == "afs" {
+            let target = sources.pop().map(|source| PathBuf::from(source.source)).unwrap_or_default();
+            return Ok(What::Symlink(target));
+        }
         Ok(What::Mount { fstype, options, sources, use_weight_only: self.use_weight_only })
     }
 
