@@ -5,6 +5,7 @@
 mod automount;
 mod busy;
 mod check;
+mod criu;
 mod ctl;
 mod dump;
 mod explain;
@@ -60,6 +61,7 @@ enum Command {
     Show(show::Show),
     Automount(automount::Automount),
     Explain(explain::Explain),
+    Criu(criu::CriuCommand),
     Maps(maps::Maps),
     Ctl(ctl::Ctl),
     Busy(busy::Busy),
@@ -79,6 +81,7 @@ impl Command {
             Self::Show(show) => show.run(output),
             Self::Automount(automount) => automount.run(output),
             Self::Explain(explain) => explain.run(output),
+            Self::Criu(criu) => criu.run(output),
             Self::Maps(maps) => maps.run(output),
             Self::Ctl(ctl) => ctl.run(output),
             Self::Busy(busy) => busy.run(output),

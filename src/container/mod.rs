@@ -12,6 +12,7 @@
 //!
 //! The same image module as `autofs-cr dump` makes the files; pids in them are those of the container.
 
+pub mod command;
 mod dump;
 mod inside;
 mod maker;

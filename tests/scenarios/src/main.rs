@@ -111,6 +111,11 @@ const SCENARIOS: &[Scenario] = &[
         about: "criu, runc, crun and podman carry a container with automount and our engine; scripts/install",
         run: runtimes::run_scenario,
     },
+    Scenario {
+        name: "criu-command",
+        about: "autofs-cr criu dump and restore: a tree of processes without a runtime; what stands in the way",
+        run: runtimes::command::run_scenario,
+    },
 ];
 
 /// Not in `scripts/test` yet: what passes on some runs only, with the reason.

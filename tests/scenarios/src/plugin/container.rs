@@ -85,6 +85,11 @@ impl Container {
         Ok(Self { _launcher: Some(launcher), pid })
     }
 
+    /// One that CRIU has started.
+    pub fn restored(pid: i32) -> Self {
+        Self { _launcher: None, pid }
+    }
+
     /// Its PID 1 as seen from here.
     pub fn pid(&self) -> i32 {
         self.pid
@@ -228,7 +233,7 @@ impl Criu {
         let pidfile = pidfile.to_string_lossy().into_owned();
         self.run("restore", &[&["-d", "--pidfile", &pidfile], options].concat())?;
         let pid = fs::read_to_string(&pidfile).context("CRIU wrote no pid file")?.trim().parse()?;
-        Ok(Container { _launcher: None, pid })
+        Ok(Container::restored(pid))
     }
 
     /// The log of `dump` or `restore`.

@@ -3,6 +3,7 @@
 //!
 //! In the container real automount serves an indirect map, and our engine an indirect and a direct one.
 
+pub mod command;
 mod files;
 mod runtime;
 
