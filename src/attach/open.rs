@@ -13,6 +13,7 @@ use crate::discover::facts::{AutofsOptions, MountType, Pipe, Survey};
 use crate::discover::mountinfo::{self, Entry};
 use crate::sys::control::{Command, Control, ControlError, MountFd};
 use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
+use crate::sys::process::own_group;
 use crate::sys::{DevNum, Errno, mountns, uncovered::uncovered};
 use rustix::fs::{CWD, Mode, OFlags};
 use std::collections::{HashMap, HashSet};
@@ -62,12 +63,10 @@ fn failed(target: &Target) -> impl FnOnce(ControlError) -> AttachError {
 fn live_triggers(space: &discover::Target) -> HashSet<DevNum> {
     let Ok((_, file)) = discover::survey::read(space) else { return HashSet::new() };
     let autofs = mountinfo::parse(&file).unwrap_or_default().into_iter().filter(Entry::is_autofs);
-    let own = rustix::process::getpgrp();
+    let own = own_group();
     let live = autofs.filter(|entry| {
         let options = AutofsOptions::parse(entry.super_options);
-        options.mount_type != MountType::Indirect
-            && options.pipe() != Pipe::Catatonic
-            && options.pgrp != own.as_raw_pid()
+        options.mount_type != MountType::Indirect && options.pipe() != Pipe::Catatonic && options.pgrp != own
     });
     live.map(|entry| entry.dev).collect()
 }

@@ -13,6 +13,7 @@ use autofs_cr::engine::maps::conf::{Conf, Logging};
 use autofs_cr::engine::maps::vars::{Definition, definition};
 use autofs_cr::engine::{self, maps, takeover};
 use autofs_cr::sys::packet::{PacketPipe, packet_pipe};
+use autofs_cr::sys::process::own_group;
 use clap::Args;
 use sd_notify::NotifyState;
 use std::ffi::OsString;
@@ -157,7 +158,7 @@ impl Automount {
             return background::run(|ready| self.serve(&given, ready));
         }
         // A program of our own group would be taken for us: it would never trigger a mount.
-        if rustix::process::getpgrp() != rustix::process::getpid() {
+        if own_group() != rustix::process::getpid().as_raw_nonzero().get() {
             rustix::process::setpgid(None, None).context("no process group of our own")?;
         }
         self.serve(&given, &mut || {})?;

@@ -21,6 +21,7 @@ mod table;
 use anyhow::Result;
 use autofs_cr::discover::Target;
 use autofs_cr::log;
+use autofs_cr::sys::privilege::{self, Role};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use output::Output;
 use std::ffi::{OsStr, OsString};
@@ -72,6 +73,16 @@ enum Command {
 }
 
 impl Command {
+    /// Which privileges it keeps. The holder first gets its descriptors.
+    fn role(&self) -> Role {
+        match self {
+            Self::Show(_) | Self::Manual(_) => Role::Reader,
+            Self::List(_) | Self::Check(_) | Self::Ctl(_) | Self::Busy(_) => Role::Observer,
+            Self::Dump(_) | Self::Restore(_) | Self::Automount(_) => Role::Mounter,
+            Self::Explain(_) | Self::Maps(_) | Self::HoldPipes(_) => Role::Mounter,
+        }
+    }
+
     fn run(self, output: &mut Output) -> Result<ExitCode> {
         match self {
             Self::List(list) => list.run(output),
@@ -100,6 +111,9 @@ pub fn main() -> ExitCode {
     };
     let level = ["warn", "info,autofs_cr=debug", "trace"][usize::from(verbose.min(2))];
     log::begin(level, output::colours(&std::io::stderr()));
+    if let Err(error) = privilege::keep(command.role()) {
+        output::warn(format_args!("capabilities that are not needed are kept: {error}"));
+    }
     match command.run(&mut Output::new()) {
         Ok(code) => code,
         Err(error) if output::reader_has_left(&error) => ExitCode::SUCCESS,

@@ -6,6 +6,7 @@
 use super::plan::ReadEnd;
 use crate::discover::master::HOLDER_COMM;
 use crate::sys::Errno;
+use crate::sys::privilege::{self, Role};
 use crate::sys::process::{ProcessId, copy_fd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fstat};
@@ -133,6 +134,9 @@ pub fn run(limit: Duration) -> Result<(), HoldError> {
     std::io::stdin().read_to_string(&mut text).map_err(HoldError::Start)?;
     raise_descriptor_limit();
     let held = text.lines().map(copy).collect::<Result<Vec<_>, _>>()?;
+    if let Err(error) = privilege::keep(Role::Holder) {
+        tracing::warn!("the holder keeps its capabilities: {error}");
+    }
     become_a_daemon()?;
     wait(held, Instant::now() + limit);
     Ok(())

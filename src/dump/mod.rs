@@ -29,7 +29,7 @@ use crate::image::checkpoint::{Checkpoint, Left, Origin};
 use crate::image::{Draft, Existing, ImageError};
 use crate::quiesce::Waiting;
 use crate::sys::control::{Control, ControlError};
-use crate::sys::process::ProcessId;
+use crate::sys::process::{ProcessId, own_group};
 use hold::{HoldError, Holder};
 use plan::{DumpPlan, Mode, PlanError, Who, Wishes, plan};
 use record::{RecordError, Recorded, Recorder};
@@ -133,7 +133,7 @@ pub fn dump(request: &Request) -> Result<Report, DumpError> {
 }
 
 fn who_is_who(target: &discover::Target) -> Result<Who, DiscoverError> {
-    let our_group = rustix::process::getpgrp().as_raw_nonzero().get();
+    let our_group = own_group();
     let tree = match target {
         discover::Target::Process(root) => {
             let unreadable = |errno| DiscoverError::Read { path: "/proc".into(), errno };

@@ -10,6 +10,7 @@
 //! | [`statmount`] | listmount and statmount, where the kernel has them |
 //! | [`fork`] | child processes that run this program's own code |
 //! | [`netgroup`] | netgroups of the name service |
+//! | [`privilege`] | capabilities that a process gives up |
 //! | [`process`] | pidfds, descriptors of other processes, process groups |
 //! | [`tracee`] | ptrace: hold a task, read and change its registers, call in its place |
 //! | [`uncovered`] | directories that a mount hides |
@@ -23,6 +24,7 @@ pub mod mount;
 pub mod mountns;
 pub mod netgroup;
 pub mod packet;
+pub mod privilege;
 pub mod process;
 pub mod statmount;
 pub mod tracee;

@@ -49,6 +49,11 @@ impl ProcessId {
     }
 }
 
+/// Our process group; 0 where it lies outside of our pid namespace (`nsenter --pid`), which rustix takes for impossible.
+pub fn own_group() -> i32 {
+    nix::unistd::getpgrp().as_raw()
+}
+
 /// A copy of descriptor `fd` of process `pid` (pidfd_getfd: same open file description), CLOEXEC.
 pub fn copy_fd(pid: i32, fd: RawFd) -> Result<OwnedFd, Errno> {
     rustix::process::pidfd_getfd(open_pidfd(pid)?, fd, PidfdGetfdFlags::empty())

@@ -32,6 +32,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     let systemd = Systemd::boot_for_services()?;
     let services = Services { systemd: &systemd };
     services.engine(checks)?;
+    services.privileges(checks)?;
     services.over_a_crash(checks)?;
     services.beside_automount(checks)?;
     services.dump_and_restore(checks)?;
@@ -155,8 +156,13 @@ impl Services<'_> {
     /// Its process, numbered as we see it.
     fn main_pid(&self, unit: &str) -> Result<i32> {
         let inside = self.systemctl(&["show", "--property=MainPID", "--value", unit])?;
-        let inside: i32 = inside.trim().parse()?;
+        let inside: i64 = inside.trim().parse()?;
         anyhow::ensure!(inside > 0, "{unit} does not run");
+        self.pid_here(inside)
+    }
+
+    /// A process that is numbered as systemd sees it.
+    fn pid_here(&self, inside: i64) -> Result<i32> {
         let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let ours = namespace(self.systemd.pid());
         let processes =
@@ -169,7 +175,7 @@ impl Services<'_> {
                 let line = status.lines().find(|line| line.starts_with("NSpid:")).unwrap_or_default();
                 line.split_whitespace().last() == Some(&inside.to_string())
             })
-            .with_context(|| format!("process {inside} of {unit} is not to be seen"))
+            .with_context(|| format!("process {inside} is not to be seen"))
     }
 
     fn read(&self, key: &str) -> String {
@@ -191,6 +197,28 @@ impl Services<'_> {
         checks.step("it can be reloaded", self.systemctl(&["reload", "autofs-cr"]).map(drop));
         let other = || self.systemd.enter(&["ls", "/ind/other/one"]).is_ok();
         checks.soon("and serves a key that is new", other);
+        Ok(())
+    }
+
+    /// As docs/hardening.md has it, read back from the kernel.
+    fn privileges(&self, checks: &mut Checks) -> Result<()> {
+        let mounter: u64 =
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 18, 19, 21, 24].iter().map(|number| 1 << number).sum();
+        // This machine itself may lack some.
+        let mounter = mounter & Privileges::of(self.systemd.pid())?.bounding;
+        let engine = Privileges::of(self.main_pid("autofs-cr")?)?;
+        let expected = Privileges { effective: mounter, permitted: mounter, bounding: mounter, no_new: true };
+        checks.equal("the engine has the capabilities of docs/hardening.md", engine, expected);
+
+        let dump = ["autofs-cr", "dump", "--json", "--hold=60", "--dir=/tmp/held", "/ind"];
+        let report: serde_json::Value = serde_json::from_str(&self.systemd.enter(&dump)?)?;
+        let inside = report["left"].pointer("/held/holder/pid").or(report["left"].pointer("/holder/pid"));
+        let inside =
+            inside.and_then(serde_json::Value::as_i64).with_context(|| format!("no holder in {report}"))?;
+        let holder = Privileges::of(self.pid_here(inside)?)?;
+        let none = Privileges { effective: 0, permitted: 0, bounding: 0, no_new: true };
+        checks.equal("the holder has none", holder, none);
+        self.systemd.enter(&["kill", &inside.to_string()])?;
         Ok(())
     }
 
@@ -244,5 +272,31 @@ impl Services<'_> {
         checks.equal("served", self.read("three").trim(), "three");
         self.systemctl(&["stop", "autofs-cr-restore"])?;
         Ok(())
+    }
+}
+
+/// What the kernel says that a process may.
+#[derive(Debug, PartialEq)]
+struct Privileges {
+    effective: u64,
+    permitted: u64,
+    bounding: u64,
+    no_new: bool,
+}
+
+impl Privileges {
+    fn of(pid: i32) -> Result<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.map(str::trim).with_context(|| format!("no {name} in the status of {pid}"))
+        };
+        let set = |name| -> Result<u64> { Ok(u64::from_str_radix(field(name)?, 16)?) };
+        Ok(Self {
+            effective: set("CapEff:")?,
+            permitted: set("CapPrm:")?,
+            bounding: set("CapBnd:")?,
+            no_new: field("NoNewPrivs:")? == "1",
+        })
     }
 }
