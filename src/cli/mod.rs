@@ -78,8 +78,8 @@ impl Command {
         match self {
             Self::Show(_) | Self::Manual(_) => Role::Reader,
             Self::List(_) | Self::Check(_) | Self::Ctl(_) | Self::Busy(_) => Role::Observer,
-            Self::Dump(_) | Self::Restore(_) | Self::Automount(_) => Role::Mounter,
-            Self::Explain(_) | Self::Maps(_) | Self::HoldPipes(_) => Role::Mounter,
+            // Those mount, or run programs of others.
+            _ => Role::Mounter,
         }
     }
 
