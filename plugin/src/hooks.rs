@@ -1,7 +1,7 @@
 //! What happens at each hook: the library is asked, its answers go to CRIU's log.
 
 use crate::criu::{self, Level, MountInfo};
-use autofs_cr::container::{Dump, Restore};
+use autofs_cr::container::{Dump, Lull, Restore};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::mount::MountFlags;
 use std::ffi::{CStr, c_int, c_ulong};
@@ -35,6 +35,10 @@ impl Stage {
 #[derive(Default)]
 struct State {
     stage: Option<Stage>,
+    /// From before the first task is stopped until all are.
+    lull: Option<Lull>,
+    /// There was one, or none is wanted.
+    lulled: bool,
     dump: Option<Dump>,
     /// The facts or the images could not be read: no autofs mount is dumped or restored, rather than half of it.
     failed: bool,
@@ -43,8 +47,15 @@ struct State {
     attached: bool,
 }
 
-static STATE: Mutex<State> =
-    Mutex::new(State { stage: None, dump: None, failed: false, restore: None, attached: false });
+static STATE: Mutex<State> = Mutex::new(State {
+    stage: None,
+    lull: None,
+    lulled: false,
+    dump: None,
+    failed: false,
+    restore: None,
+    attached: false,
+});
 
 fn state() -> MutexGuard<'static, State> {
     // CRIU has one thread; after a panic the state is as good as it was.
@@ -83,9 +94,30 @@ fn open_images(state: &mut State) {
     }
 }
 
+/// Dump: task `pid` is about to be stopped, the root first, when nobody is.
+pub fn stopping(pid: c_int) {
+    let mut state = state();
+    let first = !std::mem::replace(&mut state.lulled, true);
+    if state.stage != Some(Stage::Dump) || !first || criu::stock().is_none() {
+        return;
+    }
+    match Lull::begin(pid) {
+        Ok(None) => {}
+        Ok(Some(lull)) => {
+            criu::log(Level::Info, &format!("{} tasks sleep until CRIU has stopped them", lull.len()));
+            lull.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
+            state.lull = Some(lull);
+        }
+        // CRIU may still be lucky.
+        Err(error) => criu::log(Level::Warning, &error.to_string()),
+    }
+}
+
 /// Dump: every task of the tree is stopped. Called once for each; `pid` is the root first.
 pub fn stopped(pid: c_int) {
     let mut state = state();
+    let errors = state.lull.take().map(Lull::end).unwrap_or_default();
+    errors.iter().for_each(|error| criu::log(Level::Error, error));
     if state.stage != Some(Stage::Dump) || state.dump.is_some() || state.failed || criu::stock().is_none() {
         return;
     }

@@ -21,6 +21,7 @@ const HOOKS: usize = 12;
 
 /// Hook numbers.
 const RESUME_DEVICES_LATE: usize = 9;
+const PAUSE_DEVICES: usize = 10;
 const CHECKPOINT_DEVICES: usize = 11;
 
 /// `cr_plugin_desc_t`.
@@ -48,6 +49,7 @@ pub static CR_PLUGIN_DESC: PluginDesc = PluginDesc {
     hooks: {
         let mut hooks = [std::ptr::null(); HOOKS];
         hooks[RESUME_DEVICES_LATE] = resume_devices_late as *const c_void;
+        hooks[PAUSE_DEVICES] = pause_devices as *const c_void;
         hooks[CHECKPOINT_DEVICES] = checkpoint_devices as *const c_void;
         hooks
     },
@@ -64,6 +66,11 @@ extern "C" fn init(stage: c_int) -> c_int {
 
 extern "C" fn exit(_stage: c_int, _result: c_int) {
     guard((), hooks::exit);
+}
+
+extern "C" fn pause_devices(pid: c_int) -> c_int {
+    guard((), || hooks::stopping(pid));
+    NOT_MINE
 }
 
 extern "C" fn checkpoint_devices(pid: c_int) -> c_int {

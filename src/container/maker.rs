@@ -10,6 +10,7 @@
 //! One socket joins them, which the root task inherits from CRIU. When nobody has its other end any more,
 //! the maker ends, and with it whatever was not fetched.
 
+use super::apart::{self, BATCH, receive, send, socket_pair};
 use crate::discover::facts::Master;
 use crate::image::Checkpoint;
 use crate::image::checkpoint::DumpedMount;
@@ -18,16 +19,10 @@ use crate::restore::create;
 use crate::restore::plan::{Action, Attach, Number, RestorePlan, Step};
 use crate::sys::mount::MountError;
 use crate::sys::{DevNum, Errno, fork, mountns};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
-use std::io::{IoSlice, IoSliceMut};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-/// How many descriptors a message can carry (SCM_MAX_FD is 253).
-const BATCH: usize = 250;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// The maker as CRIU and the root task see it. Dropping lets it end.
 #[derive(Debug)]
@@ -48,21 +43,11 @@ impl Maker {
     /// Start it for the mounts of `image`, each superblock once. Returns when every number is held, with a line for
     /// each that cannot be.
     pub fn start(image: &Checkpoint) -> Result<(Self, Vec<String>), AskError> {
-        let (ours, its) = socket_pair()?;
-        rustix::net::sockopt::set_socket_passcred(&its, true)?;
-        // Forked twice, so that CRIU, which watches its children, never hears of it.
-        let between = fork::fork(|| {
-            let maker = fork::fork(|| {
-                alone(&its);
-                let _ = serve(&its, image);
-                0
-            });
-            maker.map(fork::Child::leave).map_or(1, |()| 0)
-        })?;
-        // ECHILD: CRIU's own handler has reaped it.
-        let _ = between.wait();
-        drop(its);
-        let maker = Self(ours);
+        let maker = Self(apart::start(|socket| {
+            let served = rustix::net::sockopt::set_socket_passcred(socket, true);
+            // Where nobody listens nobody can be told.
+            let _ = served.and_then(|()| serve(socket, image));
+        })?);
         let (text, _) = receive(&maker.0)?;
         Ok((maker, text.lines().map(str::to_owned).collect()))
     }
@@ -75,13 +60,6 @@ impl Maker {
             (text, _) => Err(AskError::Refused(text)),
         }
     }
-}
-
-/// What was inherited from CRIU is given up: descriptors, signal handlers, session.
-fn alone(socket: &OwnedFd) {
-    let _ = nix::unistd::setsid();
-    fork::close_all_but(socket.as_fd());
-    fork::reset_signals();
 }
 
 /// The maker's life.
@@ -192,43 +170,10 @@ fn raise_limit(mounts: usize) {
     }
 }
 
-fn socket_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-}
-
 fn hand_over(socket: &OwnedFd, mounts: &[OwnedFd]) -> Result<(), Errno> {
     mounts
         .chunks(BATCH)
         .try_for_each(|some| send(socket, "", &some.iter().map(AsFd::as_fd).collect::<Vec<_>>()))
-}
-
-/// A text (an error, or empty) with descriptors. Its first byte is ours, so that an end is an end.
-fn send(socket: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(fds));
-    }
-    let parts = [IoSlice::new(b"\0"), IoSlice::new(text.as_bytes())];
-    rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
-}
-
-fn receive(socket: &OwnedFd) -> Result<(String, Vec<OwnedFd>), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = vec![0; 64 << 10];
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let got = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-    })?;
-    let mut fds = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            fds.extend(received);
-        }
-    }
-    let Some((_, text)) = bytes[..got.bytes].split_first() else { return Err(Errno::PIPE) };
-    Ok((String::from_utf8_lossy(text).into_owned(), fds))
 }
 
 /// Which mount is wanted, and who asks (its number here).

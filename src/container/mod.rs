@@ -12,9 +12,11 @@
 //!
 //! The same image module as `autofs-cr dump` makes the files; pids in them are those of the container.
 
+mod apart;
 pub mod command;
 mod dump;
 mod inside;
+mod lull;
 mod maker;
 mod owner;
 mod parked;
@@ -22,4 +24,5 @@ mod restore;
 mod tree;
 
 pub use dump::{Dump, DumpError};
+pub use lull::{Lull, LullError};
 pub use restore::{Restore, RestoreError};

@@ -89,7 +89,7 @@ fn numbers(dir: &TaskDir, line: &str) -> Option<Vec<i32>> {
 }
 
 /// Children of every thread.
-fn children(dir: &TaskDir) -> Vec<i32> {
+pub(super) fn children(dir: &TaskDir) -> Vec<i32> {
     let tasks = dir.tasks().into_iter().flatten();
     let text: Vec<u8> = tasks.filter_map(|task| task.read("children").ok()).flatten().collect();
     String::from_utf8_lossy(&text).split_whitespace().filter_map(|pid| pid.parse().ok()).collect()

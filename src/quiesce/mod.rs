@@ -22,6 +22,7 @@ use crate::discover::facts::Waiter;
 use crate::sys::tracee::{Held, TraceeError};
 use crate::sys::{DevNum, Errno};
 use std::sync::mpsc::channel;
+pub(crate) use tracer::Holding;
 use tracer::{Command, Tracer};
 
 /// What to hold.

@@ -34,6 +34,7 @@ pub(super) enum Command {
     ReleaseWaitersStopped,
 }
 
+/// Whose calls will be made again.
 type Answer = Result<Vec<Waiting>, QuiesceError>;
 
 /// Handle of the thread; dropping it lets everyone go.
@@ -113,9 +114,9 @@ fn run(
     let _ = holding.release(false);
 }
 
-/// Everyone who was seized.
+/// Everyone who was seized, by the thread that has it.
 #[derive(Default)]
-struct Holding {
+pub(crate) struct Holding {
     stopped: Vec<Stopped>,
     /// Not stopped yet.
     pending: Vec<Pending>,
@@ -161,6 +162,36 @@ impl Holding {
         Ok(Report { waiting: waiting.collect(), not_held: std::mem::take(&mut self.not_held) })
     }
 
+    /// Seize one task of process `pid`, whether or not it sees the mounts.
+    pub(crate) fn seize_task(&mut self, pid: i32, tid: i32, comm: String) -> Result<(), QuiesceError> {
+        self.seize(Visitor { pid, tid, comm, sees: true })
+    }
+
+    /// Does anybody who was seized still wait for an answer?
+    pub(crate) fn waits(&self) -> bool {
+        self.pending.iter().any(Pending::waits)
+    }
+
+    /// From now on whoever stops may have met a catatonic mount.
+    pub(crate) fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    /// How many sleep uninterruptibly, for whatever reason.
+    pub(crate) fn asleep(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// A stopped task of process `pid`.
+    pub(crate) fn stopped(&mut self, pid: i32) -> Option<&mut Held> {
+        self.stopped.iter_mut().find(|stopped| stopped.pid == pid).map(|stopped| &mut stopped.held)
+    }
+
+    /// The stopped tasks of these processes are no longer ours to let go.
+    pub(crate) fn take(&mut self, which: impl Fn(i32) -> bool) -> Vec<Held> {
+        self.stopped.extract_if(.., |stopped| which(stopped.pid)).map(|stopped| stopped.held).collect()
+    }
+
     fn seize(&mut self, visitor: Visitor) -> Result<(), QuiesceError> {
         match Seized::new(visitor.tid) {
             Ok(seized) => self.pending.push(Pending { visitor, seized }),
@@ -172,7 +203,7 @@ impl Holding {
     }
 
     /// Until each is stopped or asleep.
-    fn settle(&mut self) -> Result<(), QuiesceError> {
+    pub(crate) fn settle(&mut self) -> Result<(), QuiesceError> {
         let deadline = Instant::now() + RUNNING;
         loop {
             self.collect()?;
@@ -221,7 +252,8 @@ impl Holding {
         self.stopped.iter().filter_map(|stopped| stopped.waiting.clone()).collect()
     }
 
-    fn restart(&mut self) -> Answer {
+    /// After CATATONIC: wait for the waiters to stop, set their calls to be made again.
+    pub(crate) fn restart(&mut self) -> Answer {
         let deadline = Instant::now() + WAKING;
         loop {
             self.settle()?;
@@ -233,8 +265,8 @@ impl Holding {
     }
 
     fn act(&mut self, pid: i32, act: Box<dyn FnOnce(&mut Held) + Send>) -> Answer {
-        match self.stopped.iter_mut().find(|stopped| stopped.pid == pid) {
-            Some(stopped) => act(&mut stopped.held),
+        match self.stopped(pid) {
+            Some(held) => act(held),
             None => return Err(TraceeError::Timeout(pid).into()),
         }
         Ok(Vec::new())

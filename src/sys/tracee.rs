@@ -11,6 +11,7 @@ mod descriptors;
 mod injected;
 mod memory;
 mod session;
+mod sleeper;
 mod timers;
 
 #[cfg_attr(target_arch = "x86_64", path = "tracee/x86_64.rs")]
@@ -20,6 +21,7 @@ mod arch;
 pub use descriptors::RemoteFd;
 pub use injected::Injected;
 pub use session::RemoteCall;
+pub use sleeper::Sleeper;
 
 use super::{Errno, last_errno, process};
 use libc::user_regs_struct;

@@ -62,6 +62,11 @@ pub(super) fn result(registers: &user_regs_struct) -> i64 {
     registers.regs[0] as i64
 }
 
+/// Was the call interrupted, and will it be made again when the task goes on? The kernel has stepped back already.
+pub(super) fn will_repeat(registers: &user_regs_struct, number: i64, instruction: u64) -> bool {
+    registers.regs[8] as i64 == number && registers.pc == instruction
+}
+
 /// Number and result of the call that was interrupted.
 pub(super) fn current_call(registers: &user_regs_struct, before: &Before) -> Option<(u64, i64)> {
     before.first_argument(registers)?;

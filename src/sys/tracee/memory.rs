@@ -34,7 +34,7 @@ pub(super) fn find_instruction(tid: i32) -> Result<u64, TraceeError> {
 
 /// A restartable sequence that the task was stopped in. The kernel forgets it when the task goes on
 /// elsewhere, and would then not send the task back to its start.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Rseq {
     /// Of the `rseq_cs` field in the thread's `struct rseq`.
     address: u64,

@@ -180,7 +180,7 @@ impl Held {
         Ok(arch::result(&registers(tid)?))
     }
 
-    fn run_to_syscall(&self) -> Result<(), TraceeError> {
+    pub(super) fn run_to_syscall(&self) -> Result<(), TraceeError> {
         let mut stop = Stop::Event;
         loop {
             resume(libc::PTRACE_SYSCALL, self.tid, stop)?;
@@ -282,7 +282,7 @@ fn words_of(bytes: &[u8]) -> impl Iterator<Item = u64> {
 }
 
 /// Set the mask of blocked signals, and return the one before.
-fn exchange_mask(tid: i32, mask: u64) -> Result<u64, TraceeError> {
+pub(super) fn exchange_mask(tid: i32, mask: u64) -> Result<u64, TraceeError> {
     const SIZE: usize = size_of::<u64>();
     let mut before = 0u64;
     // SAFETY: the kernel writes SIZE bytes to `before`.

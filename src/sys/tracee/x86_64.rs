@@ -6,6 +6,7 @@ use libc::user_regs_struct;
 pub(super) const SYSCALL: &[u8] = &[0x0f, 0x05];
 
 const ERESTARTNOINTR: i64 = 513;
+const ERESTARTNOHAND: i64 = 514;
 /// The selector of 64-bit user code.
 const USER_CODE: u64 = 0x33;
 /// Where it can start.
@@ -37,6 +38,11 @@ pub(super) fn prepare(registers: &mut user_regs_struct, instruction: u64, number
 /// After the call.
 pub(super) fn result(registers: &user_regs_struct) -> i64 {
     registers.rax as i64
+}
+
+/// Was the call interrupted, and will the kernel make it again when the task goes on?
+pub(super) fn will_repeat(registers: &user_regs_struct, number: i64, _instruction: u64) -> bool {
+    registers.orig_rax as i64 == number && registers.rax as i64 == -ERESTARTNOHAND
 }
 
 /// Number and result of the call that was interrupted.

@@ -20,6 +20,7 @@ mod runtimes;
 
 use check::Checks;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 /// One scenario.
 struct Scenario {
@@ -102,6 +103,11 @@ const SCENARIOS: &[Scenario] = &[
         run: plugin::systemd::run,
     },
     Scenario {
+        name: "in-flight",
+        about: "64 programs walk while their container is dumped and restored again and again (--rounds N)",
+        run: plugin::in_flight::run,
+    },
+    Scenario {
         name: "stock-gaps",
         about: "where CRIU's own support of autofs stops: without the plugin and with it",
         run: plugin::gaps::run,
@@ -121,8 +127,21 @@ const SCENARIOS: &[Scenario] = &[
 /// Not in `scripts/test` yet: what passes on some runs only, with the reason.
 const UNSETTLED: &[&str] = &[];
 
+/// After `--rounds`: how often a scenario that repeats itself does so.
+static ROUNDS: OnceLock<usize> = OnceLock::new();
+
+fn rounds() -> Option<usize> {
+    ROUNDS.get().copied()
+}
+
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(at) = args.iter().position(|arg| arg == "--rounds") {
+        let number = args.drain(at..(at + 2).min(args.len())).next_back();
+        if let Some(number) = number.and_then(|number| number.parse().ok()) {
+            let _ = ROUNDS.set(number);
+        }
+    }
     let wanted: Vec<&Scenario> = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["walk", ref keys @ ..] => return programs::walk_main(keys),
         ["master", ref mounts @ ..] => return plugin::master::main(mounts),

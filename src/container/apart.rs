@@ -1,0 +1,74 @@
+//! Processes apart from CRIU: forked off it, with one socket in common. When nobody has CRIU's end any more it is their
+//! end, too.
+
+use crate::sys::{Errno, fork};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// How many descriptors a message can carry (SCM_MAX_FD is 253).
+pub const BATCH: usize = 250;
+
+/// Run `body` in a process of its own, with its end of the socket; returns ours.
+///
+/// Forked twice, so that CRIU, which watches its children, never hears of it.
+pub fn start(body: impl FnOnce(&OwnedFd)) -> Result<OwnedFd, Errno> {
+    let (ours, its) = socket_pair()?;
+    let between = fork::fork(|| {
+        let apart = fork::fork(|| {
+            alone(&its);
+            body(&its);
+            0
+        });
+        apart.map(fork::Child::leave).map_or(1, |()| 0)
+    })?;
+    // ECHILD: CRIU's own handler has reaped it.
+    let _ = between.wait();
+    Ok(ours)
+}
+
+/// What was inherited from CRIU is given up: descriptors, signal handlers, session.
+fn alone(socket: &OwnedFd) {
+    let _ = nix::unistd::setsid();
+    fork::close_all_but(socket.as_fd());
+    fork::reset_signals();
+}
+
+/// Messages, not bytes.
+pub fn socket_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+}
+
+/// A text (an error, or empty) with descriptors. Its first byte is ours, so that an end is an end.
+pub fn send(socket: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    let parts = [IoSlice::new(b"\0"), IoSlice::new(text.as_bytes())];
+    rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// The next message.
+pub fn receive(socket: &OwnedFd) -> Result<(String, Vec<OwnedFd>), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = vec![0; 64 << 10];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let got = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    let Some((_, text)) = bytes[..got.bytes].split_first() else { return Err(Errno::PIPE) };
+    Ok((String::from_utf8_lossy(text).into_owned(), fds))
+}

@@ -1,0 +1,398 @@
+//! Before CRIU seizes anybody: requests end, and every task sleeps without its knowledge until CRIU has it.
+//!
+//! CRIU stops one task after the other. A program that waits for a mount whose master has been stopped can neither be
+//! stopped nor frozen, and the dump fails. So a process apart holds all tasks first, the masters last, when nobody
+//! waits any more. Where a master does not answer in time its mounts are catatonic for a moment, which wakes the waiters: their calls
+//! are made again after the dump or the restore, and the program sees nothing.
+//!
+//! ptrace cannot hand a task over: between two tracers it runs. So each is put to sleep ([`Held::put_to_sleep`]) and
+//! let go, and CRIU's process wakes it when it has everybody. If CRIU does not get that far, the process apart does.
+
+use super::apart;
+use super::owner::{self, Owner};
+use super::tree::{self, Tree};
+use crate::discover::facts::{AutofsMount, End};
+use crate::discover::proc::TaskDir;
+use crate::discover::waiters::waits_in_autofs;
+use crate::discover::{DiscoverError, Target, survey};
+use crate::quiesce::{Holding, QuiesceError};
+use crate::sys::control::{Control, ControlError, MountFd};
+use crate::sys::process::{copy_fd, reopen_write_end};
+use crate::sys::tracee::{Held, Seized, Sleeper, TraceeError};
+use crate::sys::{DevNum, Errno};
+use rustix::fs::MemfdFlags;
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long the masters may take to answer what they were asked.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long new tasks may keep appearing, or sleep in something that cannot be interrupted.
+const RESTLESS: Duration = Duration::from_secs(2);
+/// How long CRIU may trace a task after it has failed.
+const CRIU_ENDS: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Nobody could be put to sleep; everybody goes on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LullError {
+    /// The process apart could not be started, or has died.
+    #[error("the process that holds the container's tasks failed: {0}")]
+    Apart(#[from] Errno),
+    /// The mounts could not be found.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// Tasks could not be held.
+    #[error(transparent)]
+    Hold(#[from] QuiesceError),
+    /// `/dev/autofs`.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// New tasks kept appearing, or one could not be stopped.
+    #[error("a task of the container sleeps and cannot be stopped")]
+    Restless,
+    /// As the process apart says.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A container whose tasks sleep.
+#[derive(Debug)]
+pub struct Lull {
+    /// The process apart wakes everybody when this is closed.
+    socket: OwnedFd,
+    sleepers: Vec<Sleeper>,
+    warnings: Vec<String>,
+}
+
+impl Lull {
+    /// All tasks below `root` sleep, and no request is open; `None` where there is no autofs mount. To be called before
+    /// anybody is stopped.
+    pub fn begin(root: i32) -> Result<Option<Self>, LullError> {
+        if !Tree::of(root).mount_namespaces().iter().any(|member| has_autofs(member.pid)) {
+            return Ok(None);
+        }
+        let socket = apart::start(|socket| {
+            // Whoever listens has ended when it cannot be told.
+            let _ = serve(root, socket);
+        })?;
+        let (text, mut fds) = apart::receive(&socket)?;
+        let Some(list) = fds.pop() else { return Err(LullError::Refused(text)) };
+        let mut bytes = Vec::new();
+        let mut list = File::from(list);
+        list.rewind().and_then(|()| list.read_to_end(&mut bytes)).map_err(errno)?;
+        let sleepers = postcard::from_bytes(&bytes).map_err(|_| Errno::IO)?;
+        Ok(Some(Self { socket, sleepers, warnings: text.lines().map(str::to_owned).collect() }))
+    }
+
+    /// How many sleep.
+    pub fn len(&self) -> usize {
+        self.sleepers.len()
+    }
+
+    /// Does nobody sleep?
+    pub fn is_empty(&self) -> bool {
+        self.sleepers.is_empty()
+    }
+
+    /// What went wrong, though the dump can go on.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// In the process that traces all of them, stopped: each gets its own state back. Returns what failed.
+    pub fn end(self) -> Vec<String> {
+        let wake = |sleeper: &Sleeper| Held::adopt(sleeper.tid).wake(sleeper);
+        let (woken, failed): (Vec<_>, Vec<_>) = self
+            .sleepers
+            .iter()
+            .map(|sleeper| (sleeper.tid, wake(sleeper)))
+            .partition(|(_, woken)| woken.is_ok());
+        let woken: Vec<_> = woken.iter().map(|(tid, _)| tid.to_string()).collect();
+        // If it has died nobody needs to know.
+        let _ =
+            apart::send(&self.socket, &if failed.is_empty() { String::new() } else { woken.join(" ") }, &[]);
+        failed.into_iter().filter_map(|(_, result)| result.err()).map(|error| error.to_string()).collect()
+    }
+}
+
+/// The process apart.
+fn serve(root: i32, socket: &OwnedFd) -> Result<(), Errno> {
+    let mut settling = match Settling::new(root) {
+        Ok(settling) => settling,
+        Err(error) => return apart::send(socket, &error.to_string(), &[]),
+    };
+    if let Err(error) = settling.settle() {
+        // Everybody is let go by the end of this process.
+        return apart::send(socket, &error.to_string(), &[]);
+    }
+    let sleepers = settling.put_to_sleep();
+    let told = tell(socket, &sleepers, &settling.warnings);
+    let woken = told.and_then(|()| apart::receive(socket)).map(|(text, _)| text);
+    let left: Vec<_> = match &woken {
+        Ok(all) if all.is_empty() => Vec::new(),
+        Ok(some) => {
+            let some: HashSet<i32> = some.split(' ').filter_map(|tid| tid.parse().ok()).collect();
+            sleepers.into_iter().filter(|sleeper| !some.contains(&sleeper.tid)).collect()
+        }
+        Err(_) => sleepers,
+    };
+    wake(left);
+    Ok(())
+}
+
+fn tell(socket: &OwnedFd, sleepers: &[Sleeper], warnings: &[String]) -> Result<(), Errno> {
+    let bytes = postcard::to_allocvec(sleepers).map_err(|_| Errno::IO)?;
+    let mut list = File::from(rustix::fs::memfd_create("sleepers", MemfdFlags::CLOEXEC)?);
+    list.write_all(&bytes).map_err(errno)?;
+    apart::send(socket, &warnings.join("\n"), &[list.as_fd()])
+}
+
+/// CRIU has not woken them: each is woken as soon as CRIU traces it no longer.
+fn wake(mut sleepers: Vec<Sleeper>) {
+    let deadline = Instant::now() + CRIU_ENDS;
+    while !sleepers.is_empty() && Instant::now() < deadline {
+        sleepers.retain(|sleeper| {
+            let seized =
+                Seized::new(sleeper.tid).and_then(|seized| seized.stop(RESTLESS).map_err(|(_, error)| error));
+            match seized.and_then(|mut held| held.wake(sleeper).and_then(|()| held.release())) {
+                Ok(()) | Err(TraceeError::Gone(_)) => false,
+                Err(_) => true,
+            }
+        });
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// A process of the tree.
+struct Process {
+    pid: i32,
+    /// A master, or a helper that one has started: stopped last.
+    works: bool,
+}
+
+struct Settling {
+    root: i32,
+    mounts: Vec<AutofsMount>,
+    /// Their owners.
+    groups: HashSet<i32>,
+    holding: Holding,
+    known: HashSet<i32>,
+    warnings: Vec<String>,
+}
+
+impl Settling {
+    fn new(root: i32) -> Result<Self, LullError> {
+        let mut seen = HashSet::new();
+        let mut mounts = Vec::new();
+        for member in Tree::of(root).mount_namespaces() {
+            let found = survey(&Target::Process(member.pid))?.mounts;
+            mounts.extend(found.into_iter().filter(|mount| !mount.catatonic && seen.insert(mount.dev)));
+        }
+        let groups = mounts.iter().map(|mount| mount.options.pgrp).collect();
+        let holding = Holding::default();
+        Ok(Self { root, mounts, groups, holding, known: HashSet::new(), warnings: Vec::new() })
+    }
+
+    /// Hold everybody, at a moment at which nobody waits.
+    fn settle(&mut self) -> Result<(), LullError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.seize(false)?;
+            if !self.holding.waits() {
+                self.seize(true)?;
+                if !self.holding.waits() {
+                    break;
+                }
+                if Instant::now() < deadline {
+                    // A master waits itself, for an expiry: it must go on to answer.
+                    self.release_masters();
+                }
+            } else if Instant::now() > deadline {
+                self.seize(true)?;
+            }
+            if Instant::now() > deadline {
+                self.end_requests()?;
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        self.drain();
+        let deadline = Instant::now() + RESTLESS;
+        while self.holding.asleep() > 0 {
+            if Instant::now() > deadline {
+                return Err(LullError::Restless);
+            }
+            self.holding.settle()?;
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Seize who is not yet: of the masters only those who wait, unless it is `everybody`.
+    fn seize(&mut self, everybody: bool) -> Result<(), LullError> {
+        let deadline = Instant::now() + RESTLESS;
+        loop {
+            let before = self.known.len();
+            for process in self.processes() {
+                let Ok(dir) = TaskDir::process(process.pid) else { continue };
+                for task in dir.tasks().into_iter().flatten() {
+                    if self.known.contains(&task.id) {
+                        continue;
+                    }
+                    let Some(stat) = task.stat().filter(|stat| !matches!(stat.state, b'Z' | b'X')) else {
+                        continue;
+                    };
+                    let waits = || stat.state == b'D' && waits_in_autofs(&task) == Some(true);
+                    if everybody || !process.works || waits() {
+                        let name = String::from_utf8_lossy(&stat.name).into_owned();
+                        self.holding.seize_task(process.pid, task.id, name)?;
+                        self.known.insert(task.id);
+                    }
+                }
+            }
+            self.holding.settle()?;
+            if self.known.len() == before {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(LullError::Restless);
+            }
+        }
+    }
+
+    /// All processes of the tree.
+    fn processes(&self) -> Vec<Process> {
+        let mut found = Vec::new();
+        let mut next = vec![(self.root, false)];
+        while let Some((pid, helps)) = next.pop() {
+            let Ok(dir) = TaskDir::process(pid) else { continue };
+            let owns = dir.stat().is_some_and(|stat| self.groups.contains(&stat.pgrp));
+            let works = owns || helps;
+            found.push(Process { pid, works });
+            // All processes descend from the first: were it a master, nobody would be a visitor.
+            next.extend(tree::children(&dir).into_iter().map(|child| (child, works && pid != self.root)));
+        }
+        found
+    }
+
+    fn release_masters(&mut self) {
+        let masters: HashSet<i32> =
+            self.processes().into_iter().filter(|process| process.works).map(|process| process.pid).collect();
+        for held in self.holding.take(|pid| masters.contains(&pid)) {
+            self.known.remove(&held.tid());
+            self.let_go(held);
+        }
+    }
+
+    fn let_go(&mut self, held: Held) {
+        match held.release() {
+            Ok(()) | Err(TraceeError::Gone(_)) => {}
+            Err(error) => self.warnings.push(error.to_string()),
+        }
+    }
+
+    /// A master does not answer: its mounts are catatonic until it has them back, and the waiters ask again.
+    fn end_requests(&mut self) -> Result<(), LullError> {
+        let control = Control::open()?;
+        let mut by_reader: BTreeMap<(i32, i32), Vec<(DevNum, MountFd)>> = BTreeMap::new();
+        for mount in &self.mounts {
+            let Some((pid, fd)) = reader(mount).filter(|(pid, _)| self.holding.stopped(*pid).is_some())
+            else {
+                continue;
+            };
+            if let Ok(root) = owner::open_root(&control, pid, mount) {
+                by_reader.entry((pid, fd)).or_default().push((mount.dev, root));
+            }
+        }
+        self.holding.complete();
+        let mut taken = Vec::new();
+        for ((pid, fd), mounts) in by_reader {
+            // Whatever would keep a mount from coming back is looked at before it is taken away.
+            let Ok(pipe) = reopen_write_end(pid, fd) else { continue };
+            mounts.iter().try_for_each(|(_, root)| control.make_catatonic(root.as_fd()))?;
+            taken.push((pid, pipe, mounts));
+        }
+        self.holding.restart()?;
+        for (pid, pipe, mounts) in taken {
+            let (devs, roots): (Vec<_>, Vec<_>) = mounts.into_iter().unzip();
+            let results = match self.holding.stopped(pid) {
+                Some(held) => {
+                    Owner::new(held, &control).and_then(|owner| owner.set_pipe(&roots, pipe.as_fd()))
+                }
+                None => Err(TraceeError::Gone(pid)),
+            };
+            let lost = |dev, why: String| format!("mount {dev} is catatonic now: {why}");
+            match results {
+                Ok(results) => {
+                    let failed =
+                        devs.into_iter().zip(results).filter_map(|(dev, result)| Some((dev, result.err()?)));
+                    self.warnings.extend(failed.map(|(dev, error)| lost(dev, error.to_string())));
+                }
+                Err(error) => self.warnings.extend(devs.into_iter().map(|dev| lost(dev, error.to_string()))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody waits for what is still in the pipes.
+    fn drain(&self) {
+        let mut packet = [0; 4096];
+        for (pid, fd) in self.mounts.iter().filter_map(reader) {
+            let Ok(pipe) = copy_fd(pid, fd) else { continue };
+            while rustix::io::ioctl_fionread(&pipe).is_ok_and(|bytes| bytes > 0) {
+                if rustix::io::read(&pipe, &mut packet).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Everybody but those whom their user has stopped, and those who may make fewer calls than the container's first
+    /// process: such a filter might end them.
+    fn put_to_sleep(&mut self) -> Vec<Sleeper> {
+        let allowed = filters(self.root);
+        let mut sleepers = Vec::new();
+        for held in self.holding.take(|_| true) {
+            if held.is_stopped() || filters(held.tid()) > allowed {
+                self.let_go(held);
+                continue;
+            }
+            match held.put_to_sleep() {
+                Ok(sleeper) => sleepers.push(sleeper),
+                Err(TraceeError::Gone(_)) => {}
+                Err(error) => self.warnings.push(error.to_string()),
+            }
+        }
+        sleepers
+    }
+}
+
+/// Who of the owner group reads the pipe, and its descriptor.
+fn reader(mount: &AutofsMount) -> Option<(i32, i32)> {
+    let group = |pid| Some(TaskDir::process(pid).ok()?.stat()?.pgrp);
+    let mut readers = mount.pipe_ends.iter().filter(|end| end.end == End::Read);
+    readers
+        .find(|end| group(end.process.pid) == Some(mount.options.pgrp))
+        .map(|end| (end.process.pid, end.fd))
+}
+
+fn has_autofs(pid: i32) -> bool {
+    let table = TaskDir::process(pid).and_then(|dir| dir.read("mountinfo")).unwrap_or_default();
+    table.windows(10).any(|word| word == b" - autofs ")
+}
+
+/// How many filters of system calls a task has.
+fn filters(tid: i32) -> u64 {
+    let status = TaskDir::process(tid).and_then(|dir| dir.read("status")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&status);
+    let field = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    field("Seccomp_filters:").or_else(|| field("Seccomp:")).unwrap_or(0)
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}
