@@ -39,6 +39,8 @@ struct State {
     lull: Option<Lull>,
     /// There was one, or none is wanted.
     lulled: bool,
+    /// Nobody waits for the answer to a request.
+    quiet: bool,
     dump: Option<Dump>,
     /// The facts or the images could not be read: no autofs mount is dumped or restored, rather than half of it.
     failed: bool,
@@ -51,6 +53,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     stage: None,
     lull: None,
     lulled: false,
+    quiet: false,
     dump: None,
     failed: false,
     restore: None,
@@ -116,12 +119,15 @@ pub fn stopping(pid: c_int) {
 /// Dump: every task of the tree is stopped. Called once for each; `pid` is the root first.
 pub fn stopped(pid: c_int) {
     let mut state = state();
-    let errors = state.lull.take().map(Lull::end).unwrap_or_default();
-    errors.iter().for_each(|error| criu::log(Level::Error, error));
+    if let Some(lull) = state.lull.take() {
+        let errors = lull.end();
+        errors.iter().for_each(|error| criu::log(Level::Error, error));
+        state.quiet = errors.is_empty();
+    }
     if state.stage != Some(Stage::Dump) || state.dump.is_some() || state.failed || criu::stock().is_none() {
         return;
     }
-    match Dump::begin(pid) {
+    match Dump::begin(pid, state.quiet) {
         // Another task of a tree without autofs mounts asks again; that is one look at a mount table.
         Ok(None) => {}
         Ok(Some(dump)) => {

@@ -10,6 +10,7 @@ use crate::discover::{DiscoverError, Target, survey};
 use crate::image::checkpoint::DumpedMount;
 use crate::image::{File, criu};
 use crate::sys::control::Control;
+use crate::sys::packet::V5_SIZE;
 use crate::sys::process::{ProcessId, copy_fd};
 use crate::sys::tracee::Held;
 use crate::sys::{DevNum, Errno};
@@ -71,14 +72,16 @@ pub struct Dump {
     mounts: Vec<(AutofsMount, Result<DumpedMount, String>)>,
     warnings: Vec<String>,
     parked: Vec<Parked>,
+    /// Nobody waits for an answer.
+    quiet: bool,
 }
 
 impl Dump {
     /// The facts of the container whose root process is `root`; `None` when it has no autofs mounts. We trace all
-    /// of its processes, and they are stopped.
-    pub fn begin(root: i32) -> Result<Option<Self>, DumpError> {
+    /// of its processes, and they are stopped. `quiet`: after a [`Lull`](super::Lull), nobody waits for an answer.
+    pub fn begin(root: i32, quiet: bool) -> Result<Option<Self>, DumpError> {
         let tree = Tree::of(root);
-        let mut dump = Self { tree, mounts: Vec::new(), warnings: Vec::new(), parked: Vec::new() };
+        let mut dump = Self { tree, mounts: Vec::new(), warnings: Vec::new(), parked: Vec::new(), quiet };
         let mut known: HashSet<DevNum> = HashSet::new();
         for member in dump.tree.mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
             let mut mounts = survey(&Target::Process(member.pid))?.mounts;
@@ -142,7 +145,7 @@ impl Dump {
                 .map_err(|why| DumpError::Inside { path: mount.path.clone(), why: why.clone() })?;
             if !mount.catatonic {
                 self.master_is_inside(mount)?;
-                unread(mount)?;
+                unread(mount, self.quiet)?;
             }
             places.push((position, dumped));
         }
@@ -255,16 +258,21 @@ impl Dump {
     }
 }
 
-/// A request in the pipe would be lost.
-fn unread(mount: &AutofsMount) -> Result<(), DumpError> {
+/// A request in the pipe would be lost, unless nobody waits for its answer (`stale`): then it is taken out.
+fn unread(mount: &AutofsMount, stale: bool) -> Result<(), DumpError> {
     let mut seen = HashSet::new();
+    let mut packet = [0; 2 * V5_SIZE];
     let readers = mount.pipe_ends.iter().filter(|end| end.end == End::Read);
     for end in readers.filter(|end| seen.insert(end.process)) {
         let failed = |errno| DumpError::Call { path: mount.path.clone(), what: "look into its pipe", errno };
         let pipe = copy_fd(end.process.pid, end.fd).map_err(failed)?;
-        let bytes = rustix::io::ioctl_fionread(&pipe).map_err(failed)?;
-        if bytes > 0 {
-            return Err(DumpError::Unread { path: mount.path.clone(), bytes });
+        loop {
+            let bytes = rustix::io::ioctl_fionread(&pipe).map_err(failed)?;
+            match bytes {
+                0 => break,
+                _ if stale => rustix::io::read(&pipe, &mut packet).map(drop).map_err(failed)?,
+                _ => return Err(DumpError::Unread { path: mount.path.clone(), bytes }),
+            }
         }
     }
     Ok(())

@@ -11,13 +11,13 @@
 use super::apart;
 use super::owner::{self, Owner};
 use super::tree::{self, Tree};
-use crate::discover::facts::{AutofsMount, End};
+use crate::discover::facts::{AutofsMount, AutofsOptions, End};
 use crate::discover::proc::TaskDir;
 use crate::discover::waiters::waits_in_autofs;
-use crate::discover::{DiscoverError, Target, survey};
+use crate::discover::{DiscoverError, Target, mountinfo, survey};
 use crate::quiesce::{Holding, QuiesceError};
 use crate::sys::control::{Control, ControlError, MountFd};
-use crate::sys::process::{copy_fd, reopen_write_end};
+use crate::sys::process::reopen_write_end;
 use crate::sys::tracee::{Held, Seized, Sleeper, TraceeError};
 use crate::sys::{DevNum, Errno};
 use rustix::fs::MemfdFlags;
@@ -72,7 +72,11 @@ impl Lull {
     /// All tasks below `root` sleep, and no request is open; `None` where there is no autofs mount. To be called before
     /// anybody is stopped.
     pub fn begin(root: i32) -> Result<Option<Self>, LullError> {
-        if !Tree::of(root).mount_namespaces().iter().any(|member| has_autofs(member.pid)) {
+        if !Tree::of(root)
+            .mount_namespaces()
+            .iter()
+            .any(|member| !owners(&mount_table(member.pid)).is_empty())
+        {
             return Ok(None);
         }
         let socket = apart::start(|socket| {
@@ -121,10 +125,9 @@ impl Lull {
 
 /// The process apart.
 fn serve(root: i32, socket: &OwnedFd) -> Result<(), Errno> {
-    let mut settling = match Settling::new(root) {
-        Ok(settling) => settling,
-        Err(error) => return apart::send(socket, &error.to_string(), &[]),
-    };
+    // Everybody waits for this: programs that use all processors must not hold it up.
+    let _ = rustix::process::setpriority_process(None, -20);
+    let mut settling = Settling::new(root);
     if let Err(error) = settling.settle() {
         // Everybody is let go by the end of this process.
         return apart::send(socket, &error.to_string(), &[]);
@@ -176,8 +179,7 @@ struct Process {
 
 struct Settling {
     root: i32,
-    mounts: Vec<AutofsMount>,
-    /// Their owners.
+    /// Owners of the mounts.
     groups: HashSet<i32>,
     holding: Holding,
     known: HashSet<i32>,
@@ -185,16 +187,14 @@ struct Settling {
 }
 
 impl Settling {
-    fn new(root: i32) -> Result<Self, LullError> {
-        let mut seen = HashSet::new();
-        let mut mounts = Vec::new();
-        for member in Tree::of(root).mount_namespaces() {
-            let found = survey(&Target::Process(member.pid))?.mounts;
-            mounts.extend(found.into_iter().filter(|mount| !mount.catatonic && seen.insert(mount.dev)));
-        }
-        let groups = mounts.iter().map(|mount| mount.options.pgrp).collect();
-        let holding = Holding::default();
-        Ok(Self { root, mounts, groups, holding, known: HashSet::new(), warnings: Vec::new() })
+    fn new(root: i32) -> Self {
+        let tables = Tree::of(root)
+            .mount_namespaces()
+            .into_iter()
+            .map(|member| mount_table(member.pid))
+            .collect::<Vec<_>>();
+        let groups = tables.iter().flat_map(|table| owners(table)).collect();
+        Self { root, groups, holding: Holding::default(), known: HashSet::new(), warnings: Vec::new() }
     }
 
     /// Hold everybody, at a moment at which nobody waits.
@@ -220,7 +220,6 @@ impl Settling {
             }
             std::thread::sleep(PAUSE);
         }
-        self.drain();
         let deadline = Instant::now() + RESTLESS;
         while self.holding.asleep() > 0 {
             if Instant::now() > deadline {
@@ -298,8 +297,14 @@ impl Settling {
     /// A master does not answer: its mounts are catatonic until it has them back, and the waiters ask again.
     fn end_requests(&mut self) -> Result<(), LullError> {
         let control = Control::open()?;
+        let mut seen = HashSet::new();
+        let mut mounts = Vec::new();
+        for member in Tree::of(self.root).mount_namespaces() {
+            let found = survey(&Target::Process(member.pid))?.mounts;
+            mounts.extend(found.into_iter().filter(|mount| !mount.catatonic && seen.insert(mount.dev)));
+        }
         let mut by_reader: BTreeMap<(i32, i32), Vec<(DevNum, MountFd)>> = BTreeMap::new();
-        for mount in &self.mounts {
+        for mount in &mounts {
             let Some((pid, fd)) = reader(mount).filter(|(pid, _)| self.holding.stopped(*pid).is_some())
             else {
                 continue;
@@ -338,19 +343,6 @@ impl Settling {
         Ok(())
     }
 
-    /// Nobody waits for what is still in the pipes.
-    fn drain(&self) {
-        let mut packet = [0; 4096];
-        for (pid, fd) in self.mounts.iter().filter_map(reader) {
-            let Ok(pipe) = copy_fd(pid, fd) else { continue };
-            while rustix::io::ioctl_fionread(&pipe).is_ok_and(|bytes| bytes > 0) {
-                if rustix::io::read(&pipe, &mut packet).is_err() {
-                    break;
-                }
-            }
-        }
-    }
-
     /// Everybody but those whom their user has stopped, and those who may make fewer calls than the container's first
     /// process: such a filter might end them.
     fn put_to_sleep(&mut self) -> Vec<Sleeper> {
@@ -380,9 +372,15 @@ fn reader(mount: &AutofsMount) -> Option<(i32, i32)> {
         .map(|end| (end.process.pid, end.fd))
 }
 
-fn has_autofs(pid: i32) -> bool {
-    let table = TaskDir::process(pid).and_then(|dir| dir.read("mountinfo")).unwrap_or_default();
-    table.windows(10).any(|word| word == b" - autofs ")
+fn mount_table(pid: i32) -> Vec<u8> {
+    TaskDir::process(pid).and_then(|dir| dir.read("mountinfo")).unwrap_or_default()
+}
+
+/// Owner groups of the autofs mounts; none where there is no mount.
+fn owners(mount_table: &[u8]) -> Vec<i32> {
+    let entries = mountinfo::parse(mount_table).unwrap_or_default();
+    let autofs = entries.iter().filter(|entry| entry.fstype == b"autofs");
+    autofs.map(|entry| AutofsOptions::parse(entry.super_options).pgrp).collect()
 }
 
 /// How many filters of system calls a task has.

@@ -4,7 +4,8 @@
 //!
 //! | step of CRIU's | what happens here |
 //! |---|---|
-//! | all tasks are stopped | [`Dump::begin`]: the facts of every mount namespace of the tree |
+//! | nobody is stopped yet | [`Lull::begin`]: no request is open, and every task sleeps |
+//! | all tasks are stopped | [`Lull::end`]; [`Dump::begin`]: the facts of every mount namespace of the tree |
 //! | a mount is dumped | [`Dump::image`]: the bytes of `autofs-<s_dev>.img` |
 //! | a restore begins | [`Restore::open`]: images are read, a [`maker`] process claims the device numbers |
 //! | the root task mounts | [`Restore::mount`]: the superblock, made catatonic, with all that was in it |

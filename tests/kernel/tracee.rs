@@ -388,3 +388,40 @@ fn many_mounts_are_given_to_another_at_once() {
         assert!(mountinfo_line(mount.dev).contains(&format!("pgrp={}", master.pid())));
     }
 }
+
+#[test]
+fn a_sleeper_runs_nothing_of_its_own_until_it_is_woken() {
+    let mut visitor = shell("trap 'echo trapped' USR1; sleep 5 & wait; while :; do :; done");
+    let children = format!("task/{}/children", visitor.pid());
+    wait_until(|| (state(&visitor) == 'S' && !proc_file(&visitor, &children).is_empty()).then_some(()));
+    let before = traces(&visitor);
+    let sleeper = hold(&visitor).put_to_sleep().unwrap();
+    assert_eq!(
+        proc_file(&visitor, "status").lines().find(|l| l.starts_with("TracerPid")),
+        Some("TracerPid:\t0")
+    );
+    wait_for_state(&visitor, 'S');
+    let call = proc_file(&visitor, "syscall");
+    assert!(call.starts_with(&format!("{} 0x0 0x0 0x0 0x0", libc::SYS_ppoll)), "{call}");
+    // A handler must not run in the middle of it.
+    signal(&visitor, Signal::SIGUSR1);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(proc_file(&visitor, "syscall"), call);
+
+    let mut held = hold(&visitor);
+    held.wake(&sleeper).unwrap();
+    held.release().unwrap();
+    let now = traces(&visitor);
+    assert_eq!((before.0, before.2), (now.0, now.2));
+    use std::io::{BufRead, BufReader};
+    let mut lines = BufReader::new(visitor.0.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "trapped");
+    // It computes: stopped anywhere, it goes on.
+    for _ in 0..100 {
+        let sleeper = hold(&visitor).put_to_sleep().unwrap();
+        let mut held = hold(&visitor);
+        held.wake(&sleeper).unwrap();
+        held.release().unwrap();
+    }
+    wait_for_state(&visitor, 'R');
+}

@@ -50,7 +50,9 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     let state = container.enter(&["sh", "-c", "cat /proc/$(cat /tmp/stopped)/stat"])?;
     checks.that("a program that was stopped is stopped", state.contains(" T "));
     let (lookups, errors) = stop(&container)?;
-    println!("  {lookups} lookups by {WALKERS} programs in {rounds} rounds; the longest round took {longest:?}");
+    println!(
+        "  {lookups} lookups by {WALKERS} programs in {rounds} rounds; the longest round took {longest:?}"
+    );
     checks.that("every program walked on", lookups > WALKERS * rounds);
     checks.equal("no lookup failed", errors, Vec::new());
     Ok(())
@@ -81,7 +83,9 @@ fn start(keys: &[String]) -> Result<Container> {
 /// End the walkers: `(lookups, what went wrong)`.
 fn stop(container: &Container) -> Result<(usize, Vec<String>)> {
     container.enter(&["sh", "-c", "kill -TERM $(cat /tmp/walkers)"])?;
-    let ended = || container.enter(&["sh", "-c", "for n in $(cat /tmp/walkers); do ! test -e /proc/$n || exit 1; done"]);
+    let ended = || {
+        container.enter(&["sh", "-c", "for n in $(cat /tmp/walkers); do ! test -e /proc/$n || exit 1; done"])
+    };
     ensure!(wait_until(|| ended().is_ok()), "a walker hangs");
     let text = container.enter(&["sh", "-c", "cat /tmp/walker.*"])?;
     let mut lookups = 0;
