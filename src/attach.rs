@@ -77,6 +77,14 @@ pub enum AttachError {
         /// Inode of its pid namespace.
         its: Option<u64>,
     },
+    /// No path leads to the mount.
+    #[error("{}: hidden by what is mounted on {}; unmount that, then try again", path.display(), by.display())]
+    Hidden {
+        /// The mount.
+        path: PathBuf,
+        /// Where the other one is.
+        by: PathBuf,
+    },
     /// Nothing could be mounted on the trigger, in a mount namespace of our own, to open it from there.
     #[error("{}: {source}", path.display())]
     Lid {

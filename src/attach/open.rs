@@ -9,8 +9,8 @@
 use super::remote::Remote;
 use super::{AttachError, Target, space_of};
 use crate::discover;
-use crate::discover::facts::{AutofsOptions, MountType, Pipe, Survey};
-use crate::discover::mountinfo::{self, Entry};
+use crate::discover::facts::{AutofsMount, MountType, Survey};
+use crate::discover::{mountinfo, survey};
 use crate::sys::control::{Command, Control, ControlError, MountFd};
 use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
 use crate::sys::process::own_group;
@@ -29,7 +29,9 @@ const LIMIT: Duration = Duration::from_millis(500);
 /// mount namespace: of no use for EXPIRE.)
 pub fn open_roots(space: &discover::Target, targets: &[Target]) -> Result<Vec<MountFd>, AttachError> {
     let control = Arc::new(Control::open().map_err(AttachError::Device)?);
-    let triggers = live_triggers(space);
+    let mounts = mounts(space);
+    refuse_hidden(&mounts, targets)?;
+    let triggers = live_triggers(&mounts);
     let entered = space_of(space).map_err(AttachError::Namespace)?;
     let opened = entered.run(|| {
         let lid = match targets.iter().any(|target| triggers.contains(&target.dev)) {
@@ -46,7 +48,7 @@ pub fn open_roots(space: &discover::Target, targets: &[Target]) -> Result<Vec<Mo
         Ok(opener.finish(targets))
     });
     let opened: Result<Vec<_>, AttachError> = opened.map_err(AttachError::Namespace)?;
-    let mut others = Others { control, space, survey: None };
+    let mut others = Others { control, space, facts: None };
     let opened = targets.iter().zip(opened?);
     opened.map(|(target, root)| root.or_else(|way| others.open(target, way))).collect()
 }
@@ -59,16 +61,33 @@ fn failed(target: &Target) -> impl FnOnce(ControlError) -> AttachError {
     |source| AttachError::Control { path, source }
 }
 
+/// What mountinfo tells; nothing where it cannot be read.
+fn mounts(space: &discover::Target) -> Vec<AutofsMount> {
+    let Ok((_, file)) = survey::read(space) else { return Vec::new() };
+    mountinfo::parse(&file).map(|entries| survey::assemble(&entries)).unwrap_or_default()
+}
+
+/// A walk to a hidden mount goes to what is at its path now, and may trigger that.
+fn refuse_hidden(mounts: &[AutofsMount], targets: &[Target]) -> Result<(), AttachError> {
+    let reached: HashSet<_> =
+        mounts.iter().filter(|m| m.hidden_by.is_none()).map(|m| (m.dev, &m.path)).collect();
+    let hidden: HashMap<_, _> =
+        mounts.iter().filter_map(|m| Some(((m.dev, &m.path), m.hidden_by.as_ref()?))).collect();
+    let of = |target: &Target| {
+        let key = (target.dev, &target.path);
+        let by = hidden.get(&key).filter(|_| !reached.contains(&key))?;
+        Some(AttachError::Hidden { path: target.path.clone(), by: by.to_path_buf() })
+    };
+    targets.iter().find_map(of).map_or(Ok(()), Err)
+}
+
 /// Direct and offset mounts that have a pipe and are not ours: an owner never waits.
-fn live_triggers(space: &discover::Target) -> HashSet<DevNum> {
-    let Ok((_, file)) = discover::survey::read(space) else { return HashSet::new() };
-    let autofs = mountinfo::parse(&file).unwrap_or_default().into_iter().filter(Entry::is_autofs);
+fn live_triggers(mounts: &[AutofsMount]) -> HashSet<DevNum> {
     let own = own_group();
-    let live = autofs.filter(|entry| {
-        let options = AutofsOptions::parse(entry.super_options);
-        options.mount_type != MountType::Indirect && options.pipe() != Pipe::Catatonic && options.pgrp != own
+    let live = mounts.iter().filter(|mount| {
+        mount.options.mount_type != MountType::Indirect && !mount.catatonic && mount.options.pgrp != own
     });
-    live.map(|entry| entry.dev).collect()
+    live.map(|mount| mount.dev).collect()
 }
 
 /// Something to put on triggers, in a mount namespace of this thread's own.
@@ -191,7 +210,7 @@ fn is_absent(error: &AttachError) -> bool {
 struct Others<'a> {
     control: Arc<Control>,
     space: &'a discover::Target,
-    survey: Option<Survey>,
+    facts: Option<Survey>,
 }
 
 impl Others<'_> {
@@ -222,11 +241,11 @@ impl Others<'_> {
     }
 
     fn by_master(&mut self, target: &Target) -> Result<Option<MountFd>, AttachError> {
-        let survey = match &self.survey {
-            Some(survey) => survey,
-            None => self.survey.insert(discover::survey(self.space)?),
+        let facts = match &self.facts {
+            Some(facts) => facts,
+            None => self.facts.insert(discover::survey(self.space)?),
         };
-        let mount = survey.mounts.iter().find(|mount| mount.dev == target.dev);
+        let mount = facts.mounts.iter().find(|mount| mount.dev == target.dev);
         // It may see the mount elsewhere, or not at all.
         let master = mount.and_then(|mount| mount.master.process());
         let master = master.filter(|master| master.pid != rustix::process::getpid().as_raw_pid());

@@ -129,6 +129,10 @@ pub struct AutofsMount {
     pub autofs_children: Vec<u64>,
     /// Tasks that sleep on a request of this mount, as far as it can be told.
     pub waiters: Vec<Waiter>,
+    /// Where a mount is that keeps every path walk from this one: one that came later, above it. (What is mounted on
+    /// the root of an autofs mount hides nothing: from that mount's own root one gets below.)
+    #[serde(default, with = "super::escaped", skip_serializing_if = "Option::is_none")]
+    pub hidden_by: Option<PathBuf>,
 }
 
 impl AutofsMount {

@@ -147,19 +147,68 @@ struct Tree<'a> {
 }
 
 /// The autofs mounts with all that mountinfo tells of them.
-pub(super) fn assemble(entries: &[Entry<'_>]) -> Vec<AutofsMount> {
+pub(crate) fn assemble(entries: &[Entry<'_>]) -> Vec<AutofsMount> {
     let mut children: HashMap<u64, Vec<usize>> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         children.entry(entry.parent).or_default().push(index);
     }
     let index = entries.iter().enumerate().map(|(index, entry)| (entry.id, index)).collect();
     let tree = Tree { entries, index, children };
-    tree.parents_first()
-        .into_iter()
-        .map(|index| &entries[index])
-        .filter(|entry| entry.is_autofs())
-        .map(|entry| tree.autofs_mount(entry))
-        .collect()
+    let mut hiding = Hiding::new(entries);
+    let mut mounts = Vec::new();
+    for entry in tree.parents_first().into_iter().map(|index| &entries[index]) {
+        let hidden_by = hiding.of(&tree, entry);
+        if entry.is_autofs() {
+            mounts
+                .push(AutofsMount { hidden_by: hidden_by.map(mountinfo::path), ..tree.autofs_mount(entry) });
+        }
+    }
+    mounts
+}
+
+/// Which mounts no path walk reaches.
+struct Hiding<'a> {
+    /// By parent and mount point.
+    at: HashMap<(u64, &'a [u8]), u64>,
+    /// What hides a mount, by id; those that nothing hides are not in here.
+    by: HashMap<u64, &'a [u8]>,
+}
+
+impl<'a> Hiding<'a> {
+    fn new(entries: &[Entry<'a>]) -> Self {
+        let at = entries.iter().map(|entry| ((entry.parent, entry.mount_point), entry.id)).collect();
+        Self { at, by: HashMap::new() }
+    }
+
+    /// The mount point of what hides this mount, if anything does. Parents have been asked about before.
+    fn of(&mut self, tree: &Tree<'_>, entry: &Entry<'a>) -> Option<&'a [u8]> {
+        let by = match self.by.get(&entry.parent) {
+            Some(by) => Some(*by),
+            None => self.beside(&tree.entries[*tree.index.get(&entry.parent)?], entry),
+        };
+        self.by.extend(by.map(|by| (entry.id, by)));
+        by
+    }
+
+    /// What is mounted on the same parent, on the way from its root to this mount.
+    fn beside(&self, parent: &Entry<'_>, entry: &Entry<'a>) -> Option<&'a [u8]> {
+        let below = |place: &&[u8]| match parent.is_autofs() {
+            // what is on its root can be passed
+            true => place.len() > parent.mount_point.len(),
+            false => place.len() >= parent.mount_point.len(),
+        };
+        let mut way = places(entry.mount_point).take_while(below);
+        way.find(|place| self.at.get(&(parent.id, *place)).is_some_and(|&id| id != entry.id))
+    }
+}
+
+/// A path and its ancestors, as mountinfo escapes them.
+fn places(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::successors(Some(path), |path| match path.iter().rposition(|&byte| byte == b'/')? {
+        0 if path.len() == 1 => None,
+        0 => Some(&path[..1]),
+        slash => Some(&path[..slash]),
+    })
 }
 
 impl Tree<'_> {
@@ -198,6 +247,7 @@ impl Tree<'_> {
             covering,
             autofs_children,
             waiters: Vec::new(),
+            hidden_by: None,
         }
     }
 
@@ -286,6 +336,42 @@ mod tests {
         assert_eq!(top.autofs_children, [33, 34, 36]);
         assert_eq!(covering(&mounts[2]), [35]);
         assert!(covering(&mounts[1]).is_empty());
+    }
+
+    #[test]
+    fn what_came_later_above_hides_but_not_on_an_autofs_root() {
+        let mounts = mounts(
+            "\
+20 1 8:1 / / rw - ext4 /dev/sda1 rw
+21 20 0:40 / /mnt rw - tmpfs old rw
+30 21 0:50 / /mnt/a rw - autofs a rw,fd=3,direct,pipe_ino=5
+31 30 0:51 / /mnt/a rw - tmpfs active rw
+32 31 0:52 / /mnt/a/x rw - autofs a rw,fd=3,offset,pipe_ino=5
+22 21 0:41 / /mnt rw - tmpfs new rw
+40 22 0:60 / /mnt/a rw - autofs a rw,fd=3,direct,pipe_ino=6
+50 20 0:70 / /ind rw - autofs i rw,fd=3,indirect,pipe_ino=7
+51 50 0:71 / /ind/key/off rw - autofs i rw,fd=3,offset,pipe_ino=7
+52 50 0:72 / /ind rw - tmpfs over rw
+53 50 0:73 / /ind/far rw - tmpfs far rw
+54 50 0:74 / /ind/far/off rw - autofs i rw,fd=3,offset,pipe_ino=7
+60 20 0:80 / /ind2 rw - autofs i rw,fd=3,indirect,pipe_ino=8
+",
+        );
+        let hidden: Vec<_> =
+            mounts.iter().map(|mount| (mount.mount_id, mount.hidden_by.as_deref())).collect();
+        let by = |path| Some(Path::new(path));
+        assert_eq!(
+            hidden,
+            [
+                (30, by("/mnt")),
+                (32, by("/mnt")),
+                (40, None),
+                (50, None),
+                (51, None),
+                (54, by("/ind/far")),
+                (60, None)
+            ]
+        );
     }
 
     #[test]

@@ -119,6 +119,10 @@ pub fn dump(request: &Request) -> Result<Report, DumpError> {
     let draft = Draft::begin(&request.dir, request.existing)?;
     faults::point("dump.planned")?;
     warnings.extend(gaps(&survey));
+    let hidden = |(path, by): &(PathBuf, PathBuf)| {
+        format!("{} is left out: hidden by what is mounted on {}", path.display(), by.display())
+    };
+    warnings.extend(plan.hidden.iter().map(hidden));
     let recorder = Recorder { control: &control, target: &request.target, plan: &plan };
     let recorded = recorder.record()?;
     faults::point("dump.recorded")?;

@@ -48,6 +48,8 @@ pub struct DumpPlan {
     pub mounts: Vec<AutofsMount>,
     /// Mounts that are left out, because their masters are foreign.
     pub foreign: Vec<PathBuf>,
+    /// Mounts that are left out, because no path leads to them, and what hides each.
+    pub hidden: Vec<(PathBuf, PathBuf)>,
     /// Who triggered a mount last is told to its owner alone. These masters will be asked.
     pub inquiries: Vec<Inquiry>,
     /// Mounts that have no owner, or are ours: we ask.
@@ -109,6 +111,14 @@ pub enum PlanError {
     /// Every mount belongs to a unit, and those were not wanted.
     #[error("every autofs mount here belongs to a unit of systemd; dump without --without-units")]
     OnlyUnits,
+    /// No mount to dump is left, or one that was named.
+    #[error("{}: hidden by what is mounted on {}; unmount that, then dump", shown(path), shown(by))]
+    Hidden {
+        /// The mount.
+        path: PathBuf,
+        /// Where the other one is.
+        by: PathBuf,
+    },
     /// To make a mount catatonic one must be able to give it back.
     #[error(
         "{}: its master cannot be seen, so the mount could not be given back if anything failed; run as root in the pid namespace \
@@ -152,7 +162,9 @@ pub fn plan(survey: &Survey, wishes: &Wishes, who: &Who) -> Result<DumpPlan, Pla
     };
     let mut plan = DumpPlan::default();
     for mount in chosen {
-        if is_foreign(mount) {
+        if let Some(by) = &mount.hidden_by {
+            plan.hidden.push((mount.path.clone(), by.clone()));
+        } else if is_foreign(mount) {
             if let (Some(process), true) = (mount.master.process(), wishes.paths.contains(&mount.path)) {
                 return Err(PlanError::Foreign { path: mount.path.clone(), master: process.pid });
             }
@@ -162,8 +174,15 @@ pub fn plan(survey: &Survey, wishes: &Wishes, who: &Who) -> Result<DumpPlan, Pla
             plan.mounts.push(mount.clone());
         }
     }
-    if plan.mounts.is_empty() {
-        return Err(PlanError::OnlyForeign);
+    let reached = |path: &PathBuf| plan.mounts.iter().any(|mount| mount.path.starts_with(path));
+    let named = |path: &&(PathBuf, PathBuf)| wishes.paths.contains(&path.0) && !reached(&path.0);
+    if let Some((path, by)) = plan.hidden.iter().find(named) {
+        return Err(PlanError::Hidden { path: path.clone(), by: by.clone() });
+    }
+    match (plan.mounts.is_empty(), plan.hidden.first()) {
+        (false, _) => {}
+        (true, None) => return Err(PlanError::OnlyForeign),
+        (true, Some((path, by))) => return Err(PlanError::Hidden { path: path.clone(), by: by.clone() }),
     }
     plan.find_questions(who.our_group);
     plan.find_pipes();
@@ -299,6 +318,7 @@ pub(super) mod tests {
             covering: Vec::new(),
             autofs_children: Vec::new(),
             waiters: Vec::new(),
+            hidden_by: None,
         }
     }
 
@@ -384,6 +404,20 @@ pub(super) mod tests {
         let both = survey_of(vec![unit.clone(), mount(3, "/ours", 8)]);
         assert_eq!(paths(&plan(&both, &without, &us(1)).unwrap()), ["/ours"]);
         assert_eq!(plan(&survey_of(vec![unit]), &without, &us(1)), Err(PlanError::OnlyUnits));
+    }
+
+    #[test]
+    fn hidden_mounts_are_left_out_unless_they_were_named() {
+        let hidden = |id, path| AutofsMount { hidden_by: Some("/a".into()), ..mount(id, path, 7) };
+        let survey = survey_of(vec![hidden(2, "/a/b"), mount(3, "/a/c", 7), hidden(4, "/a/c")]);
+        let made = plan(&survey, &wish(&[]), &us(1)).unwrap();
+        assert_eq!(paths(&made), ["/a/c"]);
+        assert_eq!(made.hidden, [("/a/b".into(), "/a".into()), ("/a/c".into(), "/a".into())]);
+        assert!(plan(&survey, &wish(&["/a/c"]), &us(1)).is_ok());
+        let error = PlanError::Hidden { path: "/a/b".into(), by: "/a".into() };
+        assert_eq!(plan(&survey, &wish(&["/a/c", "/a/b"]), &us(1)), Err(error));
+        let error = PlanError::Hidden { path: "/a/b".into(), by: "/a".into() };
+        assert_eq!(plan(&survey_of(vec![hidden(2, "/a/b")]), &wish(&[]), &us(1)), Err(error));
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub fn encode_mount(position: usize, mount: &DumpedMount) -> wire::AutofsEntry {
         covering,
         autofs_children,
         waiters,
+        // no dump has hidden mounts
+        hidden_by: _,
     } = &mount.facts;
     let timeout = i32::try_from(options.timeout);
     wire::AutofsEntry {
@@ -163,6 +165,7 @@ fn facts(message: wire::AutofsEntry) -> Result<AutofsMount, FieldError> {
         covering: list(message.covering, "covering")?,
         autofs_children: message.autofs_children,
         waiters: list(message.waiters, "waiters")?,
+        hidden_by: None,
     })
 }
 

@@ -333,3 +333,91 @@ fn mounts_that_are_taken_away_and_waiters_that_are_stopped() {
     assert_ne!(state(scene.master.pid()), 'Z');
     take_over(&scene, waiter);
 }
+
+/// As they were before anything was done.
+fn unchanged(scene: &Scene, before: &[AutofsMount], what: &str) {
+    let facts = |mounts: &[AutofsMount]| -> Vec<_> {
+        mounts
+            .iter()
+            .map(|mount| (mount.path.clone(), mount.catatonic, mount.master.clone(), mount.options.pgrp))
+            .collect()
+    };
+    assert_eq!(facts(&scene.mounts()), facts(before), "{what}");
+    let left: Vec<_> = fs::read_dir(&scene.home).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_str().unwrap().contains("image")), "{what}: {left:?}");
+}
+
+/// Every way to dump and every fault point, each in a scene of its own that nothing of the others is in.
+fn at_every_point(check: fn(&Scene, Visitor, mode: &'static str, point: &'static str)) {
+    for mode in ["--leave-running", "--hold", "--catatonic"] {
+        for &point in faults::DUMP {
+            let run = std::thread::Builder::new().name(format!("{mode} {point}"));
+            let run = run.spawn(move || {
+                let scene = Scene::new();
+                let waiter = scene.waiter();
+                check(&scene, waiter, mode, point);
+            });
+            run.unwrap().join().unwrap_or_else(|_| panic!("{mode} {point}"));
+        }
+    }
+}
+
+/// Does a dump of this kind come by at this point?
+fn passes(mode: &str, point: &str) -> bool {
+    match point {
+        "dump.holder-started" => mode == "--hold",
+        "dump.visitors-held"
+        | "dump.first-catatonic"
+        | "dump.all-catatonic"
+        | "dump.waiters-restarting"
+        | "dump.waiters-stopped" => mode == "--catatonic",
+        _ => true,
+    }
+}
+
+#[test]
+fn every_fault_is_undone() {
+    at_every_point(|scene, waiter, mode, point| {
+        let before = scene.mounts();
+        let (success, text) = scene.dump_with(&[mode], point);
+        if passes(mode, point) && point != "dump.written" {
+            assert!(!success && text.contains(point), "{text}");
+            unchanged(scene, &before, point);
+            assert!(holders(scene).is_empty());
+        } else {
+            // nothing was to fail
+            assert!(success, "{text}");
+            if mode == "--catatonic" {
+                return;
+            }
+        }
+        scene.go();
+        let (status, text) = waiter.outcome();
+        assert!(status.success(), "{text}");
+        scene.visit("idle");
+    });
+}
+
+#[test]
+fn what_a_killed_dump_leaves_is_undone_by_the_next() {
+    at_every_point(|scene, waiter, mode, point| {
+        if !passes(mode, point) {
+            return;
+        }
+        let before = scene.mounts();
+        let (success, text) = scene.dump_with(&[mode], &format!("{point}:kill"));
+        assert!(!success, "{text}");
+        let (success, text) = scene.dump_with(&["--hold", "--replace"], "");
+        assert!(success, "{text}");
+        assert_eq!(holders(scene).len(), 1);
+        fs::remove_dir_all(scene.path("image")).unwrap();
+        unchanged(scene, &before, point);
+        scene.go();
+        // between CATATONIC and the notes of who is stopped a waiter may see the error
+        let (status, text) = waiter.outcome();
+        let may_fail =
+            ["dump.first-catatonic", "dump.all-catatonic", "dump.waiters-restarting"].contains(&point);
+        assert!(status.success() || may_fail, "{text}");
+        scene.visit("idle");
+    });
+}

@@ -73,6 +73,7 @@ pub fn dumped(path: &Path, minor: u32, mount_type: MountType) -> DumpedMount {
             covering: vec![],
             autofs_children: vec![],
             waiters: vec![],
+            hidden_by: None,
         },
         root_mode: 0o755,
         root_uid: 0,

@@ -202,6 +202,7 @@ fn facts() -> impl Strategy<Value = AutofsMount> {
             covering,
             autofs_children: Vec::new(),
             waiters,
+            hidden_by: None,
         }
     })
 }

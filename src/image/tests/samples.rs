@@ -44,6 +44,7 @@ pub fn facts(mount_id: u64, minor: u32, path: &str) -> AutofsMount {
         covering: Vec::new(),
         autofs_children: Vec::new(),
         waiters: Vec::new(),
+        hidden_by: None,
     }
 }
 

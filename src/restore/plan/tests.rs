@@ -34,6 +34,7 @@ fn mount(path: &str, minor: u32, mount_type: MountType) -> AutofsMount {
         covering: vec![],
         autofs_children: vec![],
         waiters: vec![],
+        hidden_by: None,
     }
 }
 
