@@ -339,7 +339,19 @@ fn remove_key_dir(kernel: &dyn Kernel, served: &Served, key: &[u8], target: &Pat
         let _ = kernel.remove_link(target);
         let _ = kernel.make_dir(target, served.options.mode);
     } else {
-        let _ = kernel.remove(target);
+        remove_tree(kernel, target);
+    }
+}
+
+/// A directory on which nothing is mounted, and all below it: an earlier master may have made some for offsets that are
+/// gone. As long as one is left, the kernel finds the key idle again and again.
+fn remove_tree(kernel: &dyn Kernel, dir: &Path) {
+    // where something is mounted this says EBUSY
+    if kernel.remove(dir) == Err(Errno::NOTEMPTY) {
+        for name in kernel.names(dir).unwrap_or_default() {
+            remove_tree(kernel, &dir.join(name));
+        }
+        let _ = kernel.remove(dir);
     }
 }
 

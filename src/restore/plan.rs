@@ -2,7 +2,7 @@
 
 use crate::discover::facts::{AutofsMount, Master, MountType};
 use crate::discover::mountinfo::{self, Entry};
-use crate::image::checkpoint::DumpedMount;
+use crate::image::checkpoint::{ActiveKey, DumpedMount};
 use crate::image::{Checkpoint, Command};
 use crate::sys::DevNum;
 use crate::sys::control::Requester;
@@ -355,6 +355,11 @@ impl<'a> Planner<'a> {
             self.whole.entry(facts.dev).or_insert(mount);
             self.give(dumped, &mut step);
         }
+        let comes_back =
+            step.action == Action::Skip(Why::MadeOnDemand) && self.wishes.master != NewMaster::Nobody;
+        if self.wishes.remount_active && (step.attach != Attach::Nobody || comes_back) {
+            self.visit(dumped, &step);
+        }
         self.plan.steps.push(step);
     }
 
@@ -473,29 +478,26 @@ impl<'a> Planner<'a> {
         if left_alone && matches!(step.action, Action::Adopt { .. }) {
             step.action = Action::Skip(Why::NotServed);
         }
-        if self.wishes.remount_active && step.attach != Attach::Nobody {
-            self.visit(dumped, step);
-        }
     }
 
-    /// The active keys of a mount that are not mounted now.
+    /// The active keys of a mount that are not mounted now. An offset has no keys: it is active itself.
     fn visit(&mut self, dumped: &DumpedMount, step: &Step) {
-        let direct = dumped.facts.options.mount_type != MountType::Indirect;
         let here = self.here.get(step.path.as_path()).and_then(|mounts| mounts.last());
         let covered = |path: &Path| here.is_some_and(|here| here.covering.iter().any(|c| c.path == path));
-        for active in &dumped.active {
+        let key = |active: &ActiveKey| {
             let key = Path::new(OsStr::from_bytes(&active.key));
-            let (path, who) = match direct {
-                true => (step.path.clone(), dumped.root_requester),
-                false => {
-                    let entry = dumped.tree.iter().find(|entry| entry.path == key);
-                    (step.path.join(key), entry.and_then(|entry| entry.requester))
-                }
-            };
-            if !covered(&path) {
-                let who = who.unwrap_or(Requester { uid: 0, gid: 0 });
-                self.plan.visits.push(Visit { path, who });
-            }
+            let entry = dumped.tree.iter().find(|entry| entry.path == key);
+            (step.path.join(key), entry.and_then(|entry| entry.requester))
+        };
+        let root = || (step.path.clone(), dumped.root_requester);
+        let active: Vec<_> = match dumped.facts.options.mount_type {
+            MountType::Indirect => dumped.active.iter().map(key).collect(),
+            MountType::Direct => dumped.active.iter().map(|_| root()).collect(),
+            MountType::Offset => dumped.facts.covering.iter().take(1).map(|_| root()).collect(),
+        };
+        for (path, who) in active.into_iter().filter(|(path, _)| !covered(path)) {
+            let who = who.unwrap_or(Requester { uid: 0, gid: 0 });
+            self.plan.visits.push(Visit { path, who });
         }
     }
 

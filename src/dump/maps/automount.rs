@@ -198,11 +198,11 @@ fn is_small(entries: &[Pair]) -> bool {
 fn entries(entry: &Entry, site: &Arc<Site>) -> Result<Vec<Pair>, String> {
     let map = Map::open(entry.clone(), site.clone()).map_err(|error| error.to_string())?;
     let Some(source) = map.source() else { return Ok(Vec::new()) };
-    let listed = source.entries().and_then(|pairs| Ok((pairs, source.wildcard()?)));
-    let (pairs, wildcard) = listed.map_err(|error| error.to_string())?;
-    let wildcard = wildcard.map(|raw| (b"*".to_vec(), raw));
-    let all = pairs.unwrap_or_default().into_iter().chain(wildcard);
-    Ok(all.map(|(key, raw)| (key, raw.text.bytes().to_vec())).collect())
+    let listed = source.entries().map_err(|error| error.to_string())?.unwrap_or_default();
+    let (wildcard, mut all): (Vec<_>, Vec<_>) = listed.into_iter().partition(|(key, _)| key == b"*");
+    // the first one counts
+    all.extend(wildcard.into_iter().take(1));
+    Ok(all.into_iter().map(|(key, raw)| (key, raw.text.bytes().to_vec())).collect())
 }
 
 #[cfg(test)]

@@ -317,8 +317,12 @@ fn a_program_map_needs_trust() {
 
 #[test]
 fn active_keys_are_visited_by_who_wanted_them() {
-    let mut image =
-        image(vec![mount("/mnt", 40, MountType::Indirect), mount("/data", 41, MountType::Direct)]);
+    let mut image = image(vec![
+        mount("/mnt", 40, MountType::Indirect),
+        mount("/data", 41, MountType::Direct),
+        mount("/data/sub", 42, MountType::Offset),
+        mount("/data/idle", 43, MountType::Offset),
+    ]);
     let who = Requester { uid: 1000, gid: 100 };
     let key = |key: &[u8]| ActiveKey { key: key.into(), entry: None };
     image.mounts[0].active = vec![key(b"alice"), key(b"bob")];
@@ -333,12 +337,14 @@ fn active_keys_are_visited_by_who_wanted_them() {
     }];
     image.mounts[1].active = vec![key(b"/data")];
     image.mounts[1].root_requester = Some(who);
+    image.mounts[2].facts.covering = vec![covering("/data/sub", 61)];
+    image.mounts[2].root_requester = Some(who);
     let remount = Wishes { remount_active: true, ..wishes(NewMaster::Engine) };
     let mut here = mount("/mnt", 40, MountType::Indirect);
     here.covering = vec![covering("/mnt/bob", 60)];
     let plan = try_plan(&image, &[here], "", &remount).unwrap();
     let visit = |path: &str| Visit { path: path.into(), who };
-    assert_eq!(plan.visits, [visit("/mnt/alice"), visit("/data")]);
+    assert_eq!(plan.visits, [visit("/mnt/alice"), visit("/data"), visit("/data/sub")]);
 
     let nobody = Wishes { master: NewMaster::Nobody, ..remount };
     assert_eq!(try_plan(&image, &[], "", &nobody).unwrap_err(), [Conflict::NobodyMounts]);

@@ -27,8 +27,12 @@ fn dead_master(checks: &mut Checks) -> Result<()> {
         .iter()
         .map(|file| Sitter::start(file))
         .collect::<Result<Vec<_>>>()?;
-    run_ok(Duration::from_secs(5), "mount", &["-t", "tmpfs", "over", "/short"])?;
-    let dev = autofs_dev("/short");
+    // over /ind as well, which has busy keys and offsets below
+    let covered = ["/short", "/ind"];
+    for path in covered {
+        run_ok(Duration::from_secs(5), "mount", &["-t", "tmpfs", "over", path])?;
+    }
+    let devs = covered.map(autofs_dev);
     cli::ok(&["dump", "-D", DIR])?;
     automount.kill9()?;
     drop(automount);
@@ -36,9 +40,13 @@ fn dead_master(checks: &mut Checks) -> Result<()> {
     cli::ok(&["restore", "-D", DIR, "--serve"])?;
     let engine = Engine::serving("/direct/one")?;
     checks.that("every program inside sees its directory", sitters.iter_mut().all(Sitter::goes_on));
-    checks.equal("the covered mount keeps its number", autofs_dev("/short"), dev);
-    run_ok(Duration::from_secs(5), "umount", &["/short"])?;
-    checks.equal("the covered mount is served", read_file("/short/new/new")?, "new".to_owned());
+    checks.equal("the covered mounts keep their numbers", covered.map(autofs_dev), devs);
+    for path in covered {
+        run_ok(Duration::from_secs(5), "umount", &[path])?;
+        let new = read_file(&format!("{path}/new/new"));
+        checks.equal(&format!("{path}, which was covered, is served"), new.ok().as_deref(), Some("new"));
+    }
+    checks.equal("an idle offset of /ind, too", read_file("/ind/multi/y/y")?, "y".to_owned());
     checks.equal(
         "an offset that was idle is served",
         read_file("/direct/tree/sub2/sub2")?,
@@ -59,6 +67,8 @@ fn dead_master(checks: &mut Checks) -> Result<()> {
     checks.that("programs inside go on", sitters.iter_mut().all(Sitter::goes_on));
     drop(sitters);
     engine.signal(Signal::SIGTERM)?;
+    std::thread::sleep(Duration::from_secs(3));
+    print!("{}", run_ok(Duration::from_secs(5), "sh", &["-c", &format!("ps axo pid,comm,args | grep -v ps; for t in /proc/{0}/task/*; do cat $t/comm $t/wchan $t/syscall; echo; done; ls -l /proc/*/cwd /proc/*/root | grep -E 'ind|direct'; ls -l /proc/{0}/fd", engine.0)]).unwrap_or_default());
     checks.soon("with nobody inside, TERM takes everything away", || {
         engine.ended() && !TRIGGERS.iter().any(|path| is_autofs(path))
     });
