@@ -34,7 +34,7 @@ Examples:
   autofs-cr maps check /etc/auto.home     one map
   autofs-cr maps check --kind direct m    a file that is not what its lines look like
 
-Exit codes:
+Exit codes of check:
   0  no errors, perhaps warnings
   1  errors were found, or a file cannot be read
   2  wrong usage";
