@@ -8,7 +8,9 @@ use super::explain::master_map;
 use super::output::{self, Output};
 use anyhow::{Context, Result, bail, ensure};
 use autofs_cr::engine::config::{self, Given};
+use autofs_cr::engine::control::client::ask;
 use autofs_cr::engine::control::server::{Listener, MetricsAt};
+use autofs_cr::engine::control::{Reply, Request};
 use autofs_cr::engine::maps::conf::{Conf, Logging};
 use autofs_cr::engine::maps::vars::{Definition, definition};
 use autofs_cr::engine::{self, maps, takeover};
@@ -18,7 +20,7 @@ use clap::Args;
 use sd_notify::NotifyState;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -117,8 +119,8 @@ pub struct Automount {
     #[arg(short = 'U', long)]
     force_exit: bool,
 
-    /// Not here: see `autofs-cr ctl log`
-    #[arg(short = 'l', long, value_names = ["PRIORITY", "PATH"], num_args = 1.., hide = true)]
+    /// Set how much a running engine logs about the mounts at these paths, and end; see `autofs-cr ctl log`
+    #[arg(short = 'l', long, value_names = ["PRIORITY", "PATH"], num_args = 2..)]
     set_log_priority: Vec<String>,
 
     /// Print the version
@@ -136,10 +138,10 @@ impl Automount {
             output.print(concat!("Linux automount, autofs-cr ", env!("CARGO_PKG_VERSION"), "\n"))?;
             return Ok(ExitCode::SUCCESS);
         }
-        ensure!(
-            self.set_log_priority.is_empty(),
-            "--set-log-priority is not supported: `autofs-cr ctl log` sets how much a running engine logs"
-        );
+        if let [priority, paths @ ..] = self.set_log_priority.as_slice() {
+            set_log_priority(self.socket.as_deref(), priority, paths)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         if self.dumpmaps {
             return match self.names.as_slice() {
                 [kind, name] => dumpmaps::one(kind, name, &self.given(None)?, output),
@@ -231,6 +233,27 @@ impl Automount {
             Logging::Debug => 2,
         }
     }
+}
+
+/// Levels of syslog, by name or number, as those of our log.
+fn set_log_priority(socket: Option<&Path>, priority: &str, paths: &[String]) -> Result<()> {
+    let level = match priority {
+        "emergency" | "emerg" | "alert" | "critical" | "crit" | "error" | "err" | "0" | "1" | "2" | "3" => {
+            "error"
+        }
+        "warning" | "warn" | "4" => "warn",
+        "notice" | "info" | "5" | "6" => "info",
+        "debug" | "7" => "debug",
+        other => bail!("{other} is no priority: they are 0 to 7, or emergency to debug"),
+    };
+    for path in paths.iter().flat_map(|path| path.split(',')) {
+        let mount = Some(PathBuf::from(path));
+        match ask(socket, &Request::Log { level: Some(level.into()), mount })? {
+            Reply::Error(text) => bail!("{text}"),
+            _ => continue,
+        }
+    }
+    Ok(())
 }
 
 fn defined(text: &str) -> Result<Definition> {

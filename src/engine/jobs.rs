@@ -392,7 +392,7 @@ pub fn browse(kernel: &dyn Kernel, served: &Served, root: &Place, keys: &[Key]) 
 
 fn sync(kernel: &dyn Kernel, task: &SyncTask) -> Outcome {
     // One that another master has taken is not ours to unmount.
-    let gone = |place: &&Arc<Place>| !kernel.exists(place) || kernel.unmount(&place.path).is_ok();
+    let gone = |place: &&Arc<Place>| !kernel.exists(place) || take_away(kernel, place).is_ok();
     let removed = task.remove.iter().filter(gone).cloned().collect();
     let made = task.make.iter().filter_map(|path| {
         let made = direct(kernel, path, &task.served);
@@ -406,10 +406,19 @@ pub fn direct(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place
     match kernel.make_trigger(path, MountType::Direct, served) {
         Err(Errno::NOENT) => {
             kernel.make_dir(path, served.options.mode)?;
-            kernel.make_trigger(path, MountType::Direct, served)
+            let place = kernel.make_trigger(path, MountType::Direct, served)?;
+            kernel.note_own_dir(&place);
+            Ok(place)
         }
         made => made,
     }
+}
+
+/// Unmount a trigger; its directory goes, if it was made for it.
+fn take_away(kernel: &dyn Kernel, place: &Place) -> Result<(), Errno> {
+    kernel.unmount(&place.path)?;
+    kernel.remove_own_dir(place);
+    Ok(())
 }
 
 fn tear_down(kernel: &dyn Kernel, places: &[Arc<Place>]) {
@@ -420,7 +429,7 @@ fn tear_down(kernel: &dyn Kernel, places: &[Arc<Place>]) {
         }
         // an idle mount was expired before: what covers the root now is in use
         let covered = kernel.is_covered(place, &place.path).unwrap_or(false);
-        if (covered || kernel.unmount(&place.path).is_err())
+        if (covered || take_away(kernel, place).is_err())
             && let Err(errno) = kernel.make_catatonic(place)
         {
             tracing::warn!(path = %place.path.display(), %errno, "busy, and cannot be made catatonic");

@@ -45,6 +45,10 @@ pub trait Kernel: Send + Sync {
     fn make_catatonic(&self, place: &Place) -> Result<(), Errno>;
     /// Make a directory and its parents; `true` when the last one is new.
     fn make_dir(&self, path: &Path, mode: u32) -> Result<bool, Errno>;
+    /// Note that the directory of a trigger was made for it.
+    fn note_own_dir(&self, place: &Place);
+    /// Remove the directory of a trigger that was unmounted, if it was made for it and is empty.
+    fn remove_own_dir(&self, place: &Place);
     /// Remove an empty directory or a symbolic link.
     fn remove(&self, path: &Path) -> Result<(), Errno>;
     /// Remove a symbolic link, and nothing else.

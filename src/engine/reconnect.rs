@@ -81,8 +81,12 @@ fn make(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place, crat
     if served.point.is_none() {
         return jobs::direct(kernel, path, served);
     }
-    kernel.make_dir(path, served.options.mode)?;
-    kernel.make_trigger(path, MountType::Indirect, served)
+    let new = kernel.make_dir(path, served.options.mode)?;
+    let place = kernel.make_trigger(path, MountType::Indirect, served)?;
+    if new {
+        kernel.note_own_dir(&place);
+    }
+    Ok(place)
 }
 
 fn place_of(mount: &AutofsMount) -> Place {

@@ -9,6 +9,7 @@ mod changes;
 mod check;
 mod common;
 mod conf;
+mod docs;
 mod explain;
 mod locations;
 mod master;

@@ -14,22 +14,26 @@ use crate::sys::control::{Control, ControlError, ExpireHow, MountFd, Token};
 use crate::sys::mount::{self as mounts, AutofsParams, Change, MountFlags, MountType, Propagation, Unmount};
 use crate::sys::{DevNum, Errno};
 use rustix::fs::{AtFlags, CWD, Mode, StatxAttributes, StatxFlags};
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// The kernel, through `/dev/autofs` and the mount API.
 #[derive(Debug)]
 pub struct Linux {
     control: Control,
     pipe: OwnedFd,
+    /// Triggers whose directories were made for them.
+    own_dirs: Mutex<HashSet<DevNum>>,
 }
 
 impl Linux {
     /// All mounts it makes write their requests to `pipe`, the write end.
     pub fn new(control: Control, pipe: OwnedFd) -> Self {
-        Self { control, pipe }
+        Self { control, pipe, own_dirs: Mutex::default() }
     }
 
     /// The root of an autofs mount, for one command: an open one counts as a use.
@@ -149,6 +153,17 @@ impl Kernel for Linux {
 
     fn make_catatonic(&self, place: &Place) -> Result<(), Errno> {
         self.control.make_catatonic(self.open(place)?.as_fd()).map_err(errno_of)
+    }
+
+    fn note_own_dir(&self, place: &Place) {
+        self.own_dirs.lock().unwrap_or_else(PoisonError::into_inner).insert(place.dev);
+    }
+
+    fn remove_own_dir(&self, place: &Place) {
+        if self.own_dirs.lock().unwrap_or_else(PoisonError::into_inner).remove(&place.dev) {
+            // Not empty, or gone: then it is somebody else's.
+            let _ = rustix::fs::rmdir(&place.path);
+        }
     }
 
     fn make_dir(&self, path: &Path, mode: u32) -> Result<bool, Errno> {

@@ -415,6 +415,10 @@ impl Kernel for Simulated {
         Ok(())
     }
 
+    fn note_own_dir(&self, _: &Place) {}
+
+    fn remove_own_dir(&self, _: &Place) {}
+
     fn make_dir(&self, path: &Path, _mode: u32) -> Result<bool, Errno> {
         let mut world = self.call();
         let mut new = false;

@@ -183,6 +183,7 @@ fn mounts(checks: &mut Checks) -> Result<()> {
         bail!("automount does not end");
     }
     checks.that("automount has left nothing", !points.iter().any(|point| is_autofs(point)));
+    let left = directories();
 
     let pid_file = "/run/ours.pid";
     let log = run(LIMIT, OURS, &["--pid-file", pid_file])?;
@@ -194,6 +195,7 @@ fn mounts(checks: &mut Checks) -> Result<()> {
     checks.that("a second one does not start", !again.status.success() && said.contains("runs already"));
 
     let found = visit_all()?;
+    checks.equal("listings are the same", &found.listed, &expected.listed);
     for (path, expected) in &expected.outcomes {
         checks.equal(&format!("{path} ends as with automount"), found.outcomes.get(path), Some(expected));
     }
@@ -203,15 +205,34 @@ fn mounts(checks: &mut Checks) -> Result<()> {
     let more: Vec<_> = found.table.keys().filter(|path| !expected.table.contains_key(*path)).collect();
     checks.equal("nothing else is mounted", more, Vec::new());
 
+    run_ok(LIMIT, OURS, &["-l", "debug", "/ind", "/browse,/prog"])?;
+    let levels = run_ok(LIMIT, "autofs-cr", &["ctl", "log"])?;
+    checks.that(
+        "the level of mounts is set",
+        ["/ind", "/browse", "/prog"].iter().all(|path| levels.contains(path)),
+    );
+
     Process::signal_pid(pid, nix::sys::signal::Signal::SIGTERM)?;
     checks.soon("it ends on TERM", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
     checks.that("and takes its pid file with it", !std::path::Path::new(pid_file).exists());
     checks.that("and its mounts", !points.iter().any(|point| is_autofs(point)));
+    checks.equal("directories of mount points are made and removed alike", directories(), left);
+
+    run_ok(LIMIT, OURS, &["--pid-file", pid_file])?;
+    let pid: i32 = fs::read_to_string(pid_file).context("no pid file")?.trim().parse()?;
+    let busy = fs::File::open("/ind/opts")?;
+    Process::signal_pid(pid, nix::sys::signal::Signal::SIGKILL)?;
+    checks.soon("it is killed", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+    run_ok(LIMIT, OURS, &["--force-exit"])?;
+    checks.that("--force-exit detaches what a dead one left", !points.iter().any(|point| is_autofs(point)));
+    drop(busy);
     Ok(())
 }
 
 /// What was seen after all visits.
 struct Seen {
+    /// What is listed, without anything being mounted: browsed maps show their keys.
+    listed: Vec<String>,
     /// Of each visit: could it be looked up, and is it a link?
     outcomes: BTreeMap<String, String>,
     /// Of each mount point of ours: type, source and options of what is mounted there, lowest first.
@@ -219,6 +240,8 @@ struct Seen {
 }
 
 fn visit_all() -> Result<Seen> {
+    let listed =
+        run_ok(LIMIT, "ls", &["-1", "/browse", "/ind", "/amd"])?.lines().map(str::to_owned).collect();
     let mut outcomes = BTreeMap::new();
     for path in VISITS {
         let output = run(LIMIT, "stat", &["-c", "%F", &format!("{path}/.")])?;
@@ -240,7 +263,13 @@ fn visit_all() -> Result<Seen> {
             table.entry(left[4].to_owned()).or_default().push(text);
         }
     }
-    Ok(Seen { outcomes, table })
+    Ok(Seen { listed, outcomes, table })
+}
+
+/// Which of the mount points' directories exist.
+fn directories() -> Vec<&'static str> {
+    let points = ["/ind", "/browse", "/direct", "/direct/one", "/prog", "/drop", "/gone", "/hidden"];
+    points.into_iter().filter(|point| std::path::Path::new(point).exists()).collect()
 }
 
 /// Options of autofs mounts that differ from daemon to daemon.

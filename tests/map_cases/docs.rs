@@ -1,0 +1,68 @@
+//! `docs/compatibility.md` has every feature once, and what it names exists.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// How many features there are: F001 to F246.
+const FEATURES: usize = 246;
+
+const STATES: [&str; 4] = ["done", "differs", "not meant to be", "not yet"];
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
+        .unwrap_or_else(|_| panic!("no {path}"))
+}
+
+/// The cells of each row, and its state.
+fn rows(text: &str) -> Vec<(Vec<&str>, &str)> {
+    text.lines()
+        .filter(|line| line.starts_with("| F"))
+        .map(|line| {
+            let cells: Vec<&str> =
+                line.split(" |").map(|cell| cell.trim_start_matches("| ").trim()).collect();
+            let state = STATES.iter().find(|state| cells[2].starts_with(**state));
+            (cells, *state.unwrap_or_else(|| panic!("no state: {line}")))
+        })
+        .collect()
+}
+
+/// Is there a test of this name? `FILE::NAME` in `tests/` or `src/`, or `scenario NAME`.
+fn exists(test: &str, scenarios: &str) -> bool {
+    if let Some(name) = test.strip_prefix("scenario ") {
+        return scenarios.contains(&format!("name: \"{name}\""));
+    }
+    let Some((file, name)) = test.split_once("::") else { return false };
+    let file = if file.starts_with("src/") { file.to_owned() } else { format!("tests/{file}") };
+    let text = read(&file);
+    let function = format!("fn {name}(");
+    let case = format!("{name}:");
+    text.lines().any(|line| line.trim_start().starts_with(&function) || line.trim_start().starts_with(&case))
+}
+
+#[test]
+fn every_feature_once_and_every_test_there() {
+    let text = read("docs/compatibility.md");
+    let scenarios = read("tests/scenarios/src/main.rs");
+    let rows = rows(&text);
+    let ids: Vec<&str> = rows.iter().map(|(cells, _)| cells[0]).collect();
+    let mut sorted = ids.clone();
+    sorted.sort_unstable();
+    let expected: Vec<String> = (1..=FEATURES).map(|n| format!("F{n:03}")).collect();
+    assert_eq!(sorted, expected);
+
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for (cells, state) in &rows {
+        *counts.entry(state).or_default() += 1;
+        let [id, _, here, shown, ..] = cells.as_slice() else { panic!("{cells:?}") };
+        let tests: Vec<&str> = shown.split('`').skip(1).step_by(2).collect();
+        assert!(*state == "done" || here.len() > state.len() + 2, "{id}: {state} without a reason");
+        assert!(*state != "done" || !tests.is_empty(), "{id}: done, but no test shows it");
+        for test in tests {
+            assert!(exists(test, &scenarios), "{id}: there is no {test}");
+        }
+    }
+    for state in STATES {
+        let count = counts.get(state).copied().unwrap_or(0);
+        assert!(text.contains(&format!("{count} {state}")), "it is {count} {state}");
+    }
+}
