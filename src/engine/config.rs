@@ -1,7 +1,8 @@
 //! What an engine serves: maps from a checkpoint, or from a master map.
 
 use super::maps::conf::Conf;
-use super::maps::master::{self, Files, MapName, Master, NameError, Propagation};
+use super::maps::open::Texts;
+use super::maps::master::{self, MapName, Master, NameError, Propagation};
 use super::maps::vars::Definition;
 use super::maps::{Credentials, Map, MapError, Resolved, Severity, Site, Warning};
 use super::served::{Opener, PropagationType, ServeOptions, Served, Source};
@@ -111,7 +112,7 @@ pub fn of_master_map(given: &Given) -> Result<Vec<Wanted>, ConfigError> {
     let site = Arc::new(given.site()?);
     // A key that several direct maps have is that of the first.
     let mut direct = HashSet::new();
-    let maps = given.master(&site.conf)?.entries.into_iter().filter_map(|entry| {
+    let maps = given.master(&site)?.entries.into_iter().filter_map(|entry| {
         let map = Map::open(entry, site.clone()).inspect_err(|error| tracing::warn!("{error}")).ok()?;
         let options = options(&map, &site.conf);
         let served = served(map, site.clone(), Path::new("/"), options);
@@ -155,14 +156,15 @@ impl Given {
     }
 
     /// The master map with the mount points that only the configuration names. What is wrong in it is logged.
-    pub fn master(&self, conf: &Conf) -> Result<Master, ConfigError> {
+    pub fn master(&self, site: &Arc<Site>) -> Result<Master, ConfigError> {
+        let conf = &site.conf;
         let map = match &self.master {
             Some(map) => map.clone(),
             None => MapName::parse(conf.master_map_name.as_bytes())?,
         };
         let mut left = conf.master_wait / MASTER_RETRY.as_secs() as u32;
         let mut master = loop {
-            match master::read(&map, &Files::default()) {
+            match master::read(&map, &Texts::new(site.clone())) {
                 Ok(master) => break master,
                 Err(error) if left > 0 && may_come(&error) => {
                     tracing::warn!("master map {map}: {error}; trying again");
@@ -310,7 +312,7 @@ impl Opener for Opened {
 fn refuse(error: &MapError) -> Errno {
     tracing::warn!("{error}");
     match error {
-        MapError::Source(super::maps::source::SourceError::TimeLimit { .. }) => Errno::TIMEDOUT,
+        MapError::Source(error) if error.is_time_limit() => Errno::TIMEDOUT,
         _ => Errno::NOENT,
     }
 }

@@ -81,7 +81,7 @@ pub fn explain(given: &Given, path: &Path, who: Credentials) -> Result<Lookup, E
     // Without doubled slashes and one at the end.
     let path: PathBuf = path.components().collect();
     let site = Arc::new(given.site()?);
-    let entries = given.master(&site.conf)?.entries;
+    let entries = given.master(&site)?.entries;
     let (map, top) = serving(&entries, &path, &site)?;
     let mut explained = Explained { site, who, lookup: Lookup::default() };
     explained.below(&map, &top, path.strip_prefix(&top).unwrap_or(Path::new("")))?;

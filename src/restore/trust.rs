@@ -51,11 +51,11 @@ fn add(mount_point: &Path, map: &MapName, known: &mut HashSet<(PathBuf, PathBuf)
 struct Below<'a>(&'a Path);
 
 impl Loader for Below<'_> {
-    fn load(&self, map: &MapName) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
+    fn load(&self, map: &MapName, above: &[PathBuf]) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
         let name = Path::new(&map.name);
         let name = if name.is_absolute() { below(self.0, name) } else { name.to_owned() };
         let map = MapName { name: name.into(), ..map.clone() };
-        Files { directory: self.0.join("etc") }.load(&map)
+        Files { directory: self.0.join("etc") }.load(&map, above)
     }
 }
 

@@ -9,9 +9,12 @@
 //! | [`mountns`] | entering mount namespaces |
 //! | [`statmount`] | listmount and statmount, where the kernel has them |
 //! | [`fork`] | child processes that run this program's own code |
+//! | [`ldap`] | OpenLDAP's client library |
 //! | [`netgroup`] | netgroups of the name service |
 //! | [`privilege`] | capabilities that a process gives up |
+//! | [`nis`] | NIS, by its library |
 //! | [`process`] | pidfds, descriptors of other processes, process groups |
+//! | [`sss`] | SSSD's library for automounters |
 //! | [`tracee`] | ptrace: hold a task, read and change its registers, call in its place |
 //! | [`uncovered`] | directories that a mount hides |
 //! | [`features`] | what this kernel can do, probed once |
@@ -20,12 +23,16 @@ pub mod control;
 pub mod devnum;
 pub mod features;
 pub mod fork;
+pub mod ldap;
+mod library;
 pub mod mount;
 pub mod mountns;
 pub mod netgroup;
+pub mod nis;
 pub mod packet;
 pub mod privilege;
 pub mod process;
+pub mod sss;
 pub mod statmount;
 pub mod tracee;
 pub mod uncovered;

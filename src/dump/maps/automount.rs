@@ -4,7 +4,9 @@
 
 use crate::discover::facts::{AutofsMount, MountType};
 use crate::engine::maps::conf::Conf;
-use crate::engine::maps::master::{self, Entry, Files, MapName};
+use crate::engine::maps::master::{self, Entry, MapName};
+use crate::engine::maps::open::Texts;
+use crate::engine::maps::switch::Switch;
 use crate::engine::maps::vars::{Definition, definition};
 use crate::engine::maps::{Map, Site};
 use crate::image::checkpoint::Service;
@@ -118,7 +120,7 @@ impl Reader {
         }
         let definition = |(name, value): &Definition| [b"-D", name.as_bytes(), b"=", value, b" "].concat();
         Self {
-            site: Arc::new(Site { conf, ..Site::default() }),
+            site: Arc::new(Site { conf, switch: Switch::of_machine(), ..Site::default() }),
             definitions: line.definitions.iter().flat_map(definition).collect(),
             options: line.options.clone(),
             services: Vec::new(),
@@ -130,7 +132,7 @@ impl Reader {
         let name = line.master.clone().unwrap_or_else(|| self.site.conf.master_map_name.clone().into());
         let master = MapName::parse(&name)
             .map_err(|error| error.to_string())
-            .and_then(|name| master::read(&name, &Files::default()).map_err(|error| error.to_string()));
+            .and_then(|name| master::read(&name, &Texts::new(self.site.clone())).map_err(|error| error.to_string()));
         match master {
             Err(error) => {
                 self.warnings.push(format!("master map {}: {error}", String::from_utf8_lossy(&name)));

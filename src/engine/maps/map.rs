@@ -6,12 +6,11 @@ use super::amd;
 use super::conf::Conf;
 use super::local::{Machine, ThisMachine};
 use super::master::{self, Entry, Format, LineError, MapKind, MapName, MapOptions};
+use super::open::Opener;
 use super::options::merge;
-use super::source::{
-    DIRECTORY, FileSource, HomesSource, Keys, ListSource, MultiSource, ProgramSource, RawEntry, Source,
-    SourceError,
-};
+use super::source::{ListSource, RawEntry, Source, SourceError};
 use super::sun::{self, Context, Defaults};
+use super::switch::Switch;
 use super::text::{Position, Warning, show};
 use super::vars::{Definition, Environment, Requester, Variables};
 use super::{Credentials, Resolved};
@@ -19,7 +18,6 @@ use crate::image::checkpoint::Service;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,12 +33,15 @@ pub struct Site {
     pub definitions: Vec<Definition>,
     /// `-O` of the command line: mount options for all maps.
     pub options: Vec<Vec<u8>>,
+    /// Where maps without a type are.
+    pub switch: Switch,
 }
 
 impl Site {
     /// Of this machine, with what `autofs.conf` says about it.
     pub fn new(conf: Conf, definitions: Vec<Definition>, options: Vec<Vec<u8>>) -> Self {
-        let mut site = Self { conf, environment: Environment::probe(), definitions, options };
+        let switch = Switch::of_machine();
+        let mut site = Self { conf, environment: Environment::probe(), definitions, options, switch };
         site.configure();
         site
     }
@@ -174,8 +175,7 @@ impl Map {
     /// Open the map of an entry.
     pub fn open(entry: Entry, site: Arc<Site>) -> Result<Self, MapError> {
         let format = site.format(&entry);
-        let opener = Opener { site: &site, entry: &entry, format };
-        let source = opener.source(&entry.map)?;
+        let source = Opener::new(site.clone(), &entry, format).open(&entry.map)?;
         let content = site.content(&entry, format, source)?;
         Ok(Self::new(entry, site, content))
     }
@@ -375,52 +375,4 @@ impl Map {
         entry.options.inherit(&self.entry.options);
         Ok(entry)
     }
-}
-
-/// Opens sources.
-struct Opener<'a> {
-    site: &'a Site,
-    entry: &'a Entry,
-    format: Format,
-}
-
-impl Opener<'_> {
-    fn source(&self, map: &MapName) -> Result<Box<dyn Source>, MapError> {
-        // The maps of a multi map are all in the format of the first that names one.
-        if map.format.is_some_and(|format| format != self.format) {
-            return Err(MapError::Unsupported(map.to_string()));
-        }
-        let keys = match (self.format, &self.entry.mount_point) {
-            (Format::Amd, _) => Keys::Any,
-            (_, None) => Keys::Paths,
-            (_, Some(_)) => Keys::Names,
-        };
-        let path = Path::new(DIRECTORY).join(&map.name);
-        match &map.kind {
-            MapKind::Path if is_program(&path) => Ok(self.program(path)),
-            MapKind::Program => Ok(self.program(path)),
-            // A name without a type is a file, as `automount: files` in nsswitch.conf says.
-            MapKind::Path | MapKind::File | MapKind::Named => Ok(Box::new(FileSource::open(&path, keys)?)),
-            MapKind::Userdir => Ok(Box::new(HomesSource)),
-            MapKind::Multi(maps) => {
-                let sources = maps.iter().map(|map| self.source(map)).collect::<Result<_, _>>()?;
-                Ok(Box::new(MultiSource(sources)))
-            }
-            _ => Err(MapError::Unsupported(map.to_string())),
-        }
-    }
-
-    fn program(&self, path: PathBuf) -> Box<dyn Source> {
-        Box::new(ProgramSource {
-            path,
-            directory: self.entry.mount_point.clone().unwrap_or_else(|| "/".into()),
-            limit: self.site.conf.program_wait,
-            standard_names: self.site.conf.force_standard_program_map_env,
-        })
-    }
-}
-
-/// A file that may be executed is a program.
-fn is_program(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }

@@ -8,7 +8,9 @@
 //! | [`sun`] | an entry in sun format → [`Resolved`] |
 //! | [`master`] | the master map |
 //! | [`conf`] | `autofs.conf` |
-//! | [`source`] | where entries come from: files, programs, lists |
+//! | [`source`] | where entries come from: files, programs, hosts, services of the network |
+//! | [`switch`] | which services have maps that are named without a type |
+//! | [`open`] | from a map's name to its source |
 //! | [`amd`] | an entry in amd format → [`Resolved`] |
 //! | [`local`] | questions about this machine and its networks |
 //! | [`mod@unit`] | systemd mount units → [`Resolved`] |
@@ -24,9 +26,11 @@ pub mod conf;
 pub mod local;
 pub mod map;
 pub mod master;
+pub mod open;
 pub mod options;
 pub mod source;
 pub mod sun;
+pub mod switch;
 pub mod text;
 pub mod unit;
 pub mod vars;

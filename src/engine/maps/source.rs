@@ -4,26 +4,44 @@
 //! |---|---|
 //! | [`FileSource`] | a file, with what it includes |
 //! | [`ProgramSource`] | the output of a program |
-//! | [`MultiSource`] | several sources, asked in order |
+//! | [`MultiSource`] | several maps, asked in order |
+//! | [`SwitchSource`] | the same map in several services |
 //! | [`HomesSource`] | the home directories of users |
+//! | [`HostsSource`] | the exports of the host that is the key |
+//! | [`RemoteSource`] | a service of the network: LDAP, SSSD, NIS, hesiod |
 //! | [`ListSource`] | a list in memory: from a checkpoint, or of units |
 //!
 //! Sources do not interpret entries, whatever their format is.
 
+mod desk;
 mod file;
 mod homes;
+mod hosts;
+pub mod ldap;
 mod list;
 mod multi;
+mod nis;
 mod program;
+mod remote;
+mod sss;
+mod switch;
 
+pub use desk::Desk;
 pub use file::{FileSource, Keys};
 pub use homes::HomesSource;
+pub use hosts::HostsSource;
+pub use ldap::LdapClient;
 pub use list::ListSource;
 pub use multi::MultiSource;
+pub use nis::NisClient;
 pub use program::ProgramSource;
+pub use remote::{Client, KeyValue, RemoteSource, ServiceError};
+pub use sss::SssClient;
+pub use switch::SwitchSource;
 
 use super::text::{Text, Warning, Words};
 use super::vars::Variables;
+use crate::engine::rpc::RpcError;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -91,9 +109,69 @@ pub enum SourceError {
         /// The most it may write.
         max: usize,
     },
+    /// The exports of a host cannot be had.
+    #[error("exports of host {host}: {error}")]
+    Exports {
+        /// The host.
+        host: String,
+        /// Why.
+        error: RpcError,
+    },
+    /// A service has no answer.
+    #[error("map {map}: {error}")]
+    Service {
+        /// The map, with its type.
+        map: String,
+        /// Why.
+        error: ServiceError,
+    },
+}
+
+/// How asking a service ended, in the words of the name service switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It has the key, or the map.
+    Success,
+    /// It does not.
+    NotFound,
+    /// It cannot be asked.
+    Unavailable,
+    /// It cannot be asked now.
+    TryAgain,
+}
+
+impl Status {
+    /// Of a result.
+    pub fn of<T>(result: &Result<Option<T>, SourceError>) -> Self {
+        match result {
+            Ok(Some(_)) => Self::Success,
+            Ok(None) => Self::NotFound,
+            Err(error) => error.status(),
+        }
+    }
 }
 
 impl SourceError {
+    /// In the words of the name service switch.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Read { error, .. } if error.kind() == io::ErrorKind::NotFound => Status::NotFound,
+            Self::Service { error: ServiceError::NoMap, .. } => Status::NotFound,
+            _ if self.is_time_limit() => Status::TryAgain,
+            _ => Status::Unavailable,
+        }
+    }
+
+    /// Was time the reason?
+    pub fn is_time_limit(&self) -> bool {
+        matches!(
+            self,
+            Self::TimeLimit { .. }
+                | Self::Service { error: ServiceError::TimeLimit(_), .. }
+                | Self::Exports { error: RpcError::TimeLimit, .. }
+        )
+    }
+
     fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::Read { path, error }

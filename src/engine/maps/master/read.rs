@@ -52,7 +52,9 @@ impl Master {
 /// Where texts come from.
 pub trait Loader {
     /// The texts of a master map, each with the path it is shown by. Of a directory: its `*.autofs` files by name.
-    fn load(&self, map: &MapName) -> io::Result<Vec<(PathBuf, Vec<u8>)>>;
+    ///
+    /// `above` are the texts that include it, each the one after it; those are not meant again when the map has no type.
+    fn load(&self, map: &MapName, above: &[PathBuf]) -> io::Result<Vec<(PathBuf, Vec<u8>)>>;
 }
 
 /// Reads files. A name without a path is looked for in a directory.
@@ -69,7 +71,7 @@ impl Default for Files {
 }
 
 impl Loader for Files {
-    fn load(&self, map: &MapName) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
+    fn load(&self, map: &MapName, _: &[PathBuf]) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
         match &map.kind {
             MapKind::Dir => drop_ins(Path::new(&map.name)),
             MapKind::Path | MapKind::File | MapKind::Named => {
@@ -117,7 +119,7 @@ pub fn read(map: &MapName, loader: &dyn Loader) -> io::Result<Master> {
         nulled: HashSet::new(),
         served: HashSet::new(),
     };
-    for (path, text) in loader.load(map)? {
+    for (path, text) in loader.load(map, &[])? {
         reader.text(path, &text);
     }
     Ok(reader.master)
@@ -180,7 +182,7 @@ impl Reader<'_> {
         if self.open.len() >= DEPTH_MAX {
             return self.warn(Warning::new(at, format!("+{map} is left out: includes are {DEPTH_MAX} deep")));
         }
-        match self.loader.load(map) {
+        match self.loader.load(map, &self.open) {
             Err(error) => self.warn(Warning::new(at, format!("+{map} cannot be read: {error}"))),
             Ok(texts) => {
                 for (path, text) in texts {

@@ -5,6 +5,7 @@
 
 use super::{DIRECTORY, RawEntry, Source, SourceError};
 use crate::engine::maps::master::{MapKind, MapName};
+use crate::engine::maps::open::Opener;
 use crate::engine::maps::text::{ENTRY_MAX, KEY_MAX, Line, Lines, Position, Text, Warning, Words, show};
 use crate::engine::maps::vars::Variables;
 use std::borrow::Cow;
@@ -28,11 +29,36 @@ pub enum Keys {
     Any,
 }
 
+impl Keys {
+    /// A key as it is looked for, or why it cannot be one. The wildcard is not asked about.
+    pub fn check(self, key: &[u8]) -> Result<Cow<'_, [u8]>, String> {
+        let shown = || show(key);
+        let dots = key.split(|b| *b == b'/').any(|part| part == b"." || part == b"..");
+        match self {
+            _ if key.is_empty() || dots => Err(format!("{} cannot be a key", shown())),
+            _ if key.len() > KEY_MAX => {
+                Err(format!("the key has {} bytes; {KEY_MAX} are the most", key.len()))
+            }
+            Self::Paths if key.first() != Some(&b'/') => {
+                Err(format!("key {} of a direct map is not an absolute path", shown()))
+            }
+            Self::Names if key.contains(&b'/') => {
+                Err(format!("key {} of an indirect map has a slash", shown()))
+            }
+            Self::Paths => Ok(without_slash(Cow::Borrowed(key))),
+            _ => Ok(Cow::Borrowed(key)),
+        }
+    }
+}
+
 /// A map in a file.
 #[derive(Debug)]
 pub struct FileSource {
     path: PathBuf,
     keys: Keys,
+    /// Files that include this one: they are not included again.
+    above: Vec<PathBuf>,
+    opener: Arc<Opener>,
     read: RwLock<Arc<Contents>>,
 }
 
@@ -88,6 +114,8 @@ type Seen = Option<HashSet<Vec<u8>>>;
 #[derive(Debug)]
 enum Included {
     Contents(Arc<Contents>),
+    /// Anything but a file.
+    Source(Arc<dyn Source>),
     /// It could not be read: looked for again when the file is read again.
     Missing(PathBuf),
 }
@@ -130,9 +158,6 @@ fn meaning<'a>(line: &'a Line<'_>, keys: Keys) -> Result<Meaning<'a>, Warning> {
     if entry.bytes().is_empty() || entry.bytes()[0] == b'#' {
         return warn(at, format!("key {} has no entry", shown()));
     }
-    if bytes.len() > KEY_MAX {
-        return warn(at, format!("the key has {} bytes; {KEY_MAX} are the most", bytes.len()));
-    }
     if entry.bytes().len() > ENTRY_MAX {
         return warn(
             at,
@@ -158,18 +183,12 @@ fn meaning<'a>(line: &'a Line<'_>, keys: Keys) -> Result<Meaning<'a>, Warning> {
             ),
         };
     }
-    let dots = |key: &[u8]| key.split(|b| *b == b'/').any(|part| part == b"." || part == b"..");
-    match keys {
-        _ if bytes.is_empty() || dots(&bytes) => warn(at, format!("{} cannot be a key", shown())),
-        Keys::Paths if bytes.first() != Some(&b'/') => {
-            warn(at, format!("key {} of a direct map is not an absolute path", shown()))
-        }
-        Keys::Names if bytes.contains(&b'/') => {
-            warn(at, format!("key {} of an indirect map has a slash", shown()))
-        }
-        Keys::Paths => Ok(Meaning::Entry(without_slash(bytes), entry)),
-        _ => Ok(Meaning::Entry(bytes, entry)),
-    }
+    let clean = match keys.check(&bytes) {
+        Ok(clean) if clean.len() == bytes.len() => None,
+        Ok(clean) => Some(clean.into_owned()),
+        Err(message) => return warn(at, message),
+    };
+    Ok(Meaning::Entry(clean.map_or(bytes, Cow::Owned), entry))
 }
 
 /// A slash at the end of a direct key means nothing.
@@ -185,6 +204,7 @@ impl Contents {
     fn read(
         path: &Path,
         keys: Keys,
+        opener: &Opener,
         above: &mut Vec<PathBuf>,
         old: Option<&Self>,
     ) -> Result<Self, SourceError> {
@@ -202,7 +222,7 @@ impl Contents {
         }
         above.push(path.to_owned());
         for line in Lines::new(&bytes) {
-            contents.add(&line, above);
+            contents.add(&line, opener, above);
         }
         above.pop();
         contents.bytes = bytes;
@@ -245,7 +265,7 @@ impl Contents {
         self.warnings.sort_by_key(|warning| warning.at);
     }
 
-    fn add(&mut self, line: &Line<'_>, above: &mut Vec<PathBuf>) {
+    fn add(&mut self, line: &Line<'_>, opener: &Opener, above: &mut Vec<PathBuf>) {
         let at = line.text.position(0);
         let Ok(offset) = u32::try_from(line.offset) else {
             return self.warnings.push(Warning::error(at, "lines after 4 GiB are left out"));
@@ -263,26 +283,30 @@ impl Contents {
                 self.wildcard.get_or_insert(Slot { hash: 0, offset, line: line.line });
             }
             Ok(Meaning::Entry(key, _)) => self.index.push(Slot { hash: hash(&key), offset, line: line.line }),
-            Ok(Meaning::Include(name)) => match self.include(&name, above) {
+            Ok(Meaning::Include(name)) => match self.include(&name, opener, above) {
                 Ok(included) => self.includes.push((offset, included)),
                 Err(message) => self.warnings.push(Warning::new(at, message)),
             },
         }
     }
 
-    fn include(&self, name: &MapName, above: &mut Vec<PathBuf>) -> Result<Included, String> {
-        let path = match name.kind {
-            MapKind::Path | MapKind::File => PathBuf::from(&name.name),
-            MapKind::Named => Path::new(DIRECTORY).join(&name.name),
-            _ => return Err(format!("+{name} is left out: only files can be included")),
-        };
+    fn include(&self, name: &MapName, opener: &Opener, above: &mut Vec<PathBuf>) -> Result<Included, String> {
         if above.len() >= DEPTH_MAX {
             return Err(format!("+{name} is left out: includes are {DEPTH_MAX} deep"));
         }
+        let path = match name.kind {
+            MapKind::Path | MapKind::File => PathBuf::from(&name.name),
+            MapKind::Named if opener.names_files() => Path::new(DIRECTORY).join(&name.name),
+            _ => {
+                let opened = opener.included(name, above);
+                let source = opened.map_err(|error| format!("+{name} is left out: {error}"))?;
+                return Ok(Included::Source(source.into()));
+            }
+        };
         if above.contains(&path) {
             return Err(format!("+{name} is left out: the file includes itself"));
         }
-        Ok(match Self::read(&path, self.keys, above, None) {
+        Ok(match Self::read(&path, self.keys, opener, above, None) {
             Ok(contents) => Included::Contents(Arc::new(contents)),
             Err(_) => Included::Missing(path),
         })
@@ -293,6 +317,7 @@ impl Contents {
             && self.stamp == Stamp::of(&self.path)
             && self.includes.iter().all(|(_, included)| match included {
                 Included::Contents(contents) => contents.fresh(),
+                Included::Source(source) => source.fresh(),
                 Included::Missing(path) => !path.exists(),
             })
     }
@@ -302,13 +327,41 @@ impl Contents {
     }
 
     /// What a key stands for. A map that is included is asked at its place, and answers with its wildcard, too; the file's
-    /// own wildcard comes last.
-    fn find(&self, key: &[u8]) -> Option<RawEntry> {
+    /// own wildcard comes last. One that cannot be asked hides nothing.
+    fn find(&self, key: &[u8], variables: &Variables<'_>) -> Result<Option<RawEntry>, SourceError> {
         let own = self.exact(key);
         let limit = own.map_or(u32::MAX, |slot| slot.offset);
-        let before = self.contents().take_while(|(offset, _)| *offset < limit);
-        let included = before.map(|(_, contents)| contents).find_map(|contents| contents.find(key));
-        included.or_else(|| self.entry(own.or(self.wildcard)?))
+        let mut failed = None;
+        for (_, included) in self.includes.iter().take_while(|(offset, _)| *offset < limit) {
+            let found = match included {
+                Included::Contents(contents) => contents.find(key, variables),
+                Included::Source(source) => source.lookup(key, variables),
+                Included::Missing(_) => Ok(None),
+            };
+            match found {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        match (own.or(self.wildcard).and_then(|slot| self.entry(slot)), failed) {
+            (None, Some(error)) => Err(error),
+            (found, _) => Ok(found),
+        }
+    }
+
+    fn wildcard(&self) -> Result<Option<RawEntry>, SourceError> {
+        for (_, included) in &self.includes {
+            let found = match included {
+                Included::Contents(contents) => contents.wildcard()?,
+                Included::Source(source) => source.wildcard()?,
+                Included::Missing(_) => None,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(self.exact(b"*").or(self.wildcard).and_then(|slot| self.entry(slot)))
     }
 
     /// Where a key stands.
@@ -333,21 +386,18 @@ impl Contents {
         }
     }
 
-    fn contents(&self) -> impl Iterator<Item = (u32, &Self)> {
-        self.includes.iter().filter_map(|(offset, included)| match included {
-            Included::Contents(contents) => Some((*offset, contents.as_ref())),
-            Included::Missing(_) => None,
-        })
-    }
-
     /// All entries in the order of the text; keys in `seen` are left out. The index has each key of this file once.
-    fn visit(&self, seen: &mut Seen, each: &mut dyn FnMut(&[u8], &Text<'_>, &Path)) {
+    fn visit(
+        &self,
+        seen: &mut Seen,
+        each: &mut dyn FnMut(&[u8], &Text<'_>, &Path),
+    ) -> Result<(), SourceError> {
         let mut slots: Vec<Slot> = self.index.iter().chain(&self.wildcard).copied().collect();
         slots.sort_unstable_by_key(|slot| slot.offset);
-        let mut includes = self.contents().peekable();
+        let mut includes = self.includes.iter().peekable();
         for slot in slots {
-            while let Some((_, contents)) = includes.next_if(|(offset, _)| *offset < slot.offset) {
-                contents.visit(seen, each);
+            while let Some((_, included)) = includes.next_if(|(offset, _)| *offset < slot.offset) {
+                included.visit(seen, each)?;
             }
             let Some(line) = self.line(slot) else { continue };
             let (key, text) = match meaning(&line, self.keys) {
@@ -355,11 +405,11 @@ impl Contents {
                 Ok(Meaning::Wildcard(text)) => (Cow::Borrowed(b"*".as_slice()), text),
                 _ => continue,
             };
-            if seen.as_mut().is_none_or(|seen| seen.insert(key.to_vec())) {
+            if is_first(seen, &key) {
                 each(&key, &text, &self.path);
             }
         }
-        includes.for_each(|(_, contents)| contents.visit(seen, each));
+        includes.try_for_each(|(_, included)| included.visit(seen, each))
     }
 
     fn warnings(&self, all: &mut Vec<(PathBuf, Warning)>) {
@@ -367,6 +417,7 @@ impl Contents {
         for (offset, included) in &self.includes {
             match included {
                 Included::Contents(contents) => contents.warnings(all),
+                Included::Source(source) => all.extend(source.warnings()),
                 Included::Missing(path) => {
                     let line = self.bytes[..*offset as usize].iter().filter(|b| **b == b'\n').count();
                     let at = Position { line: line as u32 + 1, column: 1 };
@@ -378,38 +429,82 @@ impl Contents {
     }
 }
 
+fn is_first(seen: &mut Seen, key: &[u8]) -> bool {
+    seen.as_mut().is_none_or(|seen| seen.insert(key.to_vec()))
+}
+
+impl Included {
+    fn visit(
+        &self,
+        seen: &mut Seen,
+        each: &mut dyn FnMut(&[u8], &Text<'_>, &Path),
+    ) -> Result<(), SourceError> {
+        match self {
+            Self::Contents(contents) => contents.visit(seen, each),
+            Self::Missing(_) => Ok(()),
+            Self::Source(source) => {
+                let listed = source.visit(&mut |key, text, origin| {
+                    if is_first(seen, key) {
+                        each(key, text, origin);
+                    }
+                });
+                listed.map(drop)
+            }
+        }
+    }
+}
+
 impl FileSource {
-    /// Read a file.
-    pub fn open(path: &Path, keys: Keys) -> Result<Self, SourceError> {
-        let contents = Contents::read(path, keys, &mut Vec::new(), None)?;
-        Ok(Self { path: path.to_owned(), keys, read: RwLock::new(Arc::new(contents)) })
+    /// Read a file, which may include what `opener` opens.
+    pub fn open(path: &Path, keys: Keys, opener: Arc<Opener>) -> Result<Self, SourceError> {
+        let source = Self::later(path, keys, opener, &[]);
+        source.reread()?;
+        Ok(source)
+    }
+
+    /// A file that is read when it is needed, and need not be there yet. `above` are the files that include it.
+    pub fn later(path: &Path, keys: Keys, opener: Arc<Opener>, above: &[PathBuf]) -> Self {
+        let read = RwLock::new(Arc::new(Contents::empty(path, keys)));
+        Self { path: path.to_owned(), keys, above: above.to_vec(), opener, read }
     }
 
     fn contents(&self) -> Arc<Contents> {
         self.read.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// Read again what changed; true when something did.
+    fn reread(&self) -> Result<bool, SourceError> {
+        let old = self.contents();
+        if old.fresh() {
+            return Ok(false);
+        }
+        let mut above = self.above.clone();
+        let new = Contents::read(&self.path, self.keys, &self.opener, &mut above, Some(&old))?;
+        *self.read.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        Ok(true)
+    }
 }
 
 impl Source for FileSource {
-    fn lookup(&self, key: &[u8], _: &Variables<'_>) -> Result<Option<RawEntry>, SourceError> {
+    fn lookup(&self, key: &[u8], variables: &Variables<'_>) -> Result<Option<RawEntry>, SourceError> {
         // The keys of a direct map are triggers: they change when the map is read again as a whole.
         if self.keys != Keys::Paths {
-            self.refresh()?;
+            self.reread()?;
         }
-        Ok(self.contents().find(key))
+        self.contents().find(key, variables)
     }
 
     fn visit(&self, each: &mut dyn FnMut(&[u8], &Text<'_>, &Path)) -> Result<bool, SourceError> {
-        self.refresh()?;
+        self.reread()?;
         let contents = self.contents();
         let mut seen = (!contents.includes.is_empty()).then(HashSet::new);
-        contents.visit(&mut seen, each);
+        contents.visit(&mut seen, each)?;
         Ok(true)
     }
 
     fn wildcard(&self) -> Result<Option<RawEntry>, SourceError> {
-        self.refresh()?;
-        Ok(self.contents().find(b"*"))
+        self.reread()?;
+        self.contents().wildcard()
     }
 
     fn fresh(&self) -> bool {
@@ -417,12 +512,15 @@ impl Source for FileSource {
     }
 
     fn refresh(&self) -> Result<(), SourceError> {
-        let old = self.contents();
-        if !old.fresh() {
-            let new = Contents::read(&self.path, self.keys, &mut Vec::new(), Some(&old))?;
-            *self.read.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        if self.reread()? {
+            return Ok(());
         }
-        Ok(())
+        // What is included may have changed all the same, and not be able to tell.
+        let contents = self.contents();
+        contents.includes.iter().try_for_each(|(_, included)| match included {
+            Included::Source(source) => source.refresh(),
+            Included::Contents(_) | Included::Missing(_) => Ok(()),
+        })
     }
 
     fn warnings(&self) -> Vec<(PathBuf, Warning)> {
