@@ -1,8 +1,8 @@
 //! What an engine serves: maps from a checkpoint, or from a master map.
 
 use super::maps::conf::Conf;
-use super::maps::open::Texts;
 use super::maps::master::{self, MapName, Master, NameError, Propagation};
+use super::maps::open::Texts;
 use super::maps::vars::Definition;
 use super::maps::{Credentials, Map, MapError, Resolved, Severity, Site, Warning};
 use super::served::{Opener, PropagationType, ServeOptions, Served, Source};

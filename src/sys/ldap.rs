@@ -122,8 +122,11 @@ mod option {
     pub const DIAGNOSTIC_MESSAGE: c_int = 0x0032;
     pub const TIMEOUT: c_int = 0x5002;
     pub const NETWORK_TIMEOUT: c_int = 0x5005;
+    pub const TLS_CACERTFILE: c_int = 0x6002;
+    pub const TLS_CACERTDIR: c_int = 0x6003;
     pub const TLS_CERTFILE: c_int = 0x6004;
     pub const TLS_KEYFILE: c_int = 0x6005;
+    pub const TLS_REQUIRE_CERT: c_int = 0x6006;
     pub const TLS_NEWCTX: c_int = 0x600f;
 }
 
@@ -160,11 +163,28 @@ impl Connection {
 
     /// Show the server a certificate when it asks for one.
     pub fn set_certificate(&mut self, own: &ClientCertificate) -> Result<(), LdapError> {
+        // The settings of ldap.conf are in a context that all connections share; a context of our own begins without them.
+        for which in [option::TLS_CACERTFILE, option::TLS_CACERTDIR] {
+            if let Some(path) = self.library.text_of(null_mut(), which) {
+                let path = CString::new(path)?;
+                self.set(which, path.as_ptr().cast())?;
+            }
+        }
         for (which, path) in [(option::TLS_CERTFILE, &own.certificate), (option::TLS_KEYFILE, &own.key)] {
             let path = CString::new(path.as_str())?;
             self.set(which, path.as_ptr().cast())?;
         }
-        // What was set counts for connections made with a new context of the client's kind.
+        let mut demand: c_int = 0;
+        // SAFETY: this option writes a number; no handle stands for the settings of all connections.
+        let code = unsafe {
+            (self.library.ldap_get_option)(
+                null_mut(),
+                option::TLS_REQUIRE_CERT,
+                std::ptr::from_mut(&mut demand).cast(),
+            )
+        };
+        self.check("reading an option", code)?;
+        self.set_number(option::TLS_REQUIRE_CERT, demand)?;
         self.set_number(option::TLS_NEWCTX, 0)
     }
 
@@ -213,38 +233,24 @@ impl Connection {
         let text = unsafe { (self.library.ldap_err2string)(code) };
         // SAFETY: it ends in NUL.
         let mut meaning = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-        if let Some(written) = self.diagnostic() {
+        // Without a handle it would be what some other connection was told.
+        let written = (!self.ld.is_null()).then(|| self.library.text_of(self.ld, option::DIAGNOSTIC_MESSAGE));
+        if let Some(written) = written.flatten() {
             meaning = format!("{meaning} ({written})");
         }
         Err(LdapError::Code { what, code, meaning })
     }
 
-    fn diagnostic(&mut self) -> Option<String> {
-        if self.ld.is_null() {
-            return None;
-        }
-        let mut text: *mut c_char = null_mut();
-        // SAFETY: this option writes a string of its own, or null, to the place of a pointer.
-        let code = unsafe {
-            (self.library.ldap_get_option)(
-                self.ld,
-                option::DIAGNOSTIC_MESSAGE,
-                std::ptr::from_mut(&mut text).cast(),
-            )
-        };
-        (code == 0).then(|| self.library.take_string(text)).flatten().filter(|text| !text.is_empty())
-    }
-
-    /// What lies below `base` and matches `filter`, in pages, with these attributes.
+    /// What lies below `base` and matches `filter`, in pages, with these attributes. Without a base that of `ldap.conf` counts.
     pub fn search(
         &mut self,
-        base: &str,
+        base: Option<&str>,
         scope: Scope,
         filter: &str,
         attributes: &[&str],
         limit: Duration,
     ) -> Result<Vec<Entry>, LdapError> {
-        let (base, filter) = (CString::new(base)?, CString::new(filter)?);
+        let (base, filter) = (base.map(CString::new).transpose()?, CString::new(filter)?);
         let names = attributes.iter().map(|name| CString::new(*name)).collect::<Result<Vec<_>, _>>()?;
         let mut list: Vec<*mut c_char> = names.iter().map(|name| name.as_ptr().cast_mut()).collect();
         list.push(null_mut());
@@ -260,7 +266,7 @@ impl Connection {
             let code = unsafe {
                 (self.library.ldap_search_ext_s)(
                     self.ld,
-                    base.as_ptr(),
+                    base.as_ref().map_or(null(), |base| base.as_ptr()),
                     scope as c_int,
                     filter.as_ptr(),
                     list.as_mut_ptr(),
@@ -293,6 +299,15 @@ impl Drop for Connection {
 }
 
 impl Library {
+    /// An option that is a text; `None` when it is not set. No handle stands for the settings of all connections.
+    fn text_of(&self, ld: Ld, which: c_int) -> Option<String> {
+        let mut text: *mut c_char = null_mut();
+        // SAFETY: the handle is alive or null; callers name options that write a string of its own, or null, to the place of
+        // a pointer.
+        let code = unsafe { (self.ldap_get_option)(ld, which, std::ptr::from_mut(&mut text).cast()) };
+        (code == 0).then(|| self.take_string(text)).flatten().filter(|text| !text.is_empty())
+    }
+
     /// A string that the library allocated, freed; `None` for null.
     fn take_string(&self, text: *mut c_char) -> Option<String> {
         if text.is_null() {

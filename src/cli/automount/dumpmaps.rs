@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// Every map of the master map.
 pub fn all(given: &Given, output: &mut Output) -> Result<ExitCode> {
     let site = Arc::new(given.site()?);
-    let master = given.master(&site.conf)?;
+    let master = given.master(&site)?;
     let mut text = "\nautofs dump map information\n===========================\n\n".to_owned();
     text += &global_options(&site);
     let mut points: Vec<Option<&Path>> = Vec::new();

@@ -130,9 +130,9 @@ impl Reader {
 
     fn master(&mut self, line: &CommandLine, mounts: &[AutofsMount]) {
         let name = line.master.clone().unwrap_or_else(|| self.site.conf.master_map_name.clone().into());
-        let master = MapName::parse(&name)
-            .map_err(|error| error.to_string())
-            .and_then(|name| master::read(&name, &Texts::new(self.site.clone())).map_err(|error| error.to_string()));
+        let master = MapName::parse(&name).map_err(|error| error.to_string()).and_then(|name| {
+            master::read(&name, &Texts::new(self.site.clone())).map_err(|error| error.to_string())
+        });
         match master {
             Err(error) => {
                 self.warnings.push(format!("master map {}: {error}", String::from_utf8_lossy(&name)));

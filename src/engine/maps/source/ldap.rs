@@ -74,7 +74,7 @@ impl LdapClient {
             let schema = open.schema.clone();
             let attributes = [schema.entry_attribute.as_str(), schema.value_attribute.as_str()];
             let filter = filter(&schema);
-            match open.connection.search(&open.dn, Scope::Subtree, &filter, &attributes, limit) {
+            match open.connection.search(Some(&open.dn), Scope::Subtree, &filter, &attributes, limit) {
                 Ok(found) => {
                     self.open = Some(open);
                     return Ok((found, schema));
@@ -163,7 +163,7 @@ impl LdapClient {
         auth: &Auth,
     ) -> Result<Option<&'static str>, LdapError> {
         const ATTRIBUTE: &str = "supportedSASLMechanisms";
-        let found = connection.search("", Scope::Base, "(objectClass=*)", &[ATTRIBUTE], self.limit)?;
+        let found = connection.search(Some(""), Scope::Base, "(objectClass=*)", &[ATTRIBUTE], self.limit)?;
         let offered: Vec<&[u8]> =
             found.iter().flat_map(|root| root.values(ATTRIBUTE)).map(Vec::as_slice).collect();
         Ok(best(&offered, auth))
@@ -174,18 +174,18 @@ impl LdapClient {
         let candidates = Schema::candidates(self.conf.schema.as_ref());
         let attributes = map_attributes(&candidates);
         let (bases, scope, filter, name) = if self.place.is_dn() {
-            (vec![self.place.map.clone()], Scope::Base, "(objectClass=*)".to_owned(), None)
+            (vec![Some(self.place.map.as_str())], Scope::Base, "(objectClass=*)".to_owned(), None)
         } else {
             let bases = match self.conf.search_bases.as_slice() {
                 // The base of ldap.conf.
-                [] => vec![String::new()],
-                bases => bases.to_vec(),
+                [] => vec![None],
+                bases => bases.iter().map(|base| Some(base.as_str())).collect(),
             };
             let name = self.place.map.as_str();
             (bases, Scope::Subtree, map_filter(&candidates, name), Some(name))
         };
         for base in bases {
-            let found = match connection.search(&base, scope, &filter, &attributes, self.limit) {
+            let found = match connection.search(base, scope, &filter, &attributes, self.limit) {
                 Err(error) if error.code() == Some(NO_SUCH_OBJECT) => continue,
                 found => found?,
             };
