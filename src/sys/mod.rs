@@ -40,6 +40,9 @@ pub mod uncovered;
 pub use devnum::DevNum;
 pub use rustix::io::Errno;
 
+/// A key of a map of a service, with its text.
+pub type KeyValue = (Vec<u8>, Vec<u8>);
+
 /// The errno that the last call of libc left.
 fn last_errno() -> Errno {
     // errno is always a small positive number here; the fallback cannot happen.

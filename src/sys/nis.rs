@@ -1,5 +1,6 @@
 //! NIS, by the library that was once part of libc; loaded when it is needed.
 
+use super::KeyValue;
 use super::library::{LoadError, library};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint};
 use std::ptr::null_mut;
@@ -91,11 +92,11 @@ pub fn get(domain: Option<&str>, map: &str, key: &[u8]) -> Result<Option<Vec<u8>
 }
 
 /// All keys with their texts.
-pub fn list(domain: Option<&str>, map: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, NisError> {
+pub fn list(domain: Option<&str>, map: &str) -> Result<Vec<KeyValue>, NisError> {
     let library = Library::get()?;
     let domain = domain.map_or_else(|| library.domain(), |name| Ok(CString::new(name)?))?;
     let map = CString::new(map)?;
-    let mut all: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut all: Vec<KeyValue> = Vec::new();
     let callback = Callback { function: collect, data: std::ptr::from_mut(&mut all).cast() };
     // SAFETY: names and callback live through the call; nothing else uses the list meanwhile.
     let code = unsafe { (library.yp_all)(domain.as_ptr(), map.as_ptr(), &callback) };
@@ -118,7 +119,7 @@ unsafe extern "C" fn collect(
         return 1;
     }
     // SAFETY: it is what `list` gave, still alive and not used by anybody else.
-    let list = unsafe { &mut *list.cast::<Vec<(Vec<u8>, Vec<u8>)>>() };
+    let list = unsafe { &mut *list.cast::<Vec<KeyValue>>() };
     list.push((bytes(key, key_length), bytes(text, length)));
     0
 }

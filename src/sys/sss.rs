@@ -1,7 +1,7 @@
 //! SSSD's library for automounters, loaded when it is needed.
 
-use super::Errno;
 use super::library::{LoadError, library};
+use super::{Errno, KeyValue};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::ptr::null_mut;
 
@@ -95,7 +95,7 @@ impl SssMap {
     }
 
     /// The next key with its text; `None` at the end. A map is listed once.
-    pub fn next(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>, SssError> {
+    pub fn next_entry(&mut self) -> Result<Option<KeyValue>, SssError> {
         let (mut key, mut text) = (null_mut(), null_mut());
         // SAFETY: the context is alive; the places live through the call.
         let code = unsafe { (self.library._sss_getautomntent_r)(&mut key, &mut text, self.context) };

@@ -216,7 +216,8 @@ impl Loader for Texts {
             MapKind::Ldap | MapKind::Ldaps | MapKind::Sss | MapKind::Yp => return self.ask_both(map),
             _ => return self.files.load(map, above),
         }
-        let mut result = Err(io::Error::from(io::ErrorKind::NotFound));
+        let nowhere = "no service of nsswitch.conf has it";
+        let mut result = Err(io::Error::new(io::ErrorKind::NotFound, nowhere));
         for step in &self.site.switch.0 {
             let map = MapName { kind: step.service.clone(), ..map.clone() };
             let loaded = if step.service == MapKind::File {

@@ -72,14 +72,17 @@ impl Message {
         if list.is_null() {
             return values;
         }
-        for place in 0.. {
+        let mut place = list;
+        loop {
             // SAFETY: the list ends in null, where this loop ends, too.
-            let value = unsafe { *list.add(place) };
+            let value = unsafe { *place };
             if value.is_null() {
                 break;
             }
             // SAFETY: every element before the end is a value of the library's.
             values.push(unsafe { *value }.copy());
+            // SAFETY: this was not the end.
+            place = unsafe { place.add(1) };
         }
         // SAFETY: the list is ours, and nobody uses it after this.
         unsafe { (self.library.ldap_value_free_len)(list) };

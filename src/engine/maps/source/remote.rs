@@ -7,13 +7,11 @@ use super::desk::Desk;
 use super::{Keys, RawEntry, Source, SourceError};
 use crate::engine::maps::text::{ENTRY_MAX, Text, show};
 use crate::engine::maps::vars::Variables;
+pub use crate::sys::KeyValue;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// What a key stands for, as bytes.
-pub type KeyValue = (Vec<u8>, Vec<u8>);
 
 /// One map of a service. Calls may block as long as they like: [`Desk`] sets the limit.
 pub trait Client: Send + 'static {

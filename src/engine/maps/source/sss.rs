@@ -27,7 +27,7 @@ impl Client for SssClient {
     fn list(&mut self) -> Result<Option<Vec<KeyValue>>, ServiceError> {
         let mut map = SssMap::open(&self.0)?;
         let mut all = Vec::new();
-        while let Some((key, text)) = map.next()? {
+        while let Some((key, text)) = map.next_entry()? {
             all.push((if key == b"/" { b"*".to_vec() } else { key }, text));
         }
         Ok(Some(all))
