@@ -286,6 +286,10 @@ impl Source for Arc<Opened> {
         Ok(keys.map(|keys| keys.into_iter().map(with_root).collect()))
     }
 
+    fn has_places(&self) -> bool {
+        self.map.is_amd()
+    }
+
     fn reload(&self) -> Result<(), Errno> {
         self.map.refresh().map(drop).map_err(|error| refuse(&error))
     }

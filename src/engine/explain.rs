@@ -195,6 +195,10 @@ impl Explained {
                     None => self.step(at, fstype, options.clone(), best.source.clone(), replicas),
                 }
             }
+            What::Command { mount, .. } => {
+                let command = mount.first().cloned().unwrap_or_default();
+                self.step(at, "program", OsString::new(), command, Vec::new());
+            }
             // Only the caller has the map that it belongs to.
             What::Submount { .. } => {}
         }

@@ -3,6 +3,7 @@
 
 use super::kernel::Kernel;
 use super::maps::{MountSpec, Resolved, What};
+use super::mount::MountError;
 use super::served::Served;
 use super::task::*;
 use crate::discover::facts::MountType;
@@ -112,7 +113,15 @@ impl<'a> Made<'a> {
         if here.is_none() && offsets.is_empty() {
             return Err(Errno::NOENT);
         }
-        match here.map(|spec| &spec.what) {
+        let what = match here.map(|spec| &spec.what) {
+            Some(What::External { place, mount, then }) => {
+                let entered = self.kernel.enter(place, mount, self.target, &self.task.served);
+                entered.map_err(|error| self.refused(&error))?;
+                Some(&**then)
+            }
+            what => what,
+        };
+        match what {
             Some(What::Symlink(to)) => return self.symlink(to),
             Some(what) => self.root(what)?,
             None => self.directory()?,
@@ -154,13 +163,18 @@ impl<'a> Made<'a> {
                 let place = self.kernel.make_trigger(self.target, MountType::Indirect, &served)?;
                 self.child(place, Duty::Map(served));
             }
-            _ => self.kernel.mount(what, self.target, served).map_err(|error| {
-                tracing::warn!(target = %self.target.display(), %error, "mount failed");
-                error.errno()
-            })?,
+            _ => {
+                let mounted = self.kernel.mount(what, self.target, served);
+                mounted.map_err(|error| self.refused(&error))?;
+            }
         }
         self.covered = true;
         Ok(())
+    }
+
+    fn refused(&self, error: &MountError) -> Errno {
+        tracing::warn!(target = %self.target.display(), %error, "mount failed");
+        error.errno()
     }
 
     fn offset(&mut self, path: &Path, offset: Offset) -> Result<(), Errno> {
@@ -200,6 +214,7 @@ impl<'a> Made<'a> {
         }
         remove_dirs(kernel, self.target, &below);
         remove_key_dir(kernel, &self.task.served, &self.task.key, self.target);
+        kernel.leave(self.target, &self.task.served);
         self.children.is_empty()
     }
 }
@@ -231,6 +246,7 @@ fn unmount(kernel: &dyn Kernel, task: &UnmountTask) -> Outcome {
             let below: Vec<_> = task.below.iter().map(|child| child.place.path.clone()).collect();
             remove_dirs(kernel, &target, &below);
             remove_key_dir(kernel, &task.served, &task.key, &target);
+            kernel.leave(&target, &task.served);
         }
         Err(errno) => tracing::debug!(target = %target.display(), %errno, "not unmounted"),
     }

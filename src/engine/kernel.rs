@@ -39,6 +39,12 @@ pub trait Kernel: Send + Sync {
     fn make_trigger(&self, path: &Path, kind: MountType, served: &Served) -> Result<Place, Errno>;
     /// Mount a file system on a directory.
     fn mount(&self, what: &What, target: &Path, served: &Served) -> Result<(), MountError>;
+    /// Have `what` mounted at `place` as long as `key` needs it; other keys may share it.
+    fn enter(&self, place: &Path, what: &What, key: &Path, served: &Served) -> Result<(), MountError>;
+    /// As [`Kernel::enter`], for a key that an earlier engine mounted.
+    fn adopt(&self, place: &Path, what: &What, key: &Path);
+    /// A key does not need its place any more, if it had one.
+    fn leave(&self, key: &Path, served: &Served);
     /// Unmount the topmost mount at a path; EBUSY when it is in use.
     fn unmount(&self, path: &Path) -> Result<(), Errno>;
     /// Detach the pipe; waiters wake with ENOENT.

@@ -70,7 +70,7 @@ pub fn connect(
                 jobs::browse(kernel, &map.served, &place, &keys);
             }
             if let (Some(id), Some(mount)) = (state.add_mount(group, place), found) {
-                Adoption { state, existing: &existing, now }.keys(id, mount, &map.served, None);
+                Adoption { state, kernel, existing: &existing, now }.keys(id, mount, &map.served, None);
             }
         }
     }
@@ -134,6 +134,7 @@ impl<'a> Existing<'a> {
 /// Tells the machine what is mounted.
 struct Adoption<'s, 'e> {
     state: &'s mut State,
+    kernel: &'s dyn Kernel,
     existing: &'s Existing<'e>,
     now: Instant,
 }
@@ -145,6 +146,9 @@ impl Adoption<'_, '_> {
         for covering in &mount.covering {
             keys.entry(key_of(mount, &covering.path)).or_default();
         }
+        for name in links(mount) {
+            keys.entry(name).or_default();
+        }
         for child in self.existing.children(mount) {
             let key = key_of(mount, &child.path);
             if let Some(duty) = duty(mount, &key, child, served, part) {
@@ -153,9 +157,24 @@ impl Adoption<'_, '_> {
             }
         }
         for (key, below) in keys {
+            if part.is_none() && served.source.has_places() {
+                self.place(mount, &key, served);
+            }
             self.state.add_mounted(id, key, below.clone(), self.now);
             for child in below {
                 self.child(&child, served);
+            }
+        }
+    }
+
+    /// The place that a key shares with others.
+    fn place(&self, mount: &AutofsMount, key: &Key, served: &Served) {
+        let target = place_of(mount).target(key);
+        let asked = if key.is_empty() { target.as_os_str().as_bytes() } else { key.as_slice() };
+        let Ok(Some(entry)) = served.source.lookup(asked, Credentials { uid: 0, gid: 0 }) else { return };
+        for spec in &entry.mounts {
+            if let What::External { place, mount, .. } = &spec.what {
+                self.kernel.adopt(place, mount, &target);
             }
         }
     }
@@ -168,6 +187,16 @@ impl Adoption<'_, '_> {
             Duty::Offset(offset) => self.keys(id, mount, served, Some(offset)),
         }
     }
+}
+
+/// Keys of an indirect mount that are symbolic links.
+fn links(mount: &AutofsMount) -> Vec<Key> {
+    if mount.options.mount_type != MountType::Indirect {
+        return Vec::new();
+    }
+    let names = std::fs::read_dir(&mount.path).into_iter().flatten().flatten();
+    let links = names.filter(|name| name.file_type().is_ok_and(|kind| kind.is_symlink()));
+    links.map(|name| name.file_name().as_bytes().to_vec()).collect()
 }
 
 /// The key of `mount` that a path in it belongs to.

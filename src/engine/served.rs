@@ -35,6 +35,10 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     fn lookup(&self, key: &[u8], who: Credentials) -> Result<Option<Resolved>, Errno>;
     /// All keys but the wildcard; `None` when the source cannot list them.
     fn keys(&self) -> Result<Option<Vec<Vec<u8>>>, Errno>;
+    /// May keys have file systems at places of their own ([`super::maps::What::External`])?
+    fn has_places(&self) -> bool {
+        false
+    }
     /// Read the source again.
     fn reload(&self) -> Result<(), Errno> {
         Ok(())

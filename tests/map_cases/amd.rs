@@ -228,3 +228,27 @@ fn submounts_inherit() {
     let opened = setup.open("a type:=auto;fs:=/etc/m\n");
     assert_eq!(opened.lookup("a"), "automount file,amd:/etc/m -o nosuid,-DX=y");
 }
+
+#[test]
+fn a_map_is_looked_for_in_the_search_path() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("found"), "k type:=link;fs:=/usr\n").unwrap();
+    let mut site = site();
+    let conf = format!("[ amd ]\nsearch_path = /nowhere:{}\n", directory.path().display());
+    site.conf.apply(conf.as_bytes(), &mut Vec::new());
+    let item = autofs_cr::engine::maps::master::parse(b"/amd file,amd:found", &mut Vec::new()).pop();
+    let Some(autofs_cr::engine::maps::master::Item::Entry(entry)) = item else { panic!() };
+    let map = autofs_cr::engine::maps::Map::open(*entry, std::sync::Arc::new(site)).unwrap();
+    assert_eq!(map.keys().unwrap(), Some(vec![b"k".to_vec()]));
+}
+
+/// automount puts variables into commands although they are in quotes.
+#[test]
+fn programs_mount() {
+    let text = "p type:=program;fs:=/a/p;mount:=\"/bin/m m -x ${fs}\";umount:=\"/bin/u u ${fs}\"\n\
+                none type:=program;fs:=/a/p\n";
+    let opened = open(text, "");
+    let found = opened.lookup("p");
+    assert!(found.contains("run /bin/m m -x /a/p, then /bin/u u /a/p"), "{found}");
+    assert!(opened.lookup("none").contains("needs the option mount"), "{}", opened.lookup("none"));
+}

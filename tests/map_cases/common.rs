@@ -6,6 +6,7 @@ use autofs_cr::engine::maps::master::{Item, parse};
 use autofs_cr::engine::maps::source::RawEntry;
 use autofs_cr::engine::maps::vars::{Environment, Requester, User, Variables};
 use autofs_cr::engine::maps::{Credentials, Map, Replica, Resolved, Site, Warning, What};
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -182,6 +183,10 @@ fn show_what(what: &What) -> String {
             format!("{} {}, then {}", show_what(mount), place.display(), show_what(then))
         }
         What::Symlink(target) => format!("symlink {}", target.display()),
+        What::Command { mount, unmount } => {
+            let words = |words: &[OsString]| words.join(OsStr::new(" ")).to_string_lossy().into_owned();
+            format!("run {}, then {}", words(mount), words(unmount))
+        }
         What::Submount { map, options } => format!("automount {}{}", map.to_string_lossy(), with(options)),
     }
 }

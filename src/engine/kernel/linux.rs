@@ -7,6 +7,7 @@ use super::{Hold, Kernel};
 use crate::discover::facts::AutofsOptions;
 use crate::discover::mountinfo;
 use crate::engine::maps::What;
+use crate::engine::mount::external::Places;
 use crate::engine::mount::{self, Manner, MountError};
 use crate::engine::served::{PropagationType, Served};
 use crate::engine::task::Place;
@@ -28,12 +29,13 @@ pub struct Linux {
     pipe: OwnedFd,
     /// Triggers whose directories were made for them.
     own_dirs: Mutex<HashSet<DevNum>>,
+    places: Places,
 }
 
 impl Linux {
     /// All mounts it makes write their requests to `pipe`, the write end.
     pub fn new(control: Control, pipe: OwnedFd) -> Self {
-        Self { control, pipe, own_dirs: Mutex::default() }
+        Self { control, pipe, own_dirs: Mutex::default(), places: Places::default() }
     }
 
     /// The root of an autofs mount, for one command: an open one counts as a use.
@@ -139,12 +141,19 @@ impl Kernel for Linux {
 
     fn mount(&self, what: &What, target: &Path, served: &Served) -> Result<(), MountError> {
         // Links and submounts are made with the calls above.
-        let manner = Manner {
-            propagation: propagation(served),
-            limit: served.options.mount_wait,
-            random_replica: served.options.random_replica,
-        };
-        mount::mount(what, target, manner)
+        mount::mount(what, target, manner(served))
+    }
+
+    fn enter(&self, place: &Path, what: &What, key: &Path, served: &Served) -> Result<(), MountError> {
+        self.places.enter(place, what, key, manner(served))
+    }
+
+    fn adopt(&self, place: &Path, what: &What, key: &Path) {
+        self.places.adopt(place, what, key);
+    }
+
+    fn leave(&self, key: &Path, served: &Served) {
+        self.places.leave(key, manner(served));
     }
 
     fn unmount(&self, path: &Path) -> Result<(), Errno> {
@@ -207,6 +216,14 @@ fn make_one(path: &Path, mode: u32) -> Result<bool, Errno> {
         Ok(()) => rustix::fs::chmod(path, mode).map(|()| true),
         Err(Errno::EXIST) => Ok(false),
         Err(errno) => Err(errno),
+    }
+}
+
+fn manner(served: &Served) -> Manner {
+    Manner {
+        propagation: propagation(served),
+        limit: served.options.mount_wait,
+        random_replica: served.options.random_replica,
     }
 }
 

@@ -397,6 +397,14 @@ impl Kernel for Simulated {
         self.call().add(target, None).map(drop).map_err(MountError::NoHelper)
     }
 
+    fn enter(&self, _: &Path, _: &What, _: &Path, _: &Served) -> Result<(), MountError> {
+        Err(MountError::NoSource)
+    }
+
+    fn adopt(&self, _: &Path, _: &What, _: &Path) {}
+
+    fn leave(&self, _: &Path, _: &Served) {}
+
     fn unmount(&self, path: &Path) -> Result<(), Errno> {
         self.call().unmount(path)
     }

@@ -356,6 +356,11 @@ impl Map {
         Ok(changed)
     }
 
+    /// Is it in amd format?
+    pub fn is_amd(&self) -> bool {
+        matches!(self.content, Content::Amd(..))
+    }
+
     /// Where the entries come from; `None` for the map of a unit.
     pub fn source(&self) -> Option<&dyn Source> {
         match &self.content {

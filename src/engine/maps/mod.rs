@@ -90,10 +90,17 @@ pub enum What {
     External {
         /// Absolute path, no `.` or `..`; made when it is missing. What is mounted there already is used.
         place: PathBuf,
-        /// What to mount there: [`What::Mount`].
+        /// What to mount there: [`What::Mount`] or [`What::Command`].
         mount: Box<What>,
         /// What the key is: a bind mount ([`What::Mount`]) of `place` or below, or a [`What::Symlink`] to it.
         then: Box<What>,
+    },
+    /// Have commands mount and unmount (amd type `program`). Words: the program, its name for itself, arguments.
+    Command {
+        /// Mounts.
+        mount: Vec<OsString>,
+        /// Unmounts; empty: no command is needed.
+        unmount: Vec<OsString>,
     },
     /// Make a symbolic link (option `symlink`).
     Symlink(PathBuf),

@@ -56,7 +56,7 @@ impl Opener {
         if map.format.is_some_and(|format| format != self.format) {
             return Err(MapError::Unsupported(map.to_string()));
         }
-        let path = Path::new(DIRECTORY).join(&map.name);
+        let path = self.path(map);
         match &map.kind {
             MapKind::Path if is_program(&path) => Ok(self.program(path)),
             MapKind::Program => Ok(self.program(path)),
@@ -90,7 +90,7 @@ impl Opener {
         for step in &self.site.switch.0 {
             let source = match step.service {
                 MapKind::File => {
-                    let path = Path::new(DIRECTORY).join(&map.name);
+                    let path = self.path(map);
                     // A file that includes its own name means the map of that name elsewhere.
                     if above.contains(&path) {
                         continue;
@@ -110,6 +110,16 @@ impl Opener {
             }
         }
         Box::new(SwitchSource(sources))
+    }
+
+    /// Where a file or program is: amd maps have directories of their own in which they are looked for.
+    fn path(&self, map: &MapName) -> PathBuf {
+        let point = self.mount_point.as_deref().unwrap_or(Path::new("/")).to_string_lossy();
+        let conf = &self.site.conf;
+        let search = conf.amd_value(&point, "search_path").filter(|_| self.format == Format::Amd);
+        let mut places =
+            search.into_iter().flat_map(|path| path.split(':')).map(|dir| Path::new(dir).join(&map.name));
+        places.find(|path| path.exists()).unwrap_or_else(|| Path::new(DIRECTORY).join(&map.name))
     }
 
     fn program(&self, path: PathBuf) -> Box<dyn Source> {

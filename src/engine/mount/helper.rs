@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::Signal;
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -80,6 +80,27 @@ pub(super) fn visit(path: &Path, limit: Duration) -> Result<(), MountError> {
         return Ok(());
     }
     Err(MountError::Unreachable { source_name: path.to_owned(), said: ended.said })
+}
+
+/// A command as an amd map has it: program, its name for itself, arguments. `None` for an empty one.
+pub(super) fn command(words: &[OsString]) -> Option<Command> {
+    let (program, arguments) = words.split_first()?;
+    let mut command = Command::new(program);
+    if let Some((name, rest)) = arguments.split_first() {
+        command.arg0(name).args(rest);
+    }
+    Some(command)
+}
+
+/// Run a command that must succeed.
+pub(super) fn succeed(command: &mut Command, limit: Duration) -> Result<(), MountError> {
+    let ended = run(command, limit).map_err(MountError::NoHelper)?;
+    let program = || command.get_program().to_owned();
+    match ended.status {
+        Some(status) if status.success() => Ok(()),
+        Some(_) => Err(MountError::Command { command: program(), said: ended.said }),
+        None => Err(MountError::TooLong { fstype: "program".into(), source_name: program(), limit }),
+    }
 }
 
 /// Run a program; at the limit it and what it started are killed.

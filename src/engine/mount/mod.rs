@@ -5,11 +5,13 @@
 //! | [`options`] | option text → flags of the mount, parameters of the file system |
 //! | `helper` | mount(8) and other programs, with a limit |
 //! | `extfs` | whether fsck is due |
+//! | [`external`] | file systems with a place of their own that keys share |
 //! | `replicas` | the order in which replicated servers are tried |
 //!
 //! No fork and no look at the mount table for bind mounts and the kernel's own file systems: that is most of what an
 //! automounter mounts, and the forked pair costs two hundred times the calls.
 
+pub mod external;
 mod extfs;
 mod helper;
 pub mod options;
@@ -61,6 +63,22 @@ pub enum MountError {
         /// How long it was given.
         limit: Duration,
     },
+    /// The command of an entry (amd type `program`) did not do what it is there for.
+    #[error("{}: {}", command.display(), said.trim())]
+    Command {
+        /// The program.
+        command: OsString,
+        /// What it wrote.
+        said: String,
+    },
+    /// A place where something is to be mounted cannot be made.
+    #[error("{}: {errno}; no place to mount", place.display())]
+    Place {
+        /// Where.
+        place: PathBuf,
+        /// Why.
+        errno: Errno,
+    },
     /// fsck(8) could not mend it.
     #[error("{}: the file system has errors; run fsck by hand: {}", device.display(), said.trim())]
     Unclean {
@@ -90,10 +108,12 @@ impl MountError {
             Self::TooLong { .. } => Errno::TIMEDOUT,
             Self::NoServer(_) => Errno::HOSTDOWN,
             Self::Unclean { .. } => Errno::UCLEAN,
+            Self::Place { errno, .. } => *errno,
             Self::Kernel(_)
             | Self::NoSource
             | Self::NoHelper(_)
             | Self::Refused { .. }
+            | Self::Command { .. }
             | Self::Unreachable { .. } => Errno::NOENT,
         }
     }
@@ -110,12 +130,20 @@ pub struct Manner {
     pub random_replica: bool,
 }
 
-/// Mount one file system ([`What::Mount`]) on the directory `target`: the first of its sources that can be had.
+/// Mount one file system ([`What::Mount`]) on the directory `target`: the first of its sources that can be had. Or have a
+/// command do it ([`What::Command`]).
 ///
 /// The caller's process group must own the trigger at `target`.
 pub fn mount(what: &What, target: &Path, manner: Manner) -> Result<(), MountError> {
-    let What::Mount { fstype, options, sources, use_weight_only } = what else {
-        return Err(MountError::NoSource);
+    let (fstype, options, sources, use_weight_only) = match what {
+        What::Mount { fstype, options, sources, use_weight_only } => {
+            (fstype, options, sources, use_weight_only)
+        }
+        What::Command { mount, .. } => {
+            let mut command = helper::command(mount).ok_or(MountError::NoSource)?;
+            return helper::succeed(&mut command, manner.limit);
+        }
+        _ => return Err(MountError::NoSource),
     };
     let by = match (manner.random_replica, use_weight_only) {
         (true, _) => By::Chance,

@@ -86,6 +86,11 @@ const SCENARIOS: &[Scenario] = &[
         about: "a running engine is asked and told what to do: ctl, busy, metrics, journal",
         run: engine::control::run_scenario,
     },
+    Scenario {
+        name: "amd",
+        about: "amd maps: places that keys share, programs that mount, links; over a kill -9",
+        run: engine::amd::run,
+    },
     Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
     Scenario {
         name: "plugin-carry",

@@ -44,6 +44,11 @@ impl<'a> Values<'a> {
 
     fn option_at(&self, name: &str, at: Position, depth: usize) -> Result<Vec<u8>, Error> {
         match self.raw(name).filter(|raw| !raw.is_empty()) {
+            // Commands cannot be written without quotes, which do not stand in the way of variables here.
+            Some(raw) if matches!(name, "mount" | "unmount" | "umount") => {
+                let raw: Vec<Char> = raw.iter().map(|c| Char { literal: false, ..*c }).collect();
+                Ok(self.expand_chars(&raw, at, depth)?.iter().map(|c| c.byte).collect())
+            }
             Some(raw) => {
                 let value = self.expand_chars(raw, at, depth)?.iter().map(|c| c.byte).collect();
                 Ok(if name == "rhost" { self.without_domain(value) } else { value })

@@ -31,12 +31,14 @@ pub(super) enum Test {
 }
 
 /// Options that mean something.
-const OPTIONS: &[&str] =
-    &["type", "maptype", "fs", "rhost", "rfs", "dev", "sublink", "pref", "opts", "addopts", "remopts"];
+const OPTIONS: &[&str] = &[
+    "type", "maptype", "fs", "rhost", "rfs", "dev", "sublink", "pref", "opts", "addopts", "remopts", "mount",
+    "unmount", "umount",
+];
 /// Those of them that are paths.
 const PATHS: &[&str] = &["fs", "rfs", "dev", "sublink"];
 /// Options that amd knows and that change nothing here.
-const WITHOUT_MEANING: &[&str] = &["cache", "cachedir", "delay", "mount", "unmount", "umount"];
+const WITHOUT_MEANING: &[&str] = &["cache", "cachedir", "delay"];
 
 /// The locations of an entry, in groups between `||`.
 ///

@@ -41,7 +41,9 @@ pub(super) fn what(at: Position, values: &Values<'_>, context: &Context<'_>) -> 
         "lofs" => {
             let source = location.target("rfs", &fstype)?;
             if values.has("fs") {
-                location.external(location.bind(source.into_os_string())?, &default_place(context, "rfs"))
+                // The sublink is one of the place.
+                let source = OsString::from_vec(values.option("rfs", at)?);
+                location.external(location.bind(source)?, &default_place(context, "rfs"))
             } else {
                 location.bind(source.into_os_string())
             }
@@ -69,6 +71,7 @@ pub(super) fn what(at: Position, values: &Values<'_>, context: &Context<'_>) -> 
             let mount = location.mount(kernel, Replica::plain(OsString::from_vec(dev)))?;
             location.external(mount, &default_place(context, "path"))
         }
+        "program" => location.program(),
         _ => Err(ErrorKind::Type(fstype).at(at)),
     }
 }
@@ -175,6 +178,24 @@ impl Maker<'_> {
         } else {
             Ok(What::Symlink(target))
         }
+    }
+
+    /// Type `program`: commands of the map mount and unmount.
+    fn program(&self) -> Result<What, Error> {
+        let words = |option| -> Result<Vec<OsString>, Error> {
+            let text = self.values.option(option, self.at)?;
+            let words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+            Ok(words.map(|word| OsStr::from_bytes(word).to_owned()).collect())
+        };
+        let mount = words("mount")?;
+        if mount.is_empty() {
+            return Err(ErrorKind::Missing { fstype: "program".into(), option: "mount" }.at(self.at));
+        }
+        let unmount = match words("unmount")? {
+            none if none.is_empty() => words("umount")?,
+            given => given,
+        };
+        self.external(What::Command { mount, unmount }, &default_place(self.context, "path"))
     }
 
     /// A mount at its own place, and the key as a link to it.
