@@ -22,6 +22,7 @@ use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 const HELP: &str = "\
@@ -184,7 +185,8 @@ impl Automount {
         // Let go again if the engine does not come as far as to serve.
         let mut old = if self.replace { Some(takeover::stop(&wanted)?) } else { None };
         let listeners = control.into_iter().chain(metrics).collect();
-        engine::serve(wanted, pipe, listeners, &mut |_| {
+        let master = Arc::new(config::MasterMap(given.clone()));
+        engine::serve(wanted, pipe, Some(master), listeners, &mut |_| {
             let ended = old.take().map_or(0, takeover::OldMasters::end);
             if ended > 0 {
                 output::note("the automounter that served before was ended; its mounts are served from here");

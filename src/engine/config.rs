@@ -1,17 +1,18 @@
 //! What an engine serves: maps from a checkpoint, or from a master map.
 
 use super::maps::conf::Conf;
-use super::maps::master::{self, MapName, Master, NameError, Propagation};
+use super::maps::master::{self, Entry, MapName, Master, NameError, Propagation};
 use super::maps::open::Texts;
 use super::maps::vars::Definition;
 use super::maps::{Credentials, Map, MapError, Resolved, Severity, Site, Warning};
-use super::served::{Opener, PropagationType, ServeOptions, Served, Source};
+use super::served::{self, Opener, PropagationType, ServeOptions, Served, Source};
 use crate::discover::facts::MountType;
 use crate::image::Checkpoint;
 use crate::image::checkpoint::Service;
 use crate::sys::Errno;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -216,7 +217,11 @@ fn is_top(service: &Service, path: &Path, kind: MountType) -> bool {
 }
 
 fn options(map: &Map, conf: &Conf) -> ServeOptions {
-    let given = &map.entry.options;
+    options_of(&map.entry, conf)
+}
+
+fn options_of(entry: &Entry, conf: &Conf) -> ServeOptions {
+    let given = &entry.options;
     let usual = ServeOptions::default();
     ServeOptions {
         timeout: given.timeout.unwrap_or(conf.timeout),
@@ -240,7 +245,8 @@ fn served(map: Map, site: Arc<Site>, root: &Path, options: ServeOptions) -> Serv
     let point = map.entry.mount_point.as_ref().map(|point| below(root, point));
     let direct_below = if point.is_none() { root.to_owned() } else { PathBuf::from("/") };
     let name = map.entry.map.name.clone();
-    let opened = Arc::new(Opened { map, site, root: direct_below });
+    let identity = identity(&map.entry, &site, &options);
+    let opened = Arc::new(Opened { map, site, root: direct_below, identity });
     Served { point, name, source: Box::new(opened.clone()), options, opener: opened }
 }
 
@@ -255,6 +261,52 @@ struct Opened {
     site: Arc<Site>,
     /// The keys of a direct map are mount points below this root; the engine sees them with it.
     root: PathBuf,
+    identity: u64,
+}
+
+/// Tells an entry from another one, and from itself under another configuration.
+fn identity(entry: &Entry, site: &Site, options: &ServeOptions) -> u64 {
+    let mut hidden: Vec<&PathBuf> = entry.hidden.iter().collect();
+    hidden.sort();
+    let told =
+        format!("{:?}{:?}{:?}{hidden:?}{site:?}{options:?}", entry.mount_point, entry.map, entry.options);
+    let mut hasher = DefaultHasher::new();
+    told.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The master map of an engine, to be read again.
+#[derive(Debug)]
+pub struct MasterMap(pub Given);
+
+impl served::Master for MasterMap {
+    fn read(&self, known: &[Arc<Served>]) -> Result<Vec<Arc<Served>>, Errno> {
+        let refused = |error: ConfigError| {
+            tracing::warn!("{error}; the maps stay as they are");
+            Errno::IO
+        };
+        let site = Arc::new(self.0.site().map_err(refused)?);
+        let entries = self.0.master(&site).map_err(refused)?.entries;
+        let mut left: Vec<&Arc<Served>> = known.iter().collect();
+        let maps = entries.into_iter().filter_map(|entry| {
+            let options = options_of(&entry, &site.conf);
+            let identity = identity(&entry, &site, &options);
+            if let Some(at) = left.iter().position(|served| served.source.identity() == identity) {
+                return Some(left.swap_remove(at).clone());
+            }
+            let point = entry.mount_point.clone();
+            match Map::open(entry, site.clone()) {
+                Ok(map) => Some(Arc::new(served(map, site.clone(), Path::new("/"), options))),
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    // What is served there goes on.
+                    let old = left.iter().position(|served| point.is_some() && served.point == point)?;
+                    Some(left.swap_remove(old).clone())
+                }
+            }
+        });
+        Ok(maps.collect())
+    }
 }
 
 impl Opened {
@@ -290,8 +342,12 @@ impl Source for Arc<Opened> {
         self.map.is_amd()
     }
 
-    fn reload(&self) -> Result<(), Errno> {
-        self.map.refresh().map(drop).map_err(|error| refuse(&error))
+    fn reload(&self) -> Result<bool, Errno> {
+        self.map.refresh().map_err(|error| refuse(&error))
+    }
+
+    fn identity(&self) -> u64 {
+        self.identity
     }
 }
 

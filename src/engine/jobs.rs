@@ -12,14 +12,16 @@ use std::collections::HashSet;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Run a task to its end.
 pub fn run(kernel: &dyn Kernel, task: &Task) -> Outcome {
     match task {
         Task::Mount(task) => mount(kernel, task),
         Task::Unmount(task) => unmount(kernel, task),
-        Task::Reread(served, root) => Outcome::Reread(reread(kernel, served, root.as_deref())),
-        Task::Sync(task) => sync(kernel, task),
+        Task::Master(master, served) => Outcome::Master(master.read(served).ok()),
+        Task::Reread(served, root, list) => Outcome::Reread(reread(kernel, served, root.as_deref(), *list)),
+        Task::Sync(task) => Outcome::Synced(sync(kernel, task)),
         Task::TearDown(places) => {
             tear_down(kernel, places);
             Outcome::TornDown
@@ -373,10 +375,14 @@ fn remove_tree(kernel: &dyn Kernel, dir: &Path) {
 
 // Maps
 
-fn reread(kernel: &dyn Kernel, served: &Served, root: Option<&Place>) -> Option<Vec<PathBuf>> {
-    let keys = served.source.reload().and_then(|()| served.source.keys());
+fn reread(kernel: &dyn Kernel, served: &Served, root: Option<&Place>, list: bool) -> Option<Vec<PathBuf>> {
+    let keys = served.source.reload().and_then(|changed| match changed || list {
+        true => served.source.keys().map(Some),
+        false => Ok(None),
+    });
     let keys = match keys {
-        Ok(keys) => keys.unwrap_or_default(),
+        Ok(None) => return None,
+        Ok(Some(keys)) => keys.unwrap_or_default(),
         Err(errno) => {
             tracing::warn!(map = ?served.source, %errno, "a map cannot be read; it stays as it was");
             return None;
@@ -406,49 +412,104 @@ pub fn browse(kernel: &dyn Kernel, served: &Served, root: &Place, keys: &[Key]) 
     }
 }
 
-fn sync(kernel: &dyn Kernel, task: &SyncTask) -> Outcome {
-    // One that another master has taken is not ours to unmount.
-    let gone = |place: &&Arc<Place>| !kernel.exists(place) || take_away(kernel, place).is_ok();
-    let removed = task.remove.iter().filter(gone).cloned().collect();
-    let made = task.make.iter().filter_map(|path| {
-        let made = direct(kernel, path, &task.served);
-        made.inspect_err(|errno| tracing::warn!(path = %path.display(), %errno, "no trigger")).ok()
-    });
-    Outcome::Synced { removed, made: made.map(Arc::new).collect() }
+fn sync(kernel: &dyn Kernel, task: &SyncTask) -> Synced {
+    let mut synced = Synced::default();
+    let mut stay = Vec::new();
+    for place in &task.remove {
+        // One that another master has taken is not ours to unmount.
+        if !kernel.exists(place) || kernel.unmount(&place.path).is_ok() {
+            synced.removed.push(place.clone());
+        } else {
+            stay.push(&place.path);
+        }
+    }
+    remove_made(kernel, synced.removed.iter());
+    for Make { group, served, path } in &task.make {
+        let in_the_way = stay.iter().any(|stays| stays.starts_with(path) || path.starts_with(stays));
+        let made = if in_the_way { Err(Errno::BUSY) } else { make(kernel, path, served) };
+        match made {
+            Ok(place) => synced.made.push((*group, Arc::new(place))),
+            Err(errno) => {
+                tracing::warn!(path = %path.display(), %errno, "no autofs mount");
+                synced.failed.push((*group, path.clone()));
+            }
+        }
+    }
+    for (place, served) in &task.retime {
+        if let Err(errno) = kernel.set_timeout(place, served.options.timeout) {
+            tracing::warn!(path = %place.path.display(), %errno, "it keeps its old timeout");
+        }
+    }
+    synced
+}
+
+/// The mount of an indirect map, or one of a direct map, with its directory.
+pub fn make(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place, Errno> {
+    if served.point.is_none() {
+        return direct(kernel, path, served);
+    }
+    let dirs = kernel.make_dir(path, served.options.mode)?;
+    let place = Place { dirs, ..kernel.make_trigger(path, MountType::Indirect, served)? };
+    if served.options.browse {
+        browse(kernel, served, &place, &served.source.keys().ok().flatten().unwrap_or_default());
+    }
+    Ok(place)
+}
+
+/// Directories that were made for mounts go with them, unless something else is in them.
+fn remove_made<'a>(kernel: &dyn Kernel, places: impl Iterator<Item = &'a Arc<Place>>) {
+    let mut dirs: Vec<&Path> = places.flat_map(|place| place.path.ancestors().take(place.dirs)).collect();
+    dirs.sort_by_key(|dir| std::cmp::Reverse(dir.components().count()));
+    for dir in dirs {
+        let _ = kernel.remove(dir);
+    }
 }
 
 /// A direct trigger, with its directory.
 pub fn direct(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place, Errno> {
     match kernel.make_trigger(path, MountType::Direct, served) {
         Err(Errno::NOENT) => {
-            kernel.make_dir(path, served.options.mode)?;
-            let place = kernel.make_trigger(path, MountType::Direct, served)?;
-            kernel.note_own_dir(&place);
-            Ok(place)
+            let dirs = kernel.make_dir(path, served.options.mode)?;
+            Ok(Place { dirs, ..kernel.make_trigger(path, MountType::Direct, served)? })
         }
         made => made,
     }
 }
 
-/// Unmount a trigger; its directory goes, if it was made for it.
-fn take_away(kernel: &dyn Kernel, place: &Place) -> Result<(), Errno> {
-    kernel.unmount(&place.path)?;
-    kernel.remove_own_dir(place);
-    Ok(())
-}
+/// How often, and after which pause, mounts that are busy with nothing mounted on them are tried again: what uses one
+/// may be a program between two steps of its walk.
+const TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_millis(10);
 
 fn tear_down(kernel: &dyn Kernel, places: &[Arc<Place>]) {
-    for place in places {
-        if !kernel.exists(place) {
-            // gone, or taken by another master, who uses it
-            continue;
+    let mut gone = Vec::new();
+    // Those that are gone, or that another master has taken and uses, are left alone.
+    let mut left: Vec<&Arc<Place>> = places.iter().filter(|place| kernel.exists(place)).collect();
+    for round in 0..TRIES {
+        // an idle mount was expired before: what covers a root now is in use
+        let mut free = false;
+        left.retain(|place| {
+            if kernel.is_covered(place, &place.path).unwrap_or(false) {
+                return true;
+            }
+            let unmounted = kernel.unmount(&place.path).is_ok();
+            if unmounted {
+                gone.push(*place);
+            }
+            free |= !unmounted;
+            !unmounted
+        });
+        if !free {
+            break;
         }
-        // an idle mount was expired before: what covers the root now is in use
-        let covered = kernel.is_covered(place, &place.path).unwrap_or(false);
-        if (covered || take_away(kernel, place).is_err())
-            && let Err(errno) = kernel.make_catatonic(place)
-        {
+        if round + 1 < TRIES {
+            std::thread::sleep(PAUSE);
+        }
+    }
+    for place in left {
+        if let Err(errno) = kernel.make_catatonic(place) {
             tracing::warn!(path = %place.path.display(), %errno, "busy, and cannot be made catatonic");
         }
     }
+    remove_made(kernel, gone.into_iter());
 }

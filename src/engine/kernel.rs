@@ -9,6 +9,7 @@ use crate::sys::control::Token;
 use crate::sys::{DevNum, Errno};
 use std::ffi::OsString;
 use std::path::Path;
+use std::time::Duration;
 
 pub mod linux;
 #[cfg(test)]
@@ -49,12 +50,10 @@ pub trait Kernel: Send + Sync {
     fn unmount(&self, path: &Path) -> Result<(), Errno>;
     /// Detach the pipe; waiters wake with ENOENT.
     fn make_catatonic(&self, place: &Place) -> Result<(), Errno>;
-    /// Make a directory and its parents; `true` when the last one is new.
-    fn make_dir(&self, path: &Path, mode: u32) -> Result<bool, Errno>;
-    /// Note that the directory of a trigger was made for it.
-    fn note_own_dir(&self, place: &Place);
-    /// Remove the directory of a trigger that was unmounted, if it was made for it and is empty.
-    fn remove_own_dir(&self, place: &Place);
+    /// Make a directory and its parents; returns how many are new.
+    fn make_dir(&self, path: &Path, mode: u32) -> Result<usize, Errno>;
+    /// Set the idle time after which a mount goes; zero: never.
+    fn set_timeout(&self, place: &Place, timeout: Duration) -> Result<(), Errno>;
     /// Remove an empty directory or a symbolic link.
     fn remove(&self, path: &Path) -> Result<(), Errno>;
     /// Remove a symbolic link, and nothing else.

@@ -49,6 +49,7 @@ use control::server::Listener;
 use kernel::linux::Linux;
 use reactor::{Reactor, ReactorError};
 use reconnect::ConnectError;
+use served::Master;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -73,11 +74,12 @@ pub enum EngineError {
 /// Serve maps until TERM or INT; all requests come through `pipe`. `ready` is called when every mount that is wanted
 /// exists and belongs to this process's group, with the number of waiters that were handed on.
 ///
-/// Whoever connects to one of the `listeners` is answered. On return idle mounts are gone, and busy ones stay,
+/// A reload follows `master`, if there is one, besides the maps. Whoever connects to one of the `listeners` is answered. On return idle mounts are gone, and busy ones stay,
 /// catatonic: the next engine attaches them.
 pub fn serve(
     wanted: Vec<Wanted>,
     pipe: PacketPipe,
+    master: Option<Arc<dyn Master>>,
     listeners: Vec<Listener>,
     ready: &mut dyn FnMut(usize),
 ) -> Result<(), EngineError> {
@@ -87,6 +89,9 @@ pub fn serve(
     let own_write = write.try_clone().map_err(|_| EngineError::Pipe(crate::sys::Errno::MFILE))?;
     let kernel = Arc::new(Linux::new(Control::open()?, write));
     let mut state = reactor::machine();
+    if let Some(master) = master {
+        state.set_master(master);
+    }
     let waiters = reconnect::connect(&mut state, &*kernel, &wanted, own_write.as_fd())?;
     for listener in listeners {
         reactor.listen(listener)?;

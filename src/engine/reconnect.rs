@@ -56,7 +56,7 @@ pub fn connect(
             let found = existing.at(path);
             let place = match found {
                 Some(mount) => place_of(mount),
-                None => match make(kernel, path, &map.served) {
+                None => match jobs::make(kernel, path, &map.served) {
                     Ok(place) => place,
                     Err(errno) => {
                         tracing::error!(path = %path.display(), %errno, "no autofs mount");
@@ -65,7 +65,7 @@ pub fn connect(
                 },
             };
             let place = Arc::new(place);
-            if map.served.point.is_some() && map.served.options.browse {
+            if found.is_some() && map.served.point.is_some() && map.served.options.browse {
                 let keys = map.served.source.keys().ok().flatten().unwrap_or_default();
                 jobs::browse(kernel, &map.served, &place, &keys);
             }
@@ -77,20 +77,8 @@ pub fn connect(
     Ok(waiters)
 }
 
-fn make(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place, crate::sys::Errno> {
-    if served.point.is_none() {
-        return jobs::direct(kernel, path, served);
-    }
-    let new = kernel.make_dir(path, served.options.mode)?;
-    let place = kernel.make_trigger(path, MountType::Indirect, served)?;
-    if new {
-        kernel.note_own_dir(&place);
-    }
-    Ok(place)
-}
-
 fn place_of(mount: &AutofsMount) -> Place {
-    Place { path: mount.path.clone(), dev: mount.dev, ino: None, kind: mount.options.mount_type }
+    Place { path: mount.path.clone(), dev: mount.dev, ino: None, kind: mount.options.mount_type, dirs: 0 }
 }
 
 /// The autofs mounts that exist.

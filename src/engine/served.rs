@@ -29,6 +29,12 @@ pub trait Opener: std::fmt::Debug + Send + Sync {
     -> Result<Served, Errno>;
 }
 
+/// The master map, to be read again.
+pub trait Master: std::fmt::Debug + Send + Sync {
+    /// The maps to be served; of those in `served` that did not change, the same ones. May block.
+    fn read(&self, served: &[Arc<Served>]) -> Result<Vec<Arc<Served>>, Errno>;
+}
+
 /// Where entries come from. May block: only workers call it.
 pub trait Source: std::fmt::Debug + Send + Sync {
     /// What `key` stands for; `None`: no such key.
@@ -39,9 +45,13 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     fn has_places(&self) -> bool {
         false
     }
-    /// Read the source again.
-    fn reload(&self) -> Result<(), Errno> {
-        Ok(())
+    /// Tells it from others, and from itself with other options.
+    fn identity(&self) -> u64 {
+        0
+    }
+    /// Read the source again; `false`: it did not change.
+    fn reload(&self) -> Result<bool, Errno> {
+        Ok(true)
     }
 }
 

@@ -32,11 +32,12 @@ mod tree;
 
 pub use report::{Counts, JobReport, MapReport};
 
-use super::served::Served;
+use super::served::{Master, Served};
 use super::task::*;
 use crate::sys::control::Token;
 use crate::sys::packet::Packet;
 use crate::sys::{DevNum, Errno};
+use reload::Reload;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -125,6 +126,11 @@ pub struct State {
     groups: BTreeMap<GroupId, Group>,
     jobs: HashMap<JobId, Job>,
     alarms: BTreeMap<(Instant, u64), Alarm>,
+    /// The master map, to be read again.
+    master: Option<Arc<dyn Master>>,
+    reload: Option<Reload>,
+    /// Mounts that need another timeout.
+    retime: Vec<(Arc<Place>, Arc<Served>)>,
     /// Something was unmounted since the last round of the stop.
     progress: bool,
     /// Packets of mounts that no job has reported yet, and when they are given up.
@@ -171,8 +177,10 @@ struct Group {
     /// A run is under way; `Some(true)`: an immediate one must follow.
     run: Option<bool>,
     armed: bool,
-    /// The map is being read, or its triggers follow it; `Some(true)`: it must be read once more.
-    reading: Option<bool>,
+    /// Mount points that it wants and that could not be made yet.
+    missing: BTreeSet<PathBuf>,
+    /// It is not in the master map any more.
+    gone: bool,
     /// A submount: removed when nothing is mounted in it.
     submount: Option<MountId>,
 }
@@ -191,9 +199,10 @@ struct Job {
 #[derive(Clone, Debug)]
 enum Work {
     Slot(MountId, Key),
+    Master,
     Read(GroupId),
-    /// With `true` the second half of a reading.
-    Sync(GroupId, bool),
+    /// With `true` the second half of a reload.
+    Sync(bool),
     TearDown,
 }
 
@@ -201,6 +210,8 @@ enum Work {
 enum Alarm {
     Job(JobId),
     Check(GroupId),
+    /// Maps that are read wait no longer for each other.
+    Apart,
     Early,
 }
 
@@ -218,6 +229,9 @@ impl State {
             groups: BTreeMap::new(),
             jobs: HashMap::new(),
             alarms: BTreeMap::new(),
+            master: None,
+            reload: None,
+            retime: Vec::new(),
             progress: false,
             early: Vec::new(),
             next: 0,
@@ -229,11 +243,23 @@ impl State {
         self.alarms.first_key_value().map(|(&(at, _), _)| at)
     }
 
+    /// Reload follows this master map, too.
+    pub fn set_master(&mut self, master: Arc<dyn Master>) {
+        self.master = Some(master);
+    }
+
     /// Serve one more map.
     pub fn add_group(&mut self, served: Arc<Served>) -> GroupId {
         let id = GroupId(self.number() as u32);
-        let group =
-            Group { served, active: BTreeSet::new(), run: None, armed: false, reading: None, submount: None };
+        let group = Group {
+            served,
+            active: BTreeSet::new(),
+            run: None,
+            armed: false,
+            missing: BTreeSet::new(),
+            gone: false,
+            submount: None,
+        };
         self.groups.insert(id, group);
         id
     }

@@ -1,7 +1,8 @@
 //! What the machine asks of the workers, and what they report back. Plain data.
 
 use super::maps::{Credentials, Resolved};
-use super::served::Served;
+use super::served::{Master, Served};
+use super::state::GroupId;
 use crate::discover::facts::MountType;
 use crate::sys::control::Token;
 use crate::sys::{DevNum, Errno};
@@ -24,6 +25,8 @@ pub struct Place {
     pub ino: Option<u64>,
     /// Its type.
     pub kind: MountType,
+    /// How many directories were made for it, its mount point and above.
+    pub dirs: usize,
 }
 
 impl Place {
@@ -74,9 +77,12 @@ pub enum Task {
     Mount(MountTask),
     /// Unmount a key.
     Unmount(UnmountTask),
-    /// Read a map again.
-    Reread(Arc<Served>, Option<Arc<Place>>),
-    /// Remove and make direct triggers, removals first.
+    /// Read the master map again; these maps are served now.
+    Master(Arc<dyn Master>, Vec<Arc<Served>>),
+    /// Read a map again; its mount, if it is an indirect one. With `true` all keys are wanted, also when it did not
+    /// change.
+    Reread(Arc<Served>, Option<Arc<Place>>, bool),
+    /// Remove and make mounts, removals first.
     Sync(SyncTask),
     /// Unmount every autofs mount that is not busy, make the others catatonic. Deepest first.
     TearDown(Vec<Arc<Place>>),
@@ -88,8 +94,8 @@ impl Task {
         match self {
             Self::Mount(task) => Some(&task.place),
             Self::Unmount(task) => Some(&task.place),
-            Self::Reread(_, place) => place.as_deref(),
-            Self::Sync(_) | Self::TearDown(_) => None,
+            Self::Reread(_, place, _) => place.as_deref(),
+            Self::Master(..) | Self::Sync(_) | Self::TearDown(_) => None,
         }
     }
 
@@ -98,6 +104,7 @@ impl Task {
         match self {
             Self::Mount(_) => "mount",
             Self::Unmount(_) => "unmount",
+            Self::Master(..) => "read the master map",
             Self::Reread(..) => "read",
             Self::Sync(_) => "sync",
             Self::TearDown(_) => "tear down",
@@ -139,15 +146,33 @@ pub struct UnmountTask {
     pub below: Vec<Child>,
 }
 
-/// Direct triggers that go and come.
+/// Mounts of maps that go and come.
 #[derive(Debug)]
 pub struct SyncTask {
-    /// The map.
-    pub served: Arc<Served>,
     /// To be removed, if nothing uses them.
     pub remove: Vec<Arc<Place>>,
-    /// Mount points of new triggers.
-    pub make: Vec<PathBuf>,
+    /// New ones.
+    pub make: Vec<Make>,
+    /// Those that get the timeout of a map.
+    pub retime: Vec<(Arc<Place>, Arc<Served>)>,
+}
+
+impl SyncTask {
+    /// Nothing to do?
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.make.is_empty() && self.retime.is_empty()
+    }
+}
+
+/// A mount to be made for a map.
+#[derive(Debug)]
+pub struct Make {
+    /// The map's name in the machine.
+    pub group: GroupId,
+    /// The map.
+    pub served: Arc<Served>,
+    /// Its mount point, or one of them.
+    pub path: PathBuf,
 }
 
 /// A request and who made it.
@@ -197,18 +222,27 @@ pub enum Outcome {
         /// Autofs mounts that still exist, or exist again, below; parents before children.
         below: Vec<Child>,
     },
-    /// Of [`Task::Reread`]: mount points of the direct triggers wanted; `None` for an indirect map, or
-    /// when the source failed (then nothing changes).
+    /// Of [`Task::Master`]: the maps to be served; those that are served already and did not change are the same ones.
+    /// `None`: it cannot be read.
+    Master(Option<Vec<Arc<Served>>>),
+    /// Of [`Task::Reread`]: mount points of the direct triggers wanted; `None` for an indirect map, for one that did not
+    /// change, or when the source failed (then nothing changes).
     Reread(Option<Vec<PathBuf>>),
     /// Of [`Task::Sync`].
-    Synced {
-        /// Gone.
-        removed: Vec<Arc<Place>>,
-        /// New.
-        made: Vec<Arc<Place>>,
-    },
+    Synced(Synced),
     /// Of [`Task::TearDown`].
     TornDown,
+}
+
+/// What became of a [`SyncTask`].
+#[derive(Debug, Default)]
+pub struct Synced {
+    /// Gone.
+    pub removed: Vec<Arc<Place>>,
+    /// New.
+    pub made: Vec<(GroupId, Arc<Place>)>,
+    /// Could not be made.
+    pub failed: Vec<(GroupId, PathBuf)>,
 }
 
 impl Outcome {
@@ -216,7 +250,7 @@ impl Outcome {
     pub fn result(&self) -> Result<(), Errno> {
         match self {
             Self::Mounted { result, .. } | Self::Unmounted { result, .. } => *result,
-            Self::Reread(_) | Self::Synced { .. } | Self::TornDown => Ok(()),
+            Self::Master(_) | Self::Reread(_) | Self::Synced(_) | Self::TornDown => Ok(()),
         }
     }
 }

@@ -8,6 +8,6 @@ use crate::sys::packet::PacketPipe;
 /// Serve the mounts of a job; `ready` is told how many waiters were handed on.
 pub(super) fn serve(job: &Job<'_>, pipe: PacketPipe, ready: &mut dyn FnMut(usize)) -> Result<(), String> {
     let wanted = config::of_checkpoint(job.image, &job.root);
-    engine::serve(wanted, pipe, Listener::usual().into_iter().collect(), ready)
+    engine::serve(wanted, pipe, None, Listener::usual().into_iter().collect(), ready)
         .map_err(|error| error.to_string())
 }

@@ -320,11 +320,11 @@ fn directories_links_and_names() {
     let place = bench.trigger("indirect", MountType::Indirect);
     let at = |name: &str| place.path.join(name);
     let kernel = &bench.kernel;
-    assert_eq!(kernel.make_dir(&at("a/b/c"), 0o2777), Ok(true));
+    assert_eq!(kernel.make_dir(&at("a/b/c"), 0o2777), Ok(3));
     // whatever the umask is
     assert_eq!(fs::metadata(at("a/b/c")).unwrap().permissions().mode() & 0o7777, 0o2777);
-    assert_eq!(kernel.make_dir(&at("a/b/c"), 0o755), Ok(false));
-    assert_eq!(kernel.make_dir(&at("a/b/d"), 0o755), Ok(true));
+    assert_eq!(kernel.make_dir(&at("a/b/c"), 0o755), Ok(0));
+    assert_eq!(kernel.make_dir(&at("a/b/d"), 0o755), Ok(1));
     assert_eq!(kernel.remove(&at("a/b")), Err(Errno::NOTEMPTY));
     for name in ["a/b/c", "a/b/d", "a/b", "a"] {
         kernel.remove(&at(name)).unwrap();

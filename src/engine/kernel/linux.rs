@@ -15,27 +15,24 @@ use crate::sys::control::{Control, ControlError, ExpireHow, MountFd, Token};
 use crate::sys::mount::{self as mounts, AutofsParams, Change, MountFlags, MountType, Propagation, Unmount};
 use crate::sys::{DevNum, Errno};
 use rustix::fs::{AtFlags, CWD, Mode, StatxAttributes, StatxFlags};
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// The kernel, through `/dev/autofs` and the mount API.
 #[derive(Debug)]
 pub struct Linux {
     control: Control,
     pipe: OwnedFd,
-    /// Triggers whose directories were made for them.
-    own_dirs: Mutex<HashSet<DevNum>>,
     places: Places,
 }
 
 impl Linux {
     /// All mounts it makes write their requests to `pipe`, the write end.
     pub fn new(control: Control, pipe: OwnedFd) -> Self {
-        Self { control, pipe, own_dirs: Mutex::default(), places: Places::default() }
+        Self { control, pipe, places: Places::default() }
     }
 
     /// The root of an autofs mount, for one command: an open one counts as a use.
@@ -77,7 +74,7 @@ impl Kernel for Linux {
         // A bind of a part of it is enough to answer through.
         let entry = found.min_by_key(|entry| entry.root != b"/").ok_or(Errno::NOENT)?;
         let kind = AutofsOptions::parse(entry.super_options).mount_type;
-        let mut place = Place { path: mountinfo::path(entry.mount_point), dev, ino: None, kind };
+        let mut place = Place { path: mountinfo::path(entry.mount_point), dev, ino: None, kind, dirs: 0 };
         place.ino = self.open(&place).ok().and_then(|root| Some(rustix::fs::fstat(&root).ok()?.st_ino));
         Ok(place)
     }
@@ -128,7 +125,7 @@ impl Kernel for Linux {
             mounts::autofs(&params, Path::new(&served.name), MountFlags::empty()).map_err(mount_errno)?;
         let root = rustix::fs::fstat(&mount)?;
         let dev = DevNum::from_st_dev(root.st_dev);
-        let place = Place { path: path.to_owned(), dev, ino: Some(root.st_ino), kind };
+        let place = Place { path: path.to_owned(), dev, ino: Some(root.st_ino), kind, dirs: 0 };
         mount.attach(CWD, path).map_err(mount_errno)?;
         if let Err(errno) = self.set_up(&place, mount, served) {
             if let Err(error) = mounts::unmount(path, Unmount::Idle) {
@@ -164,23 +161,17 @@ impl Kernel for Linux {
         self.control.make_catatonic(self.open(place)?.as_fd()).map_err(errno_of)
     }
 
-    fn note_own_dir(&self, place: &Place) {
-        self.own_dirs.lock().unwrap_or_else(PoisonError::into_inner).insert(place.dev);
+    fn set_timeout(&self, place: &Place, timeout: Duration) -> Result<(), Errno> {
+        let root = self.open(place)?;
+        self.control.set_timeout(root.as_fd(), timeout.as_secs()).map(drop).map_err(errno_of)
     }
 
-    fn remove_own_dir(&self, place: &Place) {
-        if self.own_dirs.lock().unwrap_or_else(PoisonError::into_inner).remove(&place.dev) {
-            // Not empty, or gone: then it is somebody else's.
-            let _ = rustix::fs::rmdir(&place.path);
-        }
-    }
-
-    fn make_dir(&self, path: &Path, mode: u32) -> Result<bool, Errno> {
+    fn make_dir(&self, path: &Path, mode: u32) -> Result<usize, Errno> {
         match make_one(path, mode) {
             Err(Errno::NOENT) => match path.parent() {
                 Some(parent) => {
-                    self.make_dir(parent, mode)?;
-                    make_one(path, mode)
+                    let above = self.make_dir(parent, mode)?;
+                    Ok(above + make_one(path, mode)?)
                 }
                 None => Err(Errno::NOENT),
             },
@@ -209,12 +200,12 @@ impl Kernel for Linux {
     }
 }
 
-/// One directory with exactly this mode, whatever the umask is; `false` when there is one.
-fn make_one(path: &Path, mode: u32) -> Result<bool, Errno> {
+/// One directory with exactly this mode, whatever the umask is; 0 when there is one.
+fn make_one(path: &Path, mode: u32) -> Result<usize, Errno> {
     let mode = Mode::from_raw_mode(mode);
     match rustix::fs::mkdir(path, mode) {
-        Ok(()) => rustix::fs::chmod(path, mode).map(|()| true),
-        Err(Errno::EXIST) => Ok(false),
+        Ok(()) => rustix::fs::chmod(path, mode).map(|()| 1),
+        Err(Errno::EXIST) => Ok(0),
         Err(errno) => Err(errno),
     }
 }

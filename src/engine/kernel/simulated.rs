@@ -24,6 +24,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The pretended kernel.
 #[derive(Debug, Default)]
@@ -209,7 +210,7 @@ impl World {
     pub fn autofs_places(&self) -> Vec<Place> {
         let place = |mount: &SimMount| {
             let SimMount { path, dev, ino, .. } = mount;
-            Some(Place { path: path.clone(), dev: *dev, ino: Some(*ino), kind: mount.autofs? })
+            Some(Place { path: path.clone(), dev: *dev, ino: Some(*ino), kind: mount.autofs?, dirs: 0 })
         };
         self.mounts.iter().filter_map(place).collect()
     }
@@ -390,7 +391,7 @@ impl Kernel for Simulated {
     fn make_trigger(&self, path: &Path, kind: MountType, _served: &Served) -> Result<Place, Errno> {
         let mut world = self.call();
         let mount = world.add(path, Some(kind))?;
-        Ok(Place { path: path.to_path_buf(), dev: mount.dev, ino: Some(mount.ino), kind })
+        Ok(Place { path: path.to_path_buf(), dev: mount.dev, ino: Some(mount.ino), kind, dirs: 0 })
     }
 
     fn mount(&self, _what: &What, target: &Path, _served: &Served) -> Result<(), MountError> {
@@ -423,20 +424,20 @@ impl Kernel for Simulated {
         Ok(())
     }
 
-    fn note_own_dir(&self, _: &Place) {}
+    fn set_timeout(&self, place: &Place, _timeout: Duration) -> Result<(), Errno> {
+        self.call().find(place).map(drop).ok_or(Errno::NOENT)
+    }
 
-    fn remove_own_dir(&self, _: &Place) {}
-
-    fn make_dir(&self, path: &Path, _mode: u32) -> Result<bool, Errno> {
+    fn make_dir(&self, path: &Path, _mode: u32) -> Result<usize, Errno> {
         let mut world = self.call();
-        let mut new = false;
+        let mut new = 0;
         let paths: Vec<&Path> = path.ancestors().collect();
         for path in paths.into_iter().rev() {
-            new = match world.add_name(path, Name::Directory) {
-                Ok(()) => true,
-                Err(Errno::EXIST) => false,
+            match world.add_name(path, Name::Directory) {
+                Ok(()) => new += 1,
+                Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno),
-            };
+            }
         }
         Ok(new)
     }

@@ -67,7 +67,8 @@ impl State {
             && entry.key().0 <= now
         {
             match entry.remove() {
-                Alarm::Job(job) => self.late(job, out),
+                Alarm::Job(job) => self.late(job, now, out),
+                Alarm::Apart => self.follow_apart(now, out),
                 Alarm::Check(group) => {
                     if let Some(group) = self.groups.get_mut(&group) {
                         group.armed = false;
@@ -84,7 +85,7 @@ impl State {
     }
 
     /// A job takes too long: answer for it.
-    fn late(&mut self, id: JobId, out: &mut Out) {
+    fn late(&mut self, id: JobId, now: Instant, out: &mut Out) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.late = true;
         match job.work.clone() {
@@ -98,8 +99,10 @@ impl State {
                     mount.answer_all(&key, &kept, Err(Errno::TIMEDOUT), out);
                 }
             }
-            // nobody waits for these
-            Work::Read(_) | Work::Sync(..) => {}
+            Work::Master => self.master_read(None, now, out),
+            Work::Read(group) => self.read_late(group, now, out),
+            // nobody waits for it
+            Work::Sync(_) => {}
             Work::TearDown => self.end(out),
         }
     }

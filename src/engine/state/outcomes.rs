@@ -19,7 +19,7 @@ impl State {
     }
 
     pub(super) fn done(&mut self, job: JobId, outcome: Outcome, now: Instant, out: &mut Out) {
-        let Some(Job { work, alarm, .. }) = self.jobs.remove(&job) else { return };
+        let Some(Job { work, alarm, late, .. }) = self.jobs.remove(&job) else { return };
         self.alarms.remove(&alarm);
         match (work, outcome) {
             (Work::Slot(id, key), Outcome::Mounted { result, children }) => {
@@ -29,15 +29,12 @@ impl State {
                 self.unmounted(job, id, key, result, below, now, out);
             }
             (Work::Read(group), Outcome::Reread(wanted)) => self.reread(group, wanted, now, out),
-            (Work::Sync(group, reading), Outcome::Synced { removed, made }) => {
-                self.synced(group, removed, made, now, out);
-                if reading {
-                    self.read_ended(group, now, out);
-                }
-            }
+            (Work::Master, Outcome::Master(_)) if late => {}
+            (Work::Master, Outcome::Master(served)) => self.master_read(served, now, out),
+            (Work::Sync(reload), Outcome::Synced(synced)) => self.synced(reload, synced, now, out),
             (Work::TearDown, _) => self.end(out),
             // a worker reports the outcome of its own task, so this does not happen; nothing waits on it
-            (Work::Slot(..) | Work::Read(_) | Work::Sync(..), _) => {}
+            (Work::Slot(..) | Work::Master | Work::Read(_) | Work::Sync(_), _) => {}
         }
         for (until, packet) in std::mem::take(&mut self.early) {
             self.packet(packet, Some(until), now, out);

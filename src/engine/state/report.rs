@@ -94,7 +94,7 @@ impl State {
                 mounts: 0,
                 mounted: 0,
                 failed: 0,
-                reading: group.reading.is_some(),
+                reading: self.reads(*id),
                 expiring: group.run.is_some(),
             };
             (*id, report)
@@ -132,8 +132,8 @@ impl State {
                 };
                 (job.what, path, waiting)
             }
-            Work::Read(group) | Work::Sync(group, _) => (job.what, map(group), 0),
-            Work::TearDown => (job.what, PathBuf::new(), 0),
+            Work::Read(group) => (job.what, map(group), 0),
+            Work::Master | Work::Sync(_) | Work::TearDown => (job.what, PathBuf::new(), 0),
         };
         let running_ms =
             u64::try_from(now.saturating_duration_since(job.began).as_millis()).unwrap_or(u64::MAX);
@@ -155,7 +155,7 @@ impl State {
 
     /// Is a map being read, or do its triggers follow it?
     pub fn is_reading(&self) -> bool {
-        self.groups.values().any(|group| group.reading.is_some())
+        self.reload.is_some()
     }
 
     /// Is a run over idle mounts under way?

@@ -24,7 +24,7 @@ impl State {
     /// While stopping: another round as long as a round unmounts something (what lies below a submount
     /// becomes idle only when that is gone), then the end.
     pub(super) fn tear_down_when_quiet(&mut self, now: Instant, out: &mut Out) {
-        let running = |job: &Job| !job.late && !matches!(job.work, Work::Read(_));
+        let running = |job: &Job| !job.late && !matches!(job.work, Work::Master | Work::Read(_));
         if self.phase != Phase::Expiring
             || self.groups.values().any(|group| group.run.is_some())
             || self.jobs.values().any(running)

@@ -34,6 +34,20 @@ impl Source for Arc<Table> {
     }
 }
 
+/// A master map in memory: all maps, and which of them it has.
+#[derive(Debug)]
+struct Masters(Vec<Arc<Served>>, Mutex<Vec<bool>>);
+
+/// The usual ones, and one that is not there at first.
+const USUAL: [bool; 4] = [true, true, true, false];
+
+impl Master for Masters {
+    fn read(&self, _: &[Arc<Served>]) -> Result<Vec<Arc<Served>>, Errno> {
+        let on = self.1.lock().unwrap();
+        Ok(self.0.iter().zip(on.iter()).filter(|(_, on)| **on).map(|(served, _)| served.clone()).collect())
+    }
+}
+
 #[derive(Debug)]
 struct Submounts;
 
@@ -108,7 +122,8 @@ const CHANGES: [fn(&mut Entries, &mut Entries, &mut Entries); 7] = [
     |_, _, browse| _ = browse.insert(b"link".to_vec(), entry(&[""])),
 ];
 
-const PATHS: [&str; 21] = [
+const PATHS: [&str; 22] = [
+    "/d/other",
     "/i/plain",
     "/i/absent",
     "/i/link",
@@ -138,6 +153,7 @@ struct Bench {
     state: State,
     kernel: Arc<Simulated>,
     maps: [Arc<Table>; 3],
+    masters: Arc<Masters>,
     now: Instant,
     jobs: Vec<Job>,
     results: Vec<Event>,
@@ -215,6 +231,7 @@ impl Bench {
         let mut state = State::new(Limits { failures: 2, ..Limits::default() });
         let maps = [table(&indirect_map()), table(&direct_map()), table(&browse_map())];
         let options = ServeOptions { timeout: Duration::from_secs(40), ..ServeOptions::default() };
+        let mut all = Vec::new();
         for (point, table, browse) in [("/i", &maps[0], false), ("/b", &maps[2], true)] {
             let options = ServeOptions { browse, ..options.clone() };
             let served = Arc::new(served(Some(Path::new(point)), table, options));
@@ -223,10 +240,17 @@ impl Bench {
             if browse {
                 jobs::browse(&*kernel, &served, &place, &table.keys().unwrap().unwrap());
             }
+            all.push(served.clone());
             let group = state.add_group(served);
             state.add_mount(group, Arc::new(place));
         }
-        let direct = Arc::new(served(None, &maps[1], options));
+        let direct = Arc::new(served(None, &maps[1], options.clone()));
+        // a key of its own, and one that another map has as well
+        let other = table(&[("/d/other", entry(&[""])), ("/d/one", entry(&["x"]))]);
+        let other = Served { name: "other".into(), ..served(None, &other, options) };
+        all.extend([direct.clone(), Arc::new(other)]);
+        let masters = Arc::new(Masters(all, Mutex::new(USUAL.into())));
+        state.set_master(masters.clone());
         let group = state.add_group(direct.clone());
         for path in ["/d/one", "/d/two"] {
             let place = jobs::direct(&*kernel, Path::new(path), &direct).unwrap();
@@ -238,6 +262,7 @@ impl Bench {
             state,
             kernel,
             maps,
+            masters,
             now: Instant::now(),
             jobs: Vec::new(),
             results: Vec::new(),
@@ -410,6 +435,7 @@ impl Bench {
     }
 
     fn restore_maps(&mut self) {
+        *self.masters.1.lock().unwrap() = USUAL.into();
         for (map, entries) in self.maps.iter().zip([indirect_map(), direct_map(), browse_map()]) {
             let entries = entries.into_iter().map(|(key, entry)| (key.as_bytes().to_vec(), entry));
             *map.0.lock().unwrap() = entries.collect();
@@ -439,6 +465,8 @@ enum Step {
     Mend(usize),
     Yank(usize),
     Change(usize),
+    /// The master map has a map, or has it no more.
+    Master(usize, bool),
     Restore,
     Reload,
     Stop,
@@ -459,6 +487,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => path.clone().prop_map(Step::Mend),
         1 => path.prop_map(Step::Yank),
         1 => (0..CHANGES.len()).prop_map(Step::Change),
+        1 => (0..USUAL.len(), any::<bool>()).prop_map(|(at, on)| Step::Master(at, on)),
         1 => Just(Step::Restore),
         2 => Just(Step::Reload),
     ]
@@ -484,6 +513,7 @@ fn play(bench: &mut Bench, step: &Step) {
             }
         }
         Step::Change(change) => bench.change(change),
+        Step::Master(at, on) => bench.masters.1.lock().unwrap()[at] = on,
         Step::Restore => bench.restore_maps(),
         Step::Reload => bench.event(Event::Reload),
         Step::Stop => bench.event(Event::Stop),
@@ -557,6 +587,7 @@ mod cases;
 #[test]
 fn a_mount_that_was_made_again_is_served() {
     let place = |minor, ino| Place {
+        dirs: 0,
         path: "/i".into(),
         dev: DevNum::anonymous(minor),
         ino: Some(ino),

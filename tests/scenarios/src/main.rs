@@ -91,6 +91,11 @@ const SCENARIOS: &[Scenario] = &[
         about: "amd maps: places that keys share, programs that mount, links; over a kill -9",
         run: engine::amd::run,
     },
+    Scenario {
+        name: "engine-reload",
+        about: "master map and maps change while mounts are in use; HUP and ctl reload follow them",
+        run: engine::reload::run_scenario,
+    },
     Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
     Scenario {
         name: "plugin-carry",

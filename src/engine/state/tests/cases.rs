@@ -204,6 +204,86 @@ fn a_second_stop_does_not_wait() {
     bench.settle().unwrap();
 }
 
+fn reload(bench: &mut Bench) {
+    bench.event(Event::Reload);
+    bench.settle().unwrap();
+}
+
+#[test]
+fn a_mounted_key_that_moves_to_another_map_stays() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/d/one");
+    bench.kernel.world().used.insert("/d/one".into());
+    bench.change(3);
+    bench.masters.1.lock().unwrap()[3] = true;
+    reload(&mut bench);
+    assert!(mounted(&bench, "/d/one") && exists(&bench, "/d/other"));
+    // what it is from now on the other map says
+    bench.kernel.world().used.clear();
+    bench.expire_now();
+    bench.settle().unwrap();
+    arrive(&mut bench, "/d/one/x");
+    assert!(mounted(&bench, "/d/one/x") && !mounted(&bench, "/d/one"));
+}
+
+#[test]
+fn maps_come_and_go_with_the_master_map() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/i/plain");
+    bench.kernel.world().used.insert("/i/plain".into());
+    *bench.masters.1.lock().unwrap() = vec![false, false, false, true];
+    reload(&mut bench);
+    assert!(!exists(&bench, "/b") && !exists(&bench, "/d/two") && exists(&bench, "/d/one"));
+    // it answers as long as it is in use
+    arrive(&mut bench, "/i/rooted");
+    assert!(mounted(&bench, "/i/rooted"));
+    bench.kernel.world().used.clear();
+    bench.expire_now();
+    bench.settle().unwrap();
+    assert!(!exists(&bench, "/i"));
+    bench.restore_maps();
+    reload(&mut bench);
+    for path in ["/i/plain", "/b/dir", "/d/two/x"] {
+        arrive(&mut bench, path);
+        assert!(mounted(&bench, path), "{path}");
+    }
+}
+
+#[test]
+fn a_key_that_becomes_a_directory_of_keys_makes_room_first() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/d/one");
+    bench.kernel.world().used.insert("/d/one".into());
+    {
+        let mut direct = bench.maps[1].0.lock().unwrap();
+        direct.remove(&b"/d/one"[..]);
+        direct.insert(b"/d/one/a".to_vec(), entry(&[""]));
+        direct.remove(&b"/d/two"[..]);
+        direct.insert(b"/d/two/b".to_vec(), entry(&[""]));
+    }
+    reload(&mut bench);
+    // not inside of what is mounted there
+    assert!(mounted(&bench, "/d/one") && !exists(&bench, "/d/one/a") && exists(&bench, "/d/two/b"));
+    bench.kernel.world().used.clear();
+    bench.expire_now();
+    bench.settle().unwrap();
+    assert!(!exists(&bench, "/d/one") && exists(&bench, "/d/one/a"));
+    arrive(&mut bench, "/d/one/a");
+    assert!(mounted(&bench, "/d/one/a"));
+}
+
+#[test]
+fn what_could_not_be_made_is_tried_again() {
+    let mut bench = Bench::new();
+    bench.change(4);
+    bench.kernel.world().broken.insert("/d/new".into());
+    reload(&mut bench);
+    assert!(!exists(&bench, "/d/new"));
+    bench.kernel.world().broken.clear();
+    reload(&mut bench);
+    assert!(exists(&bench, "/d/new"));
+}
+
 /// Numbers of mounts are used again at once.
 #[test]
 fn a_packet_waits_for_its_mount_when_its_number_was_another_ones() {

@@ -1,0 +1,117 @@
+//! Master map and maps change while programs sit in the mounts: HUP, and `ctl reload`, follow them.
+
+use super::Daemon;
+use crate::check::Checks;
+use crate::cli;
+use crate::peers::{autofs_dev, is_autofs, is_mounted};
+use crate::process::run;
+use crate::programs::{Sitter, read_file};
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Entries of the map that does not change.
+const LARGE: usize = 100_000;
+
+fn write(master: &str, direct: &str) -> Result<()> {
+    fs::write("/etc/auto.master", format!("{master}\n"))?;
+    fs::write("/etc/auto.direct", format!("{direct}\n"))?;
+    Ok(())
+}
+
+pub fn run_scenario(checks: &mut Checks) -> Result<()> {
+    for name in ["one", "two", "a", "busy"] {
+        fs::create_dir_all(format!("/srv/data/{name}"))?;
+        fs::write(format!("/srv/data/{name}/{name}"), format!("{name}\n"))?;
+    }
+    fs::write("/etc/auto.ind", "* :/srv/data/&\n")?;
+    fs::write("/etc/auto.other", "/direct/one :/srv/data/one\n")?;
+    let ind = "/ind /etc/auto.ind --timeout=600";
+    let direct = "/- /etc/auto.direct --timeout=600";
+    write(&format!("{ind}\n{direct}"), "/direct/one :/srv/data/one\n/direct/split :/srv/data/two")?;
+    let mut daemon = Daemon::start(&[], &["/ind", "/direct/one", "/direct/split"])?;
+
+    let mut inside = ["/ind/busy/busy", "/direct/one/one", "/direct/split/two"]
+        .iter()
+        .map(|file| Sitter::start(file))
+        .collect::<Result<Vec<_>>>()?;
+    let dev = autofs_dev("/direct/one");
+    // one map more, another timeout, a key in another map, a key that becomes a directory of keys, a map less
+    write(
+        &format!("/more /etc/auto.ind\n{direct}\n/- /etc/auto.other --timeout=77"),
+        "/direct/split/a :/srv/data/a",
+    )?;
+    daemon.signal(Signal::SIGHUP)?;
+    checks.soon("a map that is new is served", || is_autofs("/more"));
+    checks.equal("and works", read_file("/more/one/one")?.as_str(), "one");
+    checks.equal("a key in another map keeps its mount", autofs_dev("/direct/one"), dev);
+    checks.soon("and has that one's timeout", || timeout("/direct/one").as_deref() == Some("77"));
+    checks
+        .that("a key in use makes no room yet", is_mounted("/direct/split") && !is_autofs("/direct/split/a"));
+    checks.equal("a map in use that is gone still answers", read_file("/ind/one/one")?.as_str(), "one");
+    checks.that("who sat in mounts goes on", inside.iter_mut().all(Sitter::goes_on));
+    inside.clear();
+    cli::ok(&["ctl", "expire"])?;
+    checks.soon("then it goes, with its directory", || !Path::new("/ind").exists());
+    checks.soon("and the key makes room", || is_autofs("/direct/split/a"));
+    checks.equal("for those below", read_file("/direct/split/a/a")?.as_str(), "a");
+
+    write(&format!("/more /etc/auto.none --timeout=5\n{direct}"), "")?;
+    cli::ok(&["ctl", "reload"])?;
+    let gone = ["/direct/one", "/direct/split/a"].map(|path| !is_autofs(path) || is_mounted(path));
+    checks.equal("keys that are gone are gone", gone, [true; 2]);
+    checks.equal(
+        "a map that cannot be opened goes on as it was",
+        read_file("/more/two/two")?.as_str(),
+        "two",
+    );
+    fs::write("/etc/auto.master", "")?;
+    fs::remove_file("/etc/auto.master")?;
+    cli::ok(&["ctl", "reload"])?;
+    checks.equal("without a master map nothing changes", read_file("/more/a/a")?.as_str(), "a");
+    checks.that("the engine ends", daemon.stop()?);
+    let missing = run(Duration::from_secs(5), "ls", &["/more"])?;
+    checks.that("and nothing is left", !missing.status.success());
+    large(checks)
+}
+
+/// An unchanged map costs less than reading its file twice.
+fn large(checks: &mut Checks) -> Result<()> {
+    let lines: String = (0..LARGE).map(|n| format!("k{n} -ro,nosuid :/srv/data/two\n")).collect();
+    fs::write("/etc/auto.large", lines)?;
+    fs::write("/etc/auto.master", "/large /etc/auto.large\n")?;
+    let mut daemon = Daemon::start(&[], &["/large"])?;
+    read_file("/large/k7/two")?;
+    let fastest = |act: &dyn Fn() -> Result<()>| -> Result<Duration> {
+        let mut fastest = Duration::MAX;
+        for _ in 0..5 {
+            let begin = Instant::now();
+            act()?;
+            fastest = fastest.min(begin.elapsed());
+        }
+        Ok(fastest)
+    };
+    let read = fastest(&|| {
+        fs::read("/etc/auto.large")?;
+        Ok(())
+    })?;
+    // What starting the program and asking costs is not the reload's.
+    let asked = fastest(&|| cli::ok(&["ctl", "log"]).map(drop))?;
+    let reloaded = fastest(&|| cli::ok(&["ctl", "reload"]).map(drop))?;
+    println!("  reload {reloaded:?}, a question {asked:?}, reading the file {read:?}");
+    checks
+        .that("a reload of 100 000 entries unchanged", reloaded.saturating_sub(asked) < 2 * read + asked / 2);
+    checks.that("the engine ends again", daemon.stop()?);
+    Ok(())
+}
+
+/// Of the topmost autofs mount at a path.
+fn timeout(path: &str) -> Option<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let line =
+        table.lines().rfind(|line| line.contains(&format!(" {path} ")) && line.contains(" - autofs "))?;
+    let options = line.rsplit(' ').next()?;
+    options.split(',').find_map(|option| option.strip_prefix("timeout=")).map(str::to_owned)
+}
