@@ -82,6 +82,11 @@ const SCENARIOS: &[Scenario] = &[
         run: engine::mounts::run_scenario,
     },
     Scenario {
+        name: "map-sources",
+        about: "maps from a real slapd, sssd, ypserv and mountd, and nsswitch; then those hang and die",
+        run: engine::sources::run_scenario,
+    },
+    Scenario {
         name: "engine-control",
         about: "a running engine is asked and told what to do: ctl, busy, metrics, journal",
         run: engine::control::run_scenario,

@@ -3,6 +3,7 @@
 //! Libraries wait for servers as long as they like: minutes, when a server is frozen. No worker of the engine waits with them.
 
 use super::remote::ServiceError;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -118,10 +119,14 @@ impl<C: 'static> Desk<C> {
         let (sender, jobs) = channel();
         let (make, alive) = (self.make.clone(), state.threads.clone());
         let thread = std::thread::Builder::new().name("maps".into());
+        // The engine takes its signals from a descriptor. A thread that was started before, when the master map was read,
+        // must not get them: they would end the process.
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
         let spawned = thread.spawn(move || {
             serve(&*make, &jobs);
             drop(alive);
         });
+        let _ = mask.and_then(|mask| mask.thread_set_mask());
         spawned.map_err(|error| ServiceError::Unavailable(format!("no thread to ask it: {error}")))?;
         let _ = sender.send(job);
         state.jobs = Some(sender);

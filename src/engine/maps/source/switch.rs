@@ -22,6 +22,8 @@ impl SwitchSource {
             let ends = last.contains(&Status::of(&result));
             answer = match (answer, result) {
                 (Ok(None), next) | (Err(_), next @ Ok(Some(_))) => next,
+                // That one service does not have the map is no error where another has it.
+                (Err(error), Ok(None)) if error.status() == Status::NotFound => Ok(None),
                 (first, _) => first,
             };
             if ends {

@@ -4,6 +4,7 @@ pub mod amd;
 pub mod control;
 pub mod mounts;
 pub mod reload;
+pub mod sources;
 pub mod swap;
 
 use crate::check::wait_until;
