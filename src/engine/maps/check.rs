@@ -141,11 +141,11 @@ pub fn guess(path: &Path, bytes: &[u8]) -> FileKind {
             _ => {}
         }
         let has = |part: &[u8]| rest.iter().any(|word| word.windows(part.len()).any(|found| found == part));
-        return match first[0] {
+        return match first.first() {
             _ if has(b":=") => FileKind::Amd,
-            b'/' if has(b":/") && !rest.first().is_some_and(|map| is_typed(map)) => FileKind::Direct,
-            b'/' if rest.iter().any(|word| word.starts_with(b":")) => FileKind::Direct,
-            b'/' => FileKind::Master,
+            Some(b'/') if has(b":/") && !rest.first().is_some_and(|map| is_typed(map)) => FileKind::Direct,
+            Some(b'/') if rest.iter().any(|word| word.starts_with(b":")) => FileKind::Direct,
+            Some(b'/') => FileKind::Master,
             _ => FileKind::Indirect,
         };
     }

@@ -132,6 +132,18 @@ fn mount_point(bytes: &[u8]) -> Result<Option<PathBuf>, LineError> {
     Ok((path != b"/-").then(|| PathBuf::from(OsString::from_vec(path.to_vec()))))
 }
 
+/// Without the blanks around it: not one that is escaped, and not a backslash that escapes nothing.
+fn without_blanks(written: &[u8]) -> &[u8] {
+    let start = written.trim_ascii_start();
+    let trimmed = start.trim_ascii_end().len();
+    let backslashes = start[..trimmed].iter().rev().take_while(|b| **b == b'\\').count();
+    match (backslashes % 2, start.len() > trimmed) {
+        (0, _) => &start[..trimmed],
+        (_, true) => &start[..trimmed + 1],
+        (_, false) => &start[..trimmed - 1],
+    }
+}
+
 /// Map and options.
 fn fields(mount_point: Option<PathBuf>, text: &Text, warnings: &mut Vec<Warning>) -> Result<Entry, Failed> {
     let mut words = Words::new(text);
@@ -139,7 +151,7 @@ fn fields(mount_point: Option<PathBuf>, text: &Text, warnings: &mut Vec<Warning>
     let map = words.next().and_then(Result::ok).ok_or((at, LineError::UnmatchedQuote))?;
     let rest = words.remaining();
     let (name, _) = text.bytes().split_at(text.bytes().len() - rest.bytes().len());
-    let written = (name.trim_ascii().to_vec(), rest.bytes().to_vec());
+    let written = (without_blanks(name).to_vec(), rest.bytes().to_vec());
     let (map, options) = name::with_options(&map.bytes(), &rest, warnings)?;
     Ok(Entry { mount_point, map, options, hidden: HashSet::new(), origin: PathBuf::new(), at, written })
 }

@@ -4,6 +4,7 @@ mod criu;
 mod damage;
 mod directory;
 mod forge;
+mod fuzz;
 mod hostile;
 mod round_trip;
 mod samples;
