@@ -20,8 +20,8 @@ const SLOW: Duration = Duration::from_secs(5);
 #[allow(clippy::print_stdout, reason = "a long run says what it did")]
 pub fn fuzz(target: &str, seeds: Vec<Vec<u8>>, words: &[&str], check: impl Fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(&corpus).expect("a corpus").map(|file| file.expect("a file").path()).collect();
+    let found = std::fs::read_dir(&corpus).into_iter().flatten();
+    let mut files: Vec<PathBuf> = found.map(|file| file.expect("a file").path()).collect();
     files.sort();
     let mut pool = seeds;
     for file in &files {
@@ -68,7 +68,8 @@ fn run(input: &[u8], check: &impl Fn(&[u8]), file: &Path, is_new: bool) {
         return;
     }
     if is_new {
-        std::fs::write(file, input).expect("the input is kept");
+        let kept = std::fs::create_dir_all(file.parent().expect("a corpus"));
+        kept.and_then(|()| std::fs::write(file, input)).expect("the input is kept");
     }
     let what = if slow { "takes too long" } else { "fails" };
     panic!("the input {} {what}: {:?}", file.display(), String::from_utf8_lossy(input));

@@ -56,6 +56,7 @@ checks! {
     t64_escaped_blank: Indirect "a /a\\ b srv:/x /c srv:/y\n" => ["differs 1:5 automount splits the offsets"];
     t64_quote_behind_the_colon: Indirect "a \"/a b\" srv:\"/x y\" /c srv:/y\n" =>
         ["differs 1:13 automount does not see this location"];
+    an_offset_behind_a_bare_name: Indirect "a / -fstype=tmpfs :x /s -fstype=tmpfs :/y\n" => ["differs 1:22 automount does not see an offset"];
     a_place_after_a_continued_line: Indirect "a -ro,\\\nsoft srv:/x \\\n  /b\n" =>
         ["error 3:3 the entry does not count: offset /b has no location"];
     colons_in_options: Indirect "a -fstype=overlay,lowerdir=/a:/b:/c :overlay\n" => ["differs 1:3 automount makes a colon of lowerdir"];

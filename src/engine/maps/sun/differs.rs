@@ -63,6 +63,14 @@ fn quoting(text: &Text<'_>, words: &[Word], warnings: &mut Vec<Warning>) {
     if !words.iter().any(is_offset) {
         return;
     }
+    for pair in words.windows(2) {
+        let bare = pair[0].starts(b':') && pair[0].chars.get(1).is_some_and(|c| c.byte != b'/');
+        if bare && is_offset(&pair[1]) {
+            let message =
+                "automount does not see an offset behind a location without a slash: it is part of it";
+            warnings.push(Warning::differs(pair[1].at, message));
+        }
+    }
     let found = |wanted: &[u8]| bytes.windows(wanted.len()).position(|part| part == wanted);
     if let Some(offset) = found(b"\\ ") {
         let message = "automount splits the offsets at this blank; put the whole word in quotes";
