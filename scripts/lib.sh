@@ -25,3 +25,20 @@ apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
         -o DPkg::Lock::Timeout=300 install "$@" >&2
 }
+
+# The mirror that this machine's apt uses for Debian, in whatever format it is configured.
+mirror() {
+    local uri
+    uri=$(configured_mirror)
+    if [[ -z $uri ]]; then # perhaps apt has no lists yet
+        apt-get -qq update >&2 || true
+        uri=$(configured_mirror)
+    fi
+    echo "${uri:-http://deb.debian.org/debian}"
+}
+
+configured_mirror() {
+    # shellcheck disable=SC2016 # apt-get fills these in
+    apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(COMPONENT)|$(REPO_URI)' \
+        'Created-By: Packages' | sed -n '/|cdrom:/d; s/^Debian|Debian|main|//p' | head -n 1
+}
