@@ -72,6 +72,11 @@ const SCENARIOS: &[Scenario] = &[
         run: compat::scenario,
     },
     Scenario {
+        name: "reboot",
+        about: "virtual machine: dump at shutdown, restore at boot, by the package's services; a power cut",
+        run: host::reboot::run,
+    },
+    Scenario {
         name: "package",
         about: "the Debian package beside automount: installed, its services used under systemd, purged",
         run: package::run_scenario,

@@ -4,6 +4,7 @@ pub mod adopt;
 pub mod automount;
 pub mod demo;
 pub mod in_flight;
+pub mod reboot;
 pub mod systemd;
 
 use crate::check::wait_until;
