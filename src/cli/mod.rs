@@ -17,6 +17,7 @@ mod output;
 mod restore;
 mod show;
 mod table;
+mod top;
 
 use anyhow::Result;
 use autofs_cr::discover::Target;
@@ -35,6 +36,7 @@ Examples:
   autofs-cr dump -D ckpt --hold                 write the mounts down; lookups wait when the daemon dies
   autofs-cr restore -D ckpt --serve             they go on, and are served
   autofs-cr automount                           serve /etc/auto.master
+  autofs-cr top                                 watch who waits, and on what
 
 Exit codes:
   0  done
@@ -66,6 +68,7 @@ enum Command {
     Maps(maps::Maps),
     Ctl(ctl::Ctl),
     Busy(busy::Busy),
+    Top(top::Top),
     #[command(hide = true)]
     HoldPipes(dump::HoldPipes),
     #[command(hide = true)]
@@ -77,7 +80,7 @@ impl Command {
     fn role(&self) -> Role {
         match self {
             Self::Show(_) | Self::Manual(_) => Role::Reader,
-            Self::List(_) | Self::Check(_) | Self::Ctl(_) | Self::Busy(_) => Role::Observer,
+            Self::List(_) | Self::Check(_) | Self::Ctl(_) | Self::Busy(_) | Self::Top(_) => Role::Observer,
             // Those mount, or run programs of others.
             _ => Role::Mounter,
         }
@@ -96,6 +99,7 @@ impl Command {
             Self::Maps(maps) => maps.run(output),
             Self::Ctl(ctl) => ctl.run(output),
             Self::Busy(busy) => busy.run(output),
+            Self::Top(top) => top.run(output),
             Self::HoldPipes(hold) => hold.run(),
             Self::Manual(manual) => manual.run(output),
         }

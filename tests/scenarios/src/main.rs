@@ -17,6 +17,7 @@ mod plugin;
 mod process;
 mod programs;
 mod runtimes;
+mod top;
 
 use check::Checks;
 use std::process::ExitCode;
@@ -70,6 +71,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "map-compat",
         about: "the same maps served by real automount and by autofs-cr: same mounts, same printed maps",
         run: compat::scenario,
+    },
+    Scenario {
+        name: "top",
+        about: "autofs-cr top in a real terminal: who waits on real automount; rates of our engine",
+        run: top::run,
     },
     Scenario {
         name: "reboot",
