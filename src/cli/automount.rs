@@ -172,6 +172,7 @@ impl Automount {
         let _flag = (self.by_name && !self.dont_check_daemon && !self.replace)
             .then(|| running::Flag::raise(running::FLAG))
             .transpose()?;
+        engine::reactor::block_signals();
         let wanted = config::of_master_map(given)?;
         ensure!(!wanted.is_empty(), "the master map has no map that can be served");
         let _pid_file = self.pid_file.as_deref().map(running::PidFile::write).transpose()?;

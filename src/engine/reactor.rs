@@ -23,6 +23,16 @@ use std::time::{Instant, UNIX_EPOCH};
 /// TERM and INT: stop. HUP: read the maps again. USR1: unmount what is idle.
 const SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1];
 
+/// Block the signals of an engine in this thread and those it starts: one that comes before the engine serves is carried
+/// out then, and does not end the process.
+pub fn block_signals() {
+    let signals = SIGNALS.iter().filter_map(|signal| nix::sys::signal::Signal::try_from(*signal as i32).ok());
+    let mask: nix::sys::signal::SigSet = signals.collect();
+    if let Err(error) = mask.thread_block() {
+        tracing::warn!(%error, "signals are not blocked");
+    }
+}
+
 /// The event loop cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[error("the event loop failed: {0}")]

@@ -3,6 +3,10 @@
 //! A visitor in a process group of its own opens a file behind each of [`SAMPLES`] triggers, one after another, and takes the
 //! time of each. The bare loop is what no automounter can do without: read the packet, bind, READY.
 
+mod life;
+
+pub use life::storm_main;
+
 use crate::check::{HANG_LIMIT, wait_until};
 use crate::peers::mount_table;
 use crate::process::Process;
@@ -22,7 +26,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// Triggers that are visited.
-const SAMPLES: usize = 300;
+const SAMPLES: usize = 200;
 const SIZES: [usize; 2] = [100, 10_000];
 const SOURCE: &str = "/srv/bench";
 
@@ -38,9 +42,9 @@ pub fn engine() -> Result<()> {
         write_map(size)?;
         let bare = bare_loop(size)?;
         row(size, "bare loop", &bare);
-        let ours = daemon(size, Command::new("autofs-cr").arg("automount"))?;
+        let ours = daemon(size, &mut daemon_command("autofs-cr"))?;
         row(size, "autofs-cr", &ours);
-        let theirs = daemon(size, Command::new("automount").args(["--foreground", "--dont-check-daemon"]))?;
+        let theirs = daemon(size, &mut daemon_command("automount"))?;
         row(size, "automount", &theirs);
         println!(
             "{size:>7}  autofs-cr / automount: start {:.2}, median 1/{:.0}, p99 1/{:.0}, stop 1/{:.0}; / bare loop: median {:.1}, p99 {:.1}",
@@ -52,7 +56,17 @@ pub fn engine() -> Result<()> {
             ours.p99().as_secs_f64() / bare.p99().as_secs_f64(),
         );
     }
-    Ok(())
+    life::run()
+}
+
+/// A daemon in the foreground, on `/etc/auto.master`.
+fn daemon_command(who: &str) -> Command {
+    let mut command = Command::new(who);
+    match who {
+        "automount" => command.args(["--foreground", "--dont-check-daemon"]),
+        _ => command.arg("automount"),
+    };
+    command
 }
 
 struct Times {
@@ -94,15 +108,19 @@ fn write_map(size: usize) -> Result<()> {
     Ok(())
 }
 
+/// What is mounted on triggers.
+fn mounted() -> usize {
+    mount_table().iter().filter(|(path, fstype, _)| fstype != "autofs" && path.starts_with("/bench/")).count()
+}
+
 fn triggers() -> usize {
     mount_table().iter().filter(|(path, fstype, _)| fstype == "autofs" && path.starts_with("/bench/")).count()
 }
 
-/// A daemon that serves the map.
-fn daemon(size: usize, command: &mut Command) -> Result<Times> {
+/// A daemon that serves the map, when all its triggers are there.
+fn start(size: usize, command: &mut Command) -> Result<Process> {
     let log = fs::File::create("/tmp/bench.log")?;
-    let begin = Instant::now();
-    let mut process = Process::start(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log))?;
+    let process = Process::start(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log))?;
     // Not the mount table while it starts: reading it slows mounting down. The last trigger is made last.
     let last = trigger(size - 1);
     let control = Control::open()?;
@@ -110,6 +128,13 @@ fn daemon(size: usize, command: &mut Command) -> Result<Times> {
     if !up || !wait_until(|| triggers() == size) {
         bail!("not all triggers were made: {}", fs::read_to_string("/tmp/bench.log")?);
     }
+    Ok(process)
+}
+
+/// What a daemon takes.
+fn daemon(size: usize, command: &mut Command) -> Result<Times> {
+    let begin = Instant::now();
+    let mut process = start(size, command)?;
     let start = begin.elapsed();
     let rss = resident(process.pid())?;
     let visits = visit(size)?;
@@ -138,7 +163,8 @@ fn wait_until_fast(mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
-fn resident(pid: i32) -> Result<u64> {
+/// Resident memory of a process, KiB.
+pub fn resident(pid: i32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
     line.split_whitespace().nth(1).context("no number")?.parse().context("no number")

@@ -112,6 +112,16 @@ const SCENARIOS: &[Scenario] = &[
         about: "master map and maps change while mounts are in use; HUP and ctl reload follow them",
         run: engine::reload::run_scenario,
     },
+    Scenario {
+        name: "answers",
+        about: "dead server, hung program, full disk, entry removed: every request is answered, other keys go on",
+        run: engine::answers::run_scenario,
+    },
+    Scenario {
+        name: "soak",
+        about: "40 seconds of triggers, expiries, reloads, a dead server, engines killed (`scripts/soak MINUTES`)",
+        run: engine::soak::short,
+    },
     Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
     Scenario {
         name: "plugin-carry",
@@ -172,6 +182,9 @@ fn main() -> ExitCode {
         ["walk", ref keys @ ..] => return programs::walk_main(keys),
         ["master", ref mounts @ ..] => return plugin::master::main(mounts),
         ["visit", size] => return bench::visit_main(size),
+        ["soak", minutes] => return report(engine::soak::long(minutes)),
+        ["soak-visit", name] => return engine::soak::visit_main(name),
+        ["storm", dir, keys] => return bench::storm_main(dir, keys),
         ["bench", "engine"] => return report(bench::engine()),
         ["sit", file] => return programs::sit_main(file),
         ["--settled"] => {

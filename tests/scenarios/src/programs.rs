@@ -9,9 +9,11 @@ use std::process::{ChildStdout, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-static STOP: AtomicBool = AtomicBool::new(false);
+/// SIGTERM came.
+pub static STOP: AtomicBool = AtomicBool::new(false);
 
-fn stop_on_term() {
+/// Have SIGTERM set [`STOP`].
+pub fn stop_on_term() {
     let mut term = SigSet::empty();
     term.add(Signal::SIGTERM);
     // Blocked here and in every thread to come, so that only the waiting thread gets it.

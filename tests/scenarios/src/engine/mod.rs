@@ -1,21 +1,49 @@
 //! Scenarios of `autofs-cr automount`.
 
 pub mod amd;
+pub mod answers;
 pub mod control;
 pub mod mounts;
 pub mod reload;
+pub mod soak;
 pub mod sources;
 pub mod swap;
 
 use crate::check::wait_until;
 use crate::cli;
-use crate::process::Process;
+use crate::process::{Process, run_ok};
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::process::{Command, Stdio};
 
 const LOG: &str = "/tmp/logs/engine.log";
+
+/// A directory of `/srv/data` with a file of its name.
+fn export(name: &str) -> Result<()> {
+    let dir = format!("/srv/data/{name}");
+    fs::create_dir_all(&dir)?;
+    Ok(fs::write(format!("{dir}/{name}"), format!("{name}\n"))?)
+}
+
+/// A network on which nobody answers (10.9.9.2 and on), and a mount.nfs that connects to its server and waits. (The real
+/// one gives up at once where the kernel has no NFS.)
+pub fn dead_server() -> Result<()> {
+    let limit = std::time::Duration::from_secs(10);
+    for command in ["tuntap add dead mode tun", "addr add 10.9.9.1/24 dev dead", "link set dead up"] {
+        run_ok(limit, "ip", &command.split(' ').collect::<Vec<_>>())?;
+    }
+    script("/sbin/mount.nfs", "#!/bin/bash\nexec 3<>/dev/tcp/${1%%:*}/2049\n")
+}
+
+/// A program.
+fn script(path: &str, text: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    // Not over a program that somebody has open, or a link.
+    let _ = fs::remove_file(path);
+    fs::write(path, text)?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+}
 
 /// `autofs-cr automount` on `/etc/auto.master`, as a service manager would start it.
 pub struct Daemon(Process);
@@ -34,6 +62,11 @@ impl Daemon {
             bail!("autofs-cr automount did not come up: {}", fs::read_to_string(LOG)?);
         }
         Ok(daemon)
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        self.0.pid()
     }
 
     /// Is it the master of all these mounts?

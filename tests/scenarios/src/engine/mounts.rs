@@ -1,6 +1,6 @@
 //! What the engine mounts: file systems by system call, types with helpers, submounts, offsets, links, propagation.
 
-use super::Daemon;
+use super::{Daemon, export};
 use crate::check::{Checks, HANG_LIMIT};
 use crate::peers::{is_autofs, is_mounted};
 use crate::process::{run, run_ok};
@@ -29,12 +29,6 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     checks.that("the engine ends", engine.stop()?);
     checks.that("nothing is left", !["/m", "/l", "/private", "/shared"].iter().any(|path| is_autofs(path)));
     Ok(())
-}
-
-fn export(name: &str) -> Result<()> {
-    let dir = Path::new("/srv/data").join(name);
-    fs::create_dir_all(&dir)?;
-    Ok(fs::write(dir.join(name), format!("{name}\n"))?)
 }
 
 /// A loop device, given back when dropped: they belong to the whole machine.

@@ -1,0 +1,128 @@
+//! Every request is answered, whatever goes wrong; and other keys go on meanwhile.
+
+use super::{Daemon, dead_server, export, script};
+use crate::check::{Checks, HANG_LIMIT, wait_until};
+use crate::peers::{is_autofs, is_mounted};
+use crate::process::{Process, run};
+use crate::programs::{Walkers, read_file};
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const MAP: &str = "\
+dead 10.9.9.2:/x
+replicas 10.9.9.2,10.9.9.3:/x
+slow -fstype=slow :nothing
+full / -fstype=tmpfs,nr_inodes=1 :full /sub :/srv/data/one
+strict -strict / -fstype=tmpfs,nr_inodes=1 :full /sub :/srv/data/one
+gone :/srv/nothing
+* :/srv/data/&
+";
+
+pub fn run_scenario(checks: &mut Checks) -> Result<()> {
+    for name in ["one", "two", "k0", "k1", "k2", "k3"] {
+        export(name)?;
+    }
+    dead_server()?;
+    fs::write("/etc/autofs.conf", "[ autofs ]\nmount_wait = 3\nnegative_timeout = 1\nprogram_wait = 2\n")?;
+    fs::write("/etc/auto.master", "/a /etc/auto.a --timeout=600\n/p program:/etc/auto.p --timeout=600\n")?;
+    fs::write("/etc/auto.a", MAP)?;
+    script("/etc/auto.p", "#!/bin/sh\n[ $1 = stuck ] && sleep 1000\necho :/srv/data/$1\n")?;
+    script("/sbin/mount.slow", "#!/bin/sh\nsleep 1\nexec mount --bind /srv/data/one \"$2\"\n")?;
+    let mut engine = Daemon::start(&[], &["/a", "/p"])?;
+
+    stuck(checks, "a dead server", "/a/dead/x", "/a/two/two")?;
+    stuck(checks, "replicated servers, all dead", "/a/replicas/x", "/a/two/two")?;
+    stuck(checks, "a program map that hangs", "/p/stuck/x", "/p/one/one")?;
+    disk_full(checks)?;
+    entry_removed(checks, &engine)?;
+    map_gone(checks, &engine)?;
+    storm(checks, &engine)?;
+    engine.signal(Signal::SIGUSR1)?;
+    checks.that("the engine ends", engine.stop()?);
+    checks.that("nothing is left", !is_autofs("/a") && !is_autofs("/p"));
+    Ok(())
+}
+
+fn visitor(path: &str) -> Result<Process> {
+    Process::start(
+        Command::new("stat").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()),
+    )
+}
+
+/// Ten visitors hang at one key; another key of the same map goes on; all are answered.
+fn stuck(checks: &mut Checks, what: &str, path: &str, other: &str) -> Result<()> {
+    let begin = Instant::now();
+    let mut visitors = (0..10).map(|_| visitor(path)).collect::<Result<Vec<_>>>()?;
+    std::thread::sleep(Duration::from_millis(300));
+    checks.that(&format!("{what}: its visitors wait"), visitors.iter_mut().all(|visitor| !visitor.ended()));
+    let asked = Instant::now();
+    checks.step(&format!("{what}: {other} goes on"), read_file(other));
+    checks.that(&format!("{what}: at once"), asked.elapsed() < Duration::from_millis(1500));
+    checks.soon(&format!("{what}: all are answered"), || visitors.iter_mut().all(Process::ended));
+    checks.that(&format!("{what}: in time"), begin.elapsed() < Duration::from_secs(10));
+    Ok(())
+}
+
+/// No room for the directory of an offset.
+fn disk_full(checks: &mut Checks) -> Result<()> {
+    let root = run(HANG_LIMIT, "stat", &["/a/full/."])?;
+    checks.that("no room for an offset: its root is mounted", root.status.success() && is_mounted("/a/full"));
+    let offset = run(HANG_LIMIT, "stat", &["/a/full/sub"])?;
+    checks.that("and the offset is not there", !offset.status.success());
+    let strict = run(HANG_LIMIT, "stat", &["/a/strict/."])?;
+    let said = String::from_utf8_lossy(&strict.stderr).into_owned();
+    checks.that(&format!("with -strict all fails: {}", said.trim()), said.contains("No space left"));
+    checks.that("and nothing stays", !is_mounted("/a/strict"));
+    Ok(())
+}
+
+fn entry_removed(checks: &mut Checks, engine: &Daemon) -> Result<()> {
+    let mut visitor = visitor("/a/slow/.")?;
+    std::thread::sleep(Duration::from_millis(300));
+    fs::write("/etc/auto.a", MAP.replace("slow -fstype=slow :nothing\n", ""))?;
+    engine.signal(Signal::SIGHUP)?;
+    checks.soon("an entry removed while it is mounted: its visitor is answered", || visitor.ended());
+    checks.step("and others go on", read_file("/a/one/one"));
+    fs::write("/etc/auto.a", MAP)?;
+    engine.signal(Signal::SIGHUP)
+}
+
+fn map_gone(checks: &mut Checks, engine: &Daemon) -> Result<()> {
+    fs::remove_file("/etc/auto.a")?;
+    engine.signal(Signal::SIGHUP)?;
+    let begin = Instant::now();
+    let _ = run(HANG_LIMIT, "stat", &["/a/k0/."])?;
+    checks.that("a map that is gone: a lookup is answered", begin.elapsed() < Duration::from_secs(5));
+    fs::write("/etc/auto.a", MAP)?;
+    engine.signal(Signal::SIGHUP)?;
+    checks.that("and when it is back it serves", wait_until(|| read_file("/a/k1/k1").is_ok()));
+    let gone = run(HANG_LIMIT, "stat", &["/a/gone/."])?;
+    checks.that("a source that is gone is an error", !gone.status.success());
+    Ok(())
+}
+
+/// The entry that is asked for comes and goes while its mount expires, over and over.
+fn storm(checks: &mut Checks, engine: &Daemon) -> Result<()> {
+    let files: Vec<String> = (0..4).map(|n| format!("/a/k{n}/k{n}")).collect();
+    let walkers = Walkers::start(8, &files)?;
+    let begin = Instant::now();
+    let mut turn = 0;
+    while begin.elapsed() < Duration::from_secs(5) {
+        turn += 1;
+        fs::write(
+            "/etc/auto.new",
+            if turn % 2 == 0 { MAP.to_owned() } else { format!("k0 :/srv/data/k0\n{MAP}") },
+        )?;
+        fs::rename("/etc/auto.new", "/etc/auto.a")?;
+        engine.signal(Signal::SIGHUP)?;
+        engine.signal(Signal::SIGUSR1)?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (lookups, errors) = walkers.stop()?;
+    println!("  {lookups} lookups in {turn} reloads and expiries");
+    checks.equal("an entry replaced while it expires: no lookup failed or hung", errors, Vec::new());
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Many triggers for a long time: idle mounts are expired and maps reloaded all the while, a server is dead, engines are
+//! killed and replaced. In the end nothing is unanswered, leaked or grown.
+
+use super::{Daemon, dead_server, export};
+use crate::check::{Checks, HANG_LIMIT};
+use crate::cli;
+use crate::peers::mount_table;
+use crate::process::Process;
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+const DIR: &str = "/tmp/checkpoint";
+const VISITORS: usize = 8;
+const KEYS: u64 = 300;
+const MOUNTS: &[&str] = &["/s", "/direct/d0"];
+/// No lookup may take longer; the dead server's are given up after two seconds.
+const LONGEST: Duration = Duration::from_secs(8);
+
+/// The short form, for every run of the tests.
+pub fn short(checks: &mut Checks) -> Result<()> {
+    run_for(checks, Duration::from_secs(40))
+}
+
+/// `scenarios soak MINUTES`.
+pub fn long(minutes: &str) -> Result<()> {
+    let mut checks = Checks::default();
+    run_for(&mut checks, Duration::from_secs(60 * minutes.parse::<u64>()?))?;
+    println!("soak: {} passed, {} failed", checks.passed, checks.failed);
+    anyhow::ensure!(checks.failed == 0, "the soak failed");
+    Ok(())
+}
+
+fn write_maps(changed: bool) -> Result<()> {
+    // The last line comes and goes.
+    let lines = if changed { 0..20 } else { 0..21 };
+    let direct: String = lines.map(|n| format!("/direct/d{n} :/srv/data/f\n")).collect();
+    fs::write("/etc/auto.direct", direct)?;
+    fs::write("/etc/auto.s", "dead 10.9.9.2:/x\nmulti /x :/srv/data/f /y :/srv/data/f\n* :/srv/data/f\n")?;
+    Ok(())
+}
+
+/// What an engine looked like.
+#[derive(Debug, Default, Clone, Copy)]
+struct Size {
+    kib: u64,
+    descriptors: usize,
+}
+
+fn size(pid: i32) -> Result<Size> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    Ok(Size { kib: crate::bench::resident(pid)?, descriptors })
+}
+
+fn run_for(checks: &mut Checks, duration: Duration) -> Result<()> {
+    export("f")?;
+    dead_server()?;
+    write_maps(false)?;
+    fs::write("/etc/autofs.conf", "[ autofs ]\nmount_wait = 2\nnegative_timeout = 1\n")?;
+    fs::write("/etc/auto.master", "/s /etc/auto.s --timeout=1\n/- /etc/auto.direct --timeout=1\n")?;
+    let mut engine = Daemon::start(&[], MOUNTS)?;
+    let visitors = (0..VISITORS)
+        .map(|n| visitor(&format!("live{n}")))
+        .chain([visitor("dead")])
+        .collect::<Result<Vec<_>>>()?;
+
+    // Engines come and go, then one stays.
+    let (mut triggers, mut rounds) = (0, 0);
+    let begin = Instant::now();
+    while begin.elapsed() < duration / 2 {
+        trouble(engine.pid(), Duration::from_secs(4))?;
+        triggers += requests()?;
+        engine = replace(engine, rounds % 2 == 0)?;
+        rounds += 1;
+    }
+    trouble(engine.pid(), Duration::from_secs(2))?;
+    let first = size(engine.pid())?;
+    while begin.elapsed() < duration {
+        trouble(engine.pid(), Duration::from_secs(4))?;
+    }
+    triggers += requests()?;
+    let last = size(engine.pid())?;
+
+    let (mut lookups, mut slowest) = (0, Duration::ZERO);
+    for (n, visitor) in visitors.into_iter().enumerate() {
+        visitor.signal(Signal::SIGTERM)?;
+        let told = visitor.finish(HANG_LIMIT).context("a visitor hangs")?;
+        let mut lines = told.lines();
+        let first = lines.next().unwrap_or_default();
+        let numbers: Vec<u64> = first.split(' ').filter_map(|number| number.parse().ok()).collect();
+        let [done, failed, millis] = numbers[..] else { anyhow::bail!("a visitor printed {told:?}") };
+        lookups += done;
+        slowest = slowest.max(Duration::from_millis(millis));
+        if n < VISITORS {
+            checks.equal("a visitor without an error", (failed, lines.next()), (0, None));
+        } else {
+            checks.equal("every lookup on the dead server got its error", failed, done);
+        }
+    }
+    println!(
+        "  {triggers} triggers, {lookups} lookups, the longest {slowest:.1?}; {rounds} engines killed; {first:?}, then {last:?}"
+    );
+    checks.that("there was something to do", triggers > 50 * duration.as_secs());
+    checks.that("nobody hung", slowest < LONGEST);
+    checks.that("no descriptor leaked", last.descriptors <= first.descriptors + 16);
+    checks.that("the engine has not grown", last.kib <= first.kib + first.kib / 2);
+    checks.soon("idle mounts expire", || {
+        mount_table().iter().all(|(path, kind, _)| kind == "autofs" || !ours(path))
+    });
+    checks.that("the engine ends", engine.stop()?);
+    checks.that("no mount is left", !mount_table().iter().any(|(path, ..)| ours(path)));
+    checks.soon("no holder is left", || !holders());
+    Ok(())
+}
+
+fn ours(path: &str) -> bool {
+    path == "/s" || path.starts_with("/s/") || path.starts_with("/direct/")
+}
+
+fn holders() -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| fs::read_to_string(entry.path().join("comm")).ok())
+        .any(|comm| comm.trim() == "autofs-cr-hold")
+}
+
+/// For a time: what is idle goes, and every second the maps change.
+fn trouble(pid: i32, time: Duration) -> Result<()> {
+    let begin = Instant::now();
+    let mut reloads = 0;
+    while begin.elapsed() < time {
+        kill(Pid::from_raw(pid), Signal::SIGUSR1)?;
+        std::thread::sleep(Duration::from_millis(20));
+        if begin.elapsed().as_secs() > reloads {
+            reloads += 1;
+            write_maps(reloads % 2 == 1)?;
+            kill(Pid::from_raw(pid), Signal::SIGHUP)?;
+        }
+    }
+    Ok(())
+}
+
+/// The engine is killed between a dump and what comes after: another engine, or a restore.
+fn replace(mut engine: Daemon, by_restore: bool) -> Result<Daemon> {
+    cli::ok(&["dump", "-D", DIR, "--replace", "--hold"])?;
+    engine.kill9()?;
+    drop(engine);
+    if !by_restore {
+        return Daemon::start(&[], MOUNTS);
+    }
+    cli::ok(&["restore", "-D", DIR, "--serve"])?;
+    Daemon::start(&["--replace"], MOUNTS)
+}
+
+/// Requests that the running engine has answered.
+fn requests() -> Result<u64> {
+    let text = cli::ok(&["ctl", "metrics"])?;
+    let lines = text.lines().filter(|line| line.starts_with("autofs_cr_requests_total{"));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+}
+
+fn visitor(what: &str) -> Result<Process> {
+    let mut command = Command::new(std::env::current_exe()?);
+    Process::start(command.args(["soak-visit", what]).stdin(Stdio::null()).stdout(Stdio::piped()))
+}
+
+/// `scenarios soak-visit NAME`: read files behind triggers until SIGTERM; print `LOOKUPS ERRORS LONGEST` (milliseconds)
+/// and the first errors.
+pub fn visit_main(name: &str) -> ExitCode {
+    crate::programs::stop_on_term();
+    let mut seed = name.bytes().fold(0x9e37_79b9_7f4a_7c15, |seed: u64, byte| {
+        (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    let (mut lookups, mut longest, mut errors) = (0u64, Duration::ZERO, Vec::new());
+    while !crate::programs::STOP.load(Ordering::Relaxed) {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        let file = match seed % 10 {
+            _ if name == "dead" => "/s/dead/f".to_owned(),
+            0 => format!("/direct/d{}/f", seed / 10 % 20),
+            1 => "/s/multi/x/f".to_owned(),
+            2 => "/s/multi/y/f".to_owned(),
+            _ => format!("/s/k{}/f", seed / 10 % KEYS),
+        };
+        let begin = Instant::now();
+        let read = fs::read_to_string(&file);
+        longest = longest.max(begin.elapsed());
+        lookups += 1;
+        if let Err(error) = read {
+            errors.push(format!("{file}: {error}"));
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    println!("{lookups} {} {}", errors.len(), longest.as_millis());
+    for error in errors.iter().take(3) {
+        println!("{error}");
+    }
+    ExitCode::SUCCESS
+}
