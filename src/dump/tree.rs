@@ -293,9 +293,9 @@ impl Walker {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         match statx(directory, name, flags, StatxFlags::BASIC_STATS) {
             Ok(stat) => Ok(Look::Found(stat.into())),
-            // removed since
-            Err(Errno::NOENT) => Ok(Look::Gone),
-            Err(errno) => Err(call("look at", path)(errno)),
+            Err(errno @ Errno::NOMEM) => Err(call("look at", path)(errno)),
+            // Removed since; or it had an open request, and this is the master's answer to that: the directory goes.
+            Err(_) => Ok(Look::Gone),
         }
     }
 }

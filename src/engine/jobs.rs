@@ -384,7 +384,7 @@ fn reread(kernel: &dyn Kernel, served: &Served, root: Option<&Place>, list: bool
         Ok(None) => return None,
         Ok(Some(keys)) => keys.unwrap_or_default(),
         Err(errno) => {
-            tracing::warn!(map = ?served.source, %errno, "a map cannot be read; it stays as it was");
+            tracing::warn!(map = %served.name.display(), %errno, "a map cannot be read; it stays as it was");
             return None;
         }
     };
