@@ -13,7 +13,9 @@ use autofs_cr::engine::control::server::{Listener, MetricsAt};
 use autofs_cr::engine::control::{Reply, Request};
 use autofs_cr::engine::maps::conf::{Conf, Logging};
 use autofs_cr::engine::maps::vars::{Definition, definition};
-use autofs_cr::engine::{self, maps, takeover};
+use autofs_cr::engine::served::Master;
+use autofs_cr::engine::upgrade::{self, Before, Carried};
+use autofs_cr::engine::{self, Start, maps, takeover};
 use autofs_cr::sys::packet::{PacketPipe, packet_pipe};
 use autofs_cr::sys::process::own_group;
 use clap::Args;
@@ -59,6 +61,10 @@ pub struct Automount {
     /// Tell Prometheus at this address, of this machine only: unix:PATH, 127.0.0.1:PORT or [::1]:PORT
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<MetricsAt>,
+
+    /// What the program before left behind this descriptor.
+    #[arg(long, hide = true)]
+    carried: Option<i32>,
 
     /// Stay in the foreground and log to stderr
     #[arg(short, long)]
@@ -157,7 +163,8 @@ impl Automount {
         if self.force_exit {
             return Ok(ExitCode::SUCCESS);
         }
-        if self.by_name && !self.foreground && !self.systemd_service {
+        let background = self.by_name && !self.foreground && !self.systemd_service;
+        if background && self.carried.is_none() {
             return background::run(|ready| self.serve(&given, ready));
         }
         // A program of our own group would be taken for us: it would never trigger a mount.
@@ -176,18 +183,16 @@ impl Automount {
         let wanted = config::of_master_map(given)?;
         ensure!(!wanted.is_empty(), "the master map has no map that can be served");
         let _pid_file = self.pid_file.as_deref().map(running::PidFile::write).transpose()?;
-        let control = match &self.socket {
-            Some(path) => Some(Listener::control(Some(path))?),
-            None => Listener::usual(),
+        let Carried { pipe, listeners, state: before } = match self.carried {
+            Some(number) => upgrade::take(number)?,
+            None => self.open()?,
         };
-        let metrics = self.metrics.as_ref().map(Listener::metrics).transpose()?;
-        let pipe = packet_pipe().context("no pipe")?;
-        keep_over_a_crash(&pipe);
         // Let go again if the engine does not come as far as to serve.
-        let mut old = if self.replace { Some(takeover::stop(&wanted)?) } else { None };
-        let listeners = control.into_iter().chain(metrics).collect();
-        let master = Arc::new(config::MasterMap(given.clone()));
-        engine::serve(wanted, pipe, Some(master), listeners, &mut |_| {
+        let replace = self.replace && self.carried.is_none();
+        let mut old = if replace { Some(takeover::stop(&wanted)?) } else { None };
+        let master: Arc<dyn Master> = Arc::new(config::MasterMap(given.clone()));
+        let start = Start { wanted, pipe, master: Some(master), listeners, before };
+        engine::serve(start, &mut |_| {
             let ended = old.take().map_or(0, takeover::OldMasters::end);
             if ended > 0 {
                 output::note("the automounter that served before was ended; its mounts are served from here");
@@ -198,6 +203,22 @@ impl Automount {
             ready();
         })?;
         Ok(())
+    }
+
+    /// Pipe and sockets of an engine that begins.
+    fn open(&self) -> Result<Carried> {
+        let control = match &self.socket {
+            Some(path) => Some(Listener::control(Some(path))?),
+            None => Listener::usual(),
+        };
+        let metrics = self.metrics.as_ref().map(Listener::metrics).transpose()?;
+        let pipe = packet_pipe().context("no pipe")?;
+        keep_over_a_crash(&pipe);
+        Ok(Carried {
+            pipe,
+            listeners: control.into_iter().chain(metrics).collect(),
+            state: Before::default(),
+        })
     }
 
     /// What the options say over the configuration.

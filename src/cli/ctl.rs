@@ -6,14 +6,14 @@ use super::output::Output;
 use super::table::{Cell, Column, Style, Table};
 use anyhow::{Result, bail};
 use autofs_cr::discover::users::{Users, users};
-use autofs_cr::engine::control::client::ask;
+use autofs_cr::engine::control::client::{AskError, ask};
 use autofs_cr::engine::control::{Reply, Request, Status, Who};
 use autofs_cr::log::LogLevels;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,7 +38,7 @@ pub struct Ctl {
     json: bool,
 }
 
-#[derive(Subcommand)]
+#[derive(Clone, Subcommand)]
 enum Command {
     /// What it serves and what it is doing
     Status,
@@ -49,6 +49,12 @@ enum Command {
         /// Only of the map that has a mount here
         #[arg(value_name = "MOUNT")]
         mount: Option<PathBuf>,
+    },
+    /// Become another autofs-cr, or the one that is installed now; no lookup fails
+    Reexec {
+        /// The program; without: the engine's own file
+        #[arg(value_name = "BINARY")]
+        binary: Option<PathBuf>,
     },
     /// Which programs trigger mounts, and which keep them from expiring
     Who {
@@ -72,11 +78,12 @@ enum Command {
 impl Ctl {
     pub fn run(self, output: &mut Output) -> Result<ExitCode> {
         let keepers = !matches!(self.command, Command::Who { lookups: true });
-        let request = match self.command {
+        let request = match self.command.clone() {
             Command::Status => Request::Status,
             Command::Reload => Request::Reload,
             Command::Expire { mount } => Request::Expire { mount },
             Command::Who { .. } => Request::Who,
+            Command::Reexec { binary } => return self.reexec(binary, output),
             Command::Metrics => Request::Metrics,
             Command::Log { level, mount } => Request::Log { level, mount },
         };
@@ -101,6 +108,42 @@ impl Ctl {
         };
         output.print(&text)?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// How long an engine may take until it answers as another program.
+const REEXEC_LIMIT: Duration = Duration::from_secs(60);
+
+impl Ctl {
+    fn reexec(&self, binary: Option<PathBuf>, output: &mut Output) -> Result<ExitCode> {
+        let status = || match ask(self.socket.as_deref(), &Request::Status)? {
+            Reply::Status(status) => Ok(status),
+            other => bail!("not a status: {other:?}"),
+        };
+        let before = status()?;
+        match ask(self.socket.as_deref(), &Request::Reexec { binary }) {
+            // It may be another program before it has answered.
+            Ok(_) | Err(AskError::Socket { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let begin = Instant::now();
+        loop {
+            // While it changes, a connection may be lost with the program that accepted it.
+            match status() {
+                Ok(now) if now.upgrades > before.upgrades => {
+                    if self.json {
+                        return print(output, &Reply::Status(now));
+                    }
+                    let Status { pid, version, .. } = now;
+                    output.print(&format!("engine {pid} goes on as autofs-cr {version}\n"))?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+                _ if begin.elapsed() > REEXEC_LIMIT => {
+                    bail!("the engine has not become another program; its log says why")
+                }
+                _ => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
     }
 }
 
@@ -138,7 +181,7 @@ const JOBS: [Column; 4] =
     [Column::new("JOB"), Column::right("FOR"), Column::right("WAITING"), Column::long("ON", 12)];
 
 fn status(told: &Status, now: u64, output: &Output) -> String {
-    let Status { pid, version, began, counts, maps, jobs } = told;
+    let Status { pid, version, began, counts, maps, jobs, upgrades: _ } = told;
     let mut text = format!(
         "engine {pid}, autofs-cr {version}, began {}: {} autofs mounts, {} keys mounted\n",
         ago(now, *began),
@@ -283,6 +326,7 @@ mod tests {
             pid: 812,
             version: "1.2.3".into(),
             began: 40,
+            upgrades: 0,
             counts: Counts { mounts: 1, mounted: 2, ..Counts::default() },
             maps: vec![map],
             jobs: vec![job],

@@ -18,6 +18,7 @@
 //! | [`reactor`] | the thread that reads pipe, signals, results and clock |
 //! | [`reconnect`] | attaching the mounts that exist when it starts |
 //! | [`rpc`] | ONC RPC calls with a limit |
+//! | [`upgrade`] | becoming another program |
 //! | [`takeover`] | stopping the automounter that served them until now |
 //!
 //! A request's way: pipe → reactor → machine → worker, which mounts and answers the kernel itself.
@@ -40,6 +41,7 @@ pub mod served;
 pub mod state;
 pub mod takeover;
 pub mod task;
+pub mod upgrade;
 pub mod workers;
 
 use crate::sys::control::{Control, ControlError};
@@ -52,6 +54,7 @@ use reconnect::ConnectError;
 use served::Master;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use upgrade::{Before, Luggage};
 
 /// An engine could not start, or not go on.
 #[derive(Debug, thiserror::Error)]
@@ -71,32 +74,44 @@ pub enum EngineError {
     Reactor(#[from] ReactorError),
 }
 
-/// Serve maps until TERM or INT; all requests come through `pipe`. `ready` is called when every mount that is wanted
-/// exists and belongs to this process's group, with the number of waiters that were handed on.
+/// What an engine starts with.
+#[derive(Debug)]
+pub struct Start {
+    /// The maps, and where they are served.
+    pub wanted: Vec<Wanted>,
+    /// All requests come through it.
+    pub pipe: PacketPipe,
+    /// What a reload follows besides the maps. Only with it can the engine become another program.
+    pub master: Option<Arc<dyn Master>>,
+    /// Whoever connects to one is answered.
+    pub listeners: Vec<Listener>,
+    /// What it knows from the program that it was before.
+    pub before: Before,
+}
+
+/// Serve maps until TERM or INT. `ready` is called when every mount that is wanted exists and belongs to this process's
+/// group, with the number of waiters that were handed on.
 ///
-/// A reload follows `master`, if there is one, besides the maps. Whoever connects to one of the `listeners` is answered. On return idle mounts are gone, and busy ones stay,
-/// catatonic: the next engine attaches them.
-pub fn serve(
-    wanted: Vec<Wanted>,
-    pipe: PacketPipe,
-    master: Option<Arc<dyn Master>>,
-    listeners: Vec<Listener>,
-    ready: &mut dyn FnMut(usize),
-) -> Result<(), EngineError> {
+/// On return idle mounts are gone, and busy ones stay, catatonic: the next engine attaches them.
+pub fn serve(start: Start, ready: &mut dyn FnMut(usize)) -> Result<(), EngineError> {
+    let Start { wanted, pipe, master, listeners, before } = start;
+    let no_copy = |_| EngineError::Pipe(crate::sys::Errno::MFILE);
+    let luggage = Luggage::pack(&pipe, &listeners, before.times).map_err(no_copy)?;
+    let luggage = master.is_some().then_some(luggage);
     let PacketPipe { read, write } = pipe;
     // Signals are blocked before any thread is started.
     let reactor = Reactor::new(read)?;
-    let own_write = write.try_clone().map_err(|_| EngineError::Pipe(crate::sys::Errno::MFILE))?;
+    let own_write = write.try_clone().map_err(no_copy)?;
     let kernel = Arc::new(Linux::new(Control::open()?, write));
     let mut state = reactor::machine();
     if let Some(master) = master {
         state.set_master(master);
     }
-    let waiters = reconnect::connect(&mut state, &*kernel, &wanted, own_write.as_fd())?;
+    let waiters = reconnect::connect(&mut state, &*kernel, &wanted, own_write.as_fd(), &before.dirs)?;
     for listener in listeners {
         reactor.listen(listener)?;
     }
     ready(waiters);
-    reactor.run(state, kernel)?;
+    reactor.run(state, kernel, before.packets, luggage)?;
     Ok(())
 }

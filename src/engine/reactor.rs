@@ -7,14 +7,16 @@ use super::control::{Reply, Request, Status, Who};
 use super::kernel::Kernel;
 use super::ledger::Ledger;
 use super::state::{Action, Event, Limits, State};
+use super::upgrade::{Before, Luggage};
 use super::workers::Pool;
 use crate::sys::Errno;
-use crate::sys::packet::{Kind, PacketError, read_packet};
+use crate::sys::packet::{Kind, Packet, PacketError, read_packet};
 use calloop::channel::{Channel, Event as Message, Sender, channel};
 use calloop::generic::Generic;
 use calloop::signals::{Signal, Signals};
 use calloop::{EventLoop, Interest, LoopSignal, Mode, PostAction};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -54,6 +56,10 @@ struct Engine {
     /// Who waits until maps are read, or idle mounts gone.
     waiting: Vec<(Until, SyncSender<Reply>)>,
     actions: Vec<Action>,
+    /// `None`: it cannot become another program.
+    luggage: Option<Luggage>,
+    /// The program to become.
+    next: PathBuf,
     end: LoopSignal,
     ended: bool,
 }
@@ -112,8 +118,14 @@ impl Reactor<'_> {
         Ok(())
     }
 
-    /// Serve until a signal ends it.
-    pub fn run(mut self, state: State, kernel: Arc<dyn Kernel>) -> Result<(), ReactorError> {
+    /// Serve until a signal ends it. `packets` have been read already. With luggage it can become another program.
+    pub fn run(
+        mut self,
+        state: State,
+        kernel: Arc<dyn Kernel>,
+        packets: Vec<Packet>,
+        luggage: Option<Luggage>,
+    ) -> Result<(), ReactorError> {
         let answers = Answers::new(kernel.clone());
         let mut engine = Engine {
             state,
@@ -122,9 +134,14 @@ impl Reactor<'_> {
             ledger: Ledger::default(),
             waiting: Vec::new(),
             actions: Vec::new(),
+            luggage,
+            next: PathBuf::new(),
             end: self.events.get_signal(),
             ended: false,
         };
+        for packet in packets {
+            engine.step(Event::Packet(packet));
+        }
         while !engine.ended {
             let wait = engine.state.deadline().map(|at| at.saturating_duration_since(Instant::now()));
             self.events.dispatch(wait, &mut engine)?;
@@ -200,6 +217,16 @@ impl Engine {
             Request::Metrics => Reply::Metrics(self.answers.metrics.render(&self.state.counts())),
             Request::Reload => return self.begin(Event::Reload, Until::Read, reply),
             Request::Expire { mount } => return self.begin(Event::ExpireNow(mount), Until::Expired, reply),
+            Request::Reexec { binary } => match (&self.luggage, binary) {
+                (Some(_), Some(binary)) => {
+                    // The last moment at which this program can answer.
+                    let _ = reply.try_send(Reply::Done(self.state.counts()));
+                    self.next = binary;
+                    self.pool.set_leaving(true);
+                    return self.step(Event::Leave);
+                }
+                _ => Reply::Error("an engine of restore cannot become another program; automount can".into()),
+            },
             Request::Log { .. } => Reply::Error("the level of the log is changed without the engine".into()),
         };
         // Whoever asked may have gone.
@@ -226,12 +253,31 @@ impl Engine {
         }
     }
 
+    /// Become the next program; where that fails, go on.
+    fn leave(&mut self, mut packets: Vec<Packet>) {
+        packets.extend(self.pool.take_requests());
+        if let Some(luggage) = &self.luggage {
+            let dirs = self
+                .state
+                .made_dirs()
+                .into_iter()
+                .map(|(path, dirs)| (path.into_os_string().into_vec(), dirs));
+            let state = Before { packets: packets.clone(), dirs: dirs.collect(), times: 0 };
+            tracing::info!(program = %self.next.display(), requests = packets.len(), "becoming another program");
+            let error = luggage.become_program(&self.next, state);
+            tracing::error!(%error, "it goes on as it is");
+        }
+        self.pool.set_leaving(false);
+        self.step(Event::Stay(packets));
+    }
+
     fn status(&self) -> Status {
         let began = self.answers.metrics.began.duration_since(UNIX_EPOCH).unwrap_or_default();
         Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             began: began.as_secs(),
+            upgrades: self.luggage.as_ref().map_or(0, |luggage| luggage.times),
             counts: self.state.counts(),
             maps: self.state.maps(),
             jobs: self.state.jobs(Instant::now()),
@@ -257,6 +303,7 @@ impl Engine {
                 _ => self.act(Action::Orphan(packet.dev, packet.token, Errno::NOENT)),
             },
             Action::Orphan(dev, token, errno) => self.answers.orphan(dev, token, errno),
+            Action::Leave(packets) => self.leave(packets),
             Action::Expire(group, run) => self.pool.expire(group, run),
             Action::Exit => {
                 self.ended = true;

@@ -32,20 +32,33 @@ pub enum ConnectError {
     Attach(#[from] AttachError),
 }
 
-/// Attach or make every mount that is wanted, and tell the machine about them. Returns how many waiters were handed on.
+/// Attach or make every mount that is wanted (`dirs` of them were made for each of these), and tell the machine about them. Returns how many waiters were handed on.
 pub fn connect(
     state: &mut State,
     kernel: &dyn Kernel,
     wanted: &[Wanted],
     pipe: BorrowedFd<'_>,
+    dirs: &[(Vec<u8>, usize)],
 ) -> Result<usize, ConnectError> {
     let survey = discover::survey(&discover::Target::Own)?;
+    // Of the program that this one was before: its mounts have this pipe and this owner already.
+    let own_pipe = rustix::fs::fstat(pipe).map(|meta| meta.st_ino).ok();
+    let group = rustix::process::getpgrp().as_raw_nonzero().get();
+    let is_ours = |mount: &AutofsMount| {
+        let options = &mount.options;
+        !mount.catatonic
+            && options.pipe_ino.is_some()
+            && options.pipe_ino == own_pipe
+            && options.pgrp == group
+    };
+    let dirs: HashMap<&[u8], usize> = dirs.iter().map(|(path, dirs)| (path.as_slice(), *dirs)).collect();
     let existing = Existing::new(&survey);
     let targets: Vec<Target> = wanted
         .iter()
         .flat_map(|map| &map.paths)
         .filter_map(|path| existing.at(path))
         .flat_map(|mount| existing.tree(mount))
+        .filter(|mount| !is_ours(mount))
         .map(|mount| Target { path: mount.path.clone(), dev: mount.dev })
         .collect();
     let waiters = if targets.is_empty() { 0 } else { attach_here(&targets, pipe)? };
@@ -55,7 +68,10 @@ pub fn connect(
         for path in &map.paths {
             let found = existing.at(path);
             let place = match found {
-                Some(mount) => place_of(mount),
+                Some(mount) => {
+                    let dirs = dirs.get(path.as_os_str().as_bytes()).copied().unwrap_or(0);
+                    Place { dirs, ..place_of(mount) }
+                }
                 None => match jobs::make(kernel, path, &map.served) {
                     Ok(place) => place,
                     Err(errno) => {

@@ -19,10 +19,12 @@
 //! | `tree` | mounts, their slots, and what depends on what |
 //! | `clock` | runs over idle mounts, and jobs that take too long |
 //! | `reload` | maps that are read again, and triggers that follow them |
+//! | `leave` | becoming another program |
 //! | `stop` | the end |
 //! | `report` | what it is doing, for people and for counters |
 
 mod clock;
+mod leave;
 mod outcomes;
 mod reload;
 mod report;
@@ -68,6 +70,10 @@ pub enum Event {
     Reload,
     /// Unmount what is idle, whatever its timeout: everywhere, or of the map that has a mount at this path.
     ExpireNow(Option<PathBuf>),
+    /// Prepare to become another program.
+    Leave,
+    /// That was not possible: go on, with what [`Action::Leave`] carried.
+    Stay(Vec<Packet>),
     /// Unmount what is idle, leave what is busy, and end. A second one does not wait for the idle.
     Stop,
 }
@@ -88,6 +94,8 @@ pub enum Action {
     Orphan(DevNum, Token, Errno),
     /// Start a run over idle mounts.
     Expire(GroupId, ExpireRun),
+    /// Become another program, which gets these requests; else [`Event::Stay`].
+    Leave(Vec<Packet>),
     /// End.
     Exit,
 }
@@ -135,12 +143,16 @@ pub struct State {
     progress: bool,
     /// Packets of mounts that no job has reported yet, and when they are given up.
     early: Vec<(Instant, Packet)>,
+    /// Requests for the program that this one becomes.
+    carried: Vec<Packet>,
     next: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Phase {
     Serving,
+    Leaving,
+    Left,
     Expiring,
     TearingDown,
     Ended,
@@ -212,6 +224,8 @@ enum Alarm {
     Check(GroupId),
     /// Maps that are read wait no longer for each other.
     Apart,
+    /// Running jobs are not waited for any more.
+    Leave,
     Early,
 }
 
@@ -234,6 +248,7 @@ impl State {
             retime: Vec::new(),
             progress: false,
             early: Vec::new(),
+            carried: Vec::new(),
             next: 0,
         }
     }
@@ -295,8 +310,11 @@ impl State {
             Event::Reload => self.reload(now, out),
             Event::ExpireNow(None) => self.expire_all(out),
             Event::ExpireNow(Some(path)) => self.expire_at(&path, out),
+            Event::Leave => self.leave(now),
+            Event::Stay(packets) => self.stay(packets, now, out),
             Event::Stop => self.stop(now, out),
         }
+        self.leave_when_quiet(false, out);
         self.tear_down_when_quiet(now, out);
     }
 
@@ -312,15 +330,19 @@ fn is_late(jobs: &HashMap<JobId, Job>, job: JobId) -> bool {
 
 impl Mount {
     /// The answer to a request for one of its keys.
-    fn answer(&self, key: &[u8], asker: Asker, result: Result<(), Errno>) -> Action {
-        Action::Answer(Answer {
+    fn request(&self, key: &[u8], asker: Asker, result: Result<(), Errno>) -> Answer {
+        Answer {
             place: self.place.clone(),
             served: self.served.clone(),
             key: key.to_vec(),
             token: asker.token,
             asker: Some(asker),
             result,
-        })
+        }
+    }
+
+    fn answer(&self, key: &[u8], asker: Asker, result: Result<(), Errno>) -> Action {
+        Action::Answer(self.request(key, asker, result))
     }
 
     fn answer_all(&self, key: &[u8], askers: &[Asker], result: Result<(), Errno>, out: &mut Out) {

@@ -5,6 +5,7 @@ use super::served::{Master, Served};
 use super::state::GroupId;
 use crate::discover::facts::MountType;
 use crate::sys::control::Token;
+use crate::sys::packet::{Kind, Packet};
 use crate::sys::{DevNum, Errno};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -203,6 +204,23 @@ pub struct Answer {
     pub asker: Option<Asker>,
     /// The answer.
     pub result: Result<(), Errno>,
+}
+
+impl Answer {
+    /// The request again, as it came from the kernel.
+    pub fn packet(&self) -> Packet {
+        let direct = self.place.kind != MountType::Indirect;
+        let kind = match (direct, self.asker.is_some()) {
+            (true, true) => Kind::MissingDirect,
+            (true, false) => Kind::ExpireDirect,
+            (false, true) => Kind::MissingIndirect,
+            (false, false) => Kind::ExpireIndirect,
+        };
+        let (uid, gid) = self.asker.map_or((0, 0), |asker| (asker.who.uid, asker.who.gid));
+        let pid = self.asker.map_or(0, |asker| asker.pid);
+        let (token, dev, name) = (self.token, self.place.dev, self.key.clone());
+        Packet { kind, token, dev, ino: self.place.ino.unwrap_or(0), uid, gid, pid, tgid: pid, name }
+    }
 }
 
 /// How a [`Task`] ended.

@@ -12,6 +12,7 @@ use super::task::{Answer, ExpireRun, Outcome, Task};
 use crate::discover::facts::MountType;
 use crate::log;
 use crate::sys::Errno;
+use crate::sys::packet::Packet;
 use calloop::channel::Sender;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -68,6 +69,8 @@ struct Shared {
     results: Sender<Event>,
     queue: Mutex<Queue>,
     wake: Condvar,
+    /// Runs end as soon as they can.
+    leaving: AtomicBool,
 }
 
 #[derive(Default)]
@@ -80,7 +83,14 @@ struct Queue {
 impl Pool {
     /// Results are sent as events.
     pub fn new(kernel: Arc<dyn Kernel>, answers: Answers, results: Sender<Event>) -> Self {
-        let shared = Shared { kernel, answers, results, queue: Mutex::default(), wake: Condvar::new() };
+        let shared = Shared {
+            kernel,
+            answers,
+            results,
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            leaving: AtomicBool::new(false),
+        };
         Self { shared: Arc::new(shared), tickets: HashMap::new() }
     }
 
@@ -113,6 +123,17 @@ impl Pool {
     /// Answer the request of a running job in its place, if nobody has.
     pub fn give_up(&mut self, id: JobId) -> Option<Answer> {
         self.tickets.remove(&id)?.claim(Err(Errno::TIMEDOUT))
+    }
+
+    /// Runs over idle mounts end before the next mount, or go on as ever.
+    pub fn set_leaving(&self, leaving: bool) {
+        self.shared.leaving.store(leaving, Ordering::Relaxed);
+    }
+
+    /// Requests of running jobs that nobody has answered; from now on their jobs will not.
+    pub fn take_requests(&mut self) -> Vec<Packet> {
+        let tickets = self.tickets.drain().filter_map(|(_, ticket)| ticket.claim(Err(Errno::TIMEDOUT)));
+        tickets.map(|answer| answer.packet()).collect()
     }
 
     /// Start a run over idle mounts. In a thread of its own: it sleeps in the kernel while workers carry out what the kernel
@@ -179,7 +200,10 @@ impl Shared {
             // The kernel finds a trigger idle again and again, also when nothing is mounted on it any more.
             let most = if place.kind == MountType::Indirect { EXPIRES } else { 1 };
             // An error means that something is in use after all, or that the mount is gone.
-            let expired = || self.kernel.expire(place, run.immediate).unwrap_or(false);
+            let expired = || {
+                !self.leaving.load(Ordering::Relaxed)
+                    && self.kernel.expire(place, run.immediate).unwrap_or(false)
+            };
             let _ = (0..most).take_while(|_| expired()).count();
         }
     }

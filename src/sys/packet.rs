@@ -19,7 +19,7 @@ const NAME: usize = 44;
 const NAME_MAX: usize = 255;
 
 /// What a packet asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub enum Kind {
     /// Mount the named key of an indirect mount.
     MissingIndirect,
@@ -32,7 +32,7 @@ pub enum Kind {
 }
 
 /// One request of the kernel.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Packet {
     /// What is asked.
     pub kind: Kind,

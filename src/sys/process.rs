@@ -5,7 +5,7 @@ use rustix::{
     fs::{FileType, Mode, OFlags},
     process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal},
 };
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -74,6 +74,19 @@ pub fn reopen_write_end(pid: i32, fd: RawFd) -> Result<OwnedFd, Errno> {
         OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
         Mode::empty(),
     )
+}
+
+/// Takes over a descriptor that the program which became this one left open for it; EBADF when there is none.
+///
+/// Each number once, and only numbers that were left for this.
+pub fn inherit(number: RawFd) -> Result<OwnedFd, Errno> {
+    if std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_err() {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: it is open, and nothing else in this program has it: it comes from the program before.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
 }
 
 /// A pidfd of the process that has number `pid` now.

@@ -43,6 +43,13 @@ pub enum Request {
     },
     /// Which programs trigger mounts, and what is mounted.
     Who,
+    /// Become another autofs-cr, or the same one anew; no lookup fails. Answered when that begins; [`Status::upgrades`]
+    /// tells when it is done.
+    Reexec {
+        /// The program; without: this one's file, as it is now.
+        #[serde(default, with = "optional_path", skip_serializing_if = "Option::is_none")]
+        binary: Option<PathBuf>,
+    },
     /// Counters as Prometheus reads them.
     Metrics,
     /// Set and tell how much is logged.
@@ -83,6 +90,8 @@ pub struct Status {
     pub version: String,
     /// Since when, seconds since 1970.
     pub began: u64,
+    /// How often it became another program.
+    pub upgrades: u32,
     /// Numbers.
     pub counts: Counts,
     /// Its maps.

@@ -1,13 +1,17 @@
 //! The engine's end of its control socket, and the listener for metrics.
 
 use super::{ANSWER_LIMIT, DIRECTORY, LINE_LIMIT, REQUEST_MAX, Reply, Request};
+use crate::engine::upgrade;
 use crate::log;
 use calloop::channel::Sender;
 use rustix::net::sockopt::socket_peercred;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -86,12 +90,21 @@ enum Socket {
     Tcp(TcpListener),
 }
 
+/// What a listening socket is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// It speaks HTTP, and tells metrics only.
+    http: bool,
+    /// Its path, if it is a unix socket.
+    path: Option<Vec<u8>>,
+}
+
 /// A listening socket; its name goes when it is dropped.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
-    /// It speaks HTTP, and tells metrics only.
-    http: bool,
+    /// What it is.
+    pub opened: Opened,
     /// As many references as connections, and one.
     connections: Arc<()>,
 }
@@ -147,7 +160,20 @@ impl Listener {
     }
 
     fn new(socket: Socket, http: bool) -> Self {
-        Self { socket, http, connections: Arc::new(()) }
+        let path = match &socket {
+            Socket::Unix(_, path) => Some(path.as_os_str().as_bytes().to_vec()),
+            Socket::Tcp(_) => None,
+        };
+        Self { socket, opened: Opened { http, path }, connections: Arc::new(()) }
+    }
+
+    /// One that the program before had opened.
+    pub fn again(fd: OwnedFd, opened: Opened) -> Self {
+        let socket = match &opened.path {
+            Some(path) => Socket::Unix(fd.into(), OsStr::from_bytes(path).into()),
+            None => Socket::Tcp(fd.into()),
+        };
+        Self { socket, opened, connections: Arc::new(()) }
     }
 
     /// Every connection that waits gets a thread. Does not block.
@@ -169,12 +195,12 @@ impl Listener {
         if Arc::strong_count(&self.connections) > CONNECTIONS {
             return tracing::warn!("too many connections to the control socket; one is refused");
         }
-        if let (false, Stream::Unix(stream)) = (self.http, &stream)
+        if let (false, Stream::Unix(stream)) = (self.opened.http, &stream)
             && !is_allowed(stream)
         {
             return tracing::warn!("somebody who is not root used the control socket; refused");
         }
-        let (asks, http, held) = (asks.clone(), self.http, self.connections.clone());
+        let (asks, http, held) = (asks.clone(), self.opened.http, self.connections.clone());
         let talk = move || {
             let _held = held;
             let talked = if http { tell_metrics(stream, &asks) } else { talk(stream, &asks) };
@@ -285,6 +311,13 @@ fn talk(mut stream: Stream, asks: &Sender<Ask>) -> io::Result<()> {
             Ok(levels) => Reply::Log(levels),
             Err(error) => Reply::Error(error.to_string()),
         },
+        Ok(Request::Reexec { binary }) => {
+            let binary = binary.unwrap_or_else(upgrade::own_program);
+            match upgrade::check(&binary) {
+                Ok(()) => ask(Request::Reexec { binary: Some(binary) }, asks, ANSWER_LIMIT),
+                Err(error) => Reply::Error(error.to_string()),
+            }
+        }
         Ok(request) => ask(request, asks, ANSWER_LIMIT),
         Err(error) => Reply::Error(format!("not a request: {error}")),
     };

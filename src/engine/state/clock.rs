@@ -68,6 +68,7 @@ impl State {
         {
             match entry.remove() {
                 Alarm::Job(job) => self.late(job, now, out),
+                Alarm::Leave => self.leave_when_quiet(true, out),
                 Alarm::Apart => self.follow_apart(now, out),
                 Alarm::Check(group) => {
                     if let Some(group) = self.groups.get_mut(&group) {

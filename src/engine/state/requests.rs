@@ -8,6 +8,9 @@ impl State {
     /// `until`: set for a packet that has waited already.
     pub(super) fn packet(&mut self, packet: Packet, until: Option<Instant>, now: Instant, out: &mut Out) {
         let missing = matches!(packet.kind, Kind::MissingIndirect | Kind::MissingDirect);
+        if missing && self.phase == Phase::Leaving {
+            return self.carried.push(packet);
+        }
         let id = match self.asks(&packet) {
             Some(id) if missing => match self.busy_above(id) {
                 // the job may take this mount away
@@ -112,6 +115,10 @@ impl State {
         out: &mut Out,
     ) {
         let Some(mount) = self.mounts.get(&id) else { return };
+        if self.phase == Phase::Leaving {
+            let packets = askers.drain(..).map(|asker| mount.request(&key, asker, Ok(())).packet());
+            return self.carried.extend(packets);
+        }
         if self.phase != Phase::Serving {
             return mount.answer_all(&key, &askers, Err(Errno::HOSTDOWN), out);
         }

@@ -5,8 +5,11 @@ use super::*;
 impl State {
     pub(super) fn stop(&mut self, now: Instant, out: &mut Out) {
         match self.phase {
-            Phase::Serving => {
+            Phase::Serving | Phase::Leaving | Phase::Left => {
                 self.phase = Phase::Expiring;
+                for packet in std::mem::take(&mut self.carried) {
+                    self.packet(packet, None, now, out);
+                }
                 self.expire_all(out);
             }
             Phase::Expiring => self.tear_down(now, out),

@@ -315,6 +315,13 @@ impl Bench {
                 let places = run.levels.into_iter().flatten().collect();
                 self.runs.push(Run { group, places, waits: None });
             }
+            // there is no other program
+            Action::Leave(mut packets) => {
+                let tickets = self.jobs.iter().filter_map(|job| job.ticket.as_ref());
+                let unanswered = tickets.filter_map(|ticket| ticket.claim(Err(Errno::TIMEDOUT)));
+                packets.extend(unanswered.map(|answer| answer.packet()));
+                self.event(Event::Stay(packets));
+            }
             Action::Exit => self.exit(),
         }
     }
@@ -469,6 +476,7 @@ enum Step {
     Master(usize, bool),
     Restore,
     Reload,
+    Upgrade,
     Stop,
 }
 
@@ -490,6 +498,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..USUAL.len(), any::<bool>()).prop_map(|(at, on)| Step::Master(at, on)),
         1 => Just(Step::Restore),
         2 => Just(Step::Reload),
+        2 => Just(Step::Upgrade),
     ]
 }
 
@@ -516,6 +525,7 @@ fn play(bench: &mut Bench, step: &Step) {
         Step::Master(at, on) => bench.masters.1.lock().unwrap()[at] = on,
         Step::Restore => bench.restore_maps(),
         Step::Reload => bench.event(Event::Reload),
+        Step::Upgrade => bench.event(Event::Leave),
         Step::Stop => bench.event(Event::Stop),
     }
     bench.pump();

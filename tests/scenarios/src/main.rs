@@ -122,6 +122,11 @@ const SCENARIOS: &[Scenario] = &[
         about: "40 seconds of triggers, expiries, reloads, a dead server, engines killed (`scripts/soak MINUTES`)",
         run: engine::soak::short,
     },
+    Scenario {
+        name: "engine-upgrade",
+        about: "an engine becomes another program 20 times under 32 walkers; requests in work go on",
+        run: engine::upgrade::run_scenario,
+    },
     Scenario { name: "plugin-load", about: "a real CRIU loads the plugin", run: plugin::load },
     Scenario {
         name: "plugin-carry",

@@ -8,6 +8,7 @@ pub mod reload;
 pub mod soak;
 pub mod sources;
 pub mod swap;
+pub mod upgrade;
 
 use crate::check::wait_until;
 use crate::cli;
