@@ -194,7 +194,8 @@ impl Dump {
             }
         }
         for (pid, mounts) in by_owner {
-            let open = |mount: &&mut DumpedMount| owner::open_root(&control, pid, &mount.facts).ok();
+            let open =
+                |mount: &&mut DumpedMount| owner::open_root(&control, &self.tree, pid, &mount.facts).ok();
             let (roots, mut mounts): (Vec<_>, Vec<_>) =
                 mounts.into_iter().filter_map(|mount| Some((open(&mount)?, mount))).unzip();
             let mut held = Held::adopt(pid);

@@ -9,8 +9,9 @@
 //! let go, and CRIU's process wakes it when it has everybody. If CRIU does not get that far, the process apart does.
 
 use super::apart;
-use super::owner::{self, Owner};
+use super::owner::Owner;
 use super::tree::{self, Tree};
+use crate::attach::{self, AttachError};
 use crate::discover::facts::{AutofsMount, AutofsOptions, End};
 use crate::discover::proc::TaskDir;
 use crate::discover::waiters::waits_in_autofs;
@@ -48,6 +49,9 @@ pub enum LullError {
     /// Tasks could not be held.
     #[error(transparent)]
     Hold(#[from] QuiesceError),
+    /// The mounts could not be opened.
+    #[error(transparent)]
+    Open(#[from] AttachError),
     /// `/dev/autofs`.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -298,19 +302,19 @@ impl Settling {
     fn end_requests(&mut self) -> Result<(), LullError> {
         let control = Control::open()?;
         let mut seen = HashSet::new();
-        let mut mounts = Vec::new();
-        for member in Tree::of(self.root).mount_namespaces() {
-            let found = survey(&Target::Process(member.pid))?.mounts;
-            mounts.extend(found.into_iter().filter(|mount| !mount.catatonic && seen.insert(mount.dev)));
-        }
         let mut by_reader: BTreeMap<(i32, i32), Vec<(DevNum, MountFd)>> = BTreeMap::new();
-        for mount in &mounts {
-            let Some((pid, fd)) = reader(mount).filter(|(pid, _)| self.holding.stopped(*pid).is_some())
-            else {
-                continue;
-            };
-            if let Ok(root) = owner::open_root(&control, pid, mount) {
-                by_reader.entry((pid, fd)).or_default().push((mount.dev, root));
+        for member in Tree::of(self.root).mount_namespaces() {
+            let space = Target::Process(member.pid);
+            let mounts = survey(&space)?.mounts.into_iter();
+            let new = mounts.filter(|mount| !mount.catatonic && seen.insert(mount.dev));
+            let usable = new.filter_map(|mount| Some((reader(&mount)?, mount)));
+            let (readers, targets): (Vec<_>, Vec<_>) = usable
+                .filter(|((pid, _), _)| self.holding.stopped(*pid).is_some())
+                .map(|(reader, mount)| (reader, attach::Target { path: mount.path, dev: mount.dev }))
+                .unzip();
+            let roots = attach::open_roots(&space, &targets)?;
+            for ((reader, target), root) in readers.into_iter().zip(targets).zip(roots) {
+                by_reader.entry(reader).or_default().push((target.dev, root));
             }
         }
         self.holding.complete();

@@ -7,7 +7,7 @@ use crate::image::checkpoint::DumpedMount;
 use crate::sys::control::{Control, ControlError, MountFd, Requester};
 use crate::sys::tracee::{Held, Injected, RemoteFd, TraceeError};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// How many roots are in its descriptor table at a time.
@@ -26,11 +26,19 @@ pub fn of<'a>(tree: &'a Tree, mount: &AutofsMount) -> Option<&'a Member> {
         .or_else(|| tree.members.iter().find(|member| group != 0 && member.inner_group == group))
 }
 
-/// A mount's root opened from here, by the eyes of process `pid`: covered or not, and whether or not the owner
-/// sees the path itself.
-pub fn open_root(control: &Control, pid: i32, mount: &AutofsMount) -> Result<MountFd, ControlError> {
-    let path = PathBuf::from(format!("/proc/{pid}/root"));
-    control.open_mount(&path.join(mount.path.strip_prefix("/").unwrap_or(&mount.path)), mount.dev)
+/// A mount's root opened from here, covered or not: by the eyes of process `pid`, or of another that sees it.
+pub fn open_root(
+    control: &Control,
+    tree: &Tree,
+    pid: i32,
+    mount: &AutofsMount,
+) -> Result<MountFd, ControlError> {
+    let path = mount.path.strip_prefix("/").unwrap_or(&mount.path);
+    let open = |pid| control.open_mount(&Path::new(&format!("/proc/{pid}/root")).join(path), mount.dev);
+    // Its root may be another, or its namespace.
+    let others = tree.mount_namespaces();
+    let seen = || others.iter().find_map(|member| open(member.pid).ok());
+    open(pid).or_else(|error| seen().ok_or(error))
 }
 
 /// A process that is stopped and traced by us, so that commands can be given in its place.

@@ -234,7 +234,7 @@ impl Owned<'_> {
         let inner = self.tree.by_pid(self.pid).map(|member| member.inner);
         for descriptor in self.parked.iter().filter(|descriptor| Some(descriptor.inner) == inner) {
             let Some(mount) = mounts.iter().find(|mount| mount.dev == descriptor.dev) else { continue };
-            match owner::open_root(control, self.pid, mount) {
+            match owner::open_root(control, self.tree, self.pid, mount) {
                 Ok(root) => parked::place(held, descriptor, root.as_fd())?,
                 Err(error) => self.fail(&[mount], |_| error.to_string()),
             }
@@ -262,7 +262,7 @@ impl Owned<'_> {
         let mut opened = Vec::with_capacity(mounts.len());
         let mut roots = Vec::with_capacity(mounts.len());
         for mount in mounts {
-            match owner::open_root(control, self.pid, mount) {
+            match owner::open_root(control, self.tree, self.pid, mount) {
                 Ok(root) => {
                     opened.push(*mount);
                     roots.push(root);

@@ -3,10 +3,12 @@
 use super::container::{Container, Criu};
 use super::{Fillers, exports, program};
 use crate::check::{Checks, wait_until};
+use crate::process::run_ok;
 use anyhow::{Context, Result, bail, ensure};
 use autofs_cr::discover;
 use autofs_cr::sys::control::{Control, ControlError};
 use autofs_cr::sys::tracee::{Injected, RemoteFd, Seized};
+use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
@@ -21,6 +23,8 @@ enum Stock {
     Refuses(&'static str),
     /// The restored container is not right.
     Loses,
+    /// It works, and must with the plugin.
+    Works,
 }
 
 /// One case.
@@ -31,16 +35,19 @@ struct Gap {
     /// What happens before the dump.
     before: fn(&Container) -> Result<()>,
     stock: Stock,
+    /// What the documentation says of the plugin.
+    with: &'static str,
     /// Is the restored container right? `was`: what [`facts`] said before the dump.
     right: fn(&Container, was: &str) -> Result<()>,
 }
 
 const GAPS: &[Gap] = &[
     Gap {
-        name: "device numbers",
+        name: "device number of a mount (systemd and direct maps depend on it), also above minor 255",
         mounts: &["direct:/mnt/d", "indirect:/mnt/i"],
         before: |_| Ok(()),
         stock: Stock::Loses,
+        with: "kept, if it is free",
         right: |now, was| {
             same(&facts(now)?, was)?;
             read(now, "/mnt/d/d")?;
@@ -52,6 +59,7 @@ const GAPS: &[Gap] = &[
         mounts: &["indirect:/mnt/i:browse=a:browse=b"],
         before: |_| Ok(()),
         stock: Stock::Loses,
+        with: "kept",
         right: |now, _| {
             same(now.enter(&["ls", "/mnt/i"])?.trim(), "a\nb")?;
             read(now, "/mnt/i/a/a")
@@ -62,27 +70,31 @@ const GAPS: &[Gap] = &[
         mounts: &["indirect:/mnt/i:link=l>/srv/data/a"],
         before: |_| Ok(()),
         stock: Stock::Loses,
+        with: "kept",
         right: |now, _| same(now.enter(&["readlink", "/mnt/i/l"])?.trim(), "/srv/data/a"),
     },
     Gap {
-        name: "modes of directories",
+        name: "mode of the root directory",
         mounts: &["indirect:/mnt/i:mode=710"],
         before: |_| Ok(()),
         stock: Stock::Loses,
+        with: "kept",
         right: |now, _| same(now.enter(&["stat", "-c", "%a", "/mnt/i"])?.trim(), "710"),
     },
     Gap {
-        name: "strictexpire",
+        name: "`strictexpire`",
         mounts: &["indirect:/mnt/i:strictexpire"],
         before: |_| Ok(()),
         stock: Stock::Loses,
+        with: "kept",
         right: |now, _| has(now, "/mnt/i", "strictexpire"),
     },
     Gap {
-        name: "ignore",
+        name: "`ignore`",
         mounts: &["indirect:/mnt/i:ignore"],
         before: |_| Ok(()),
         stock: Stock::Loses,
+        with: "kept",
         right: |now, _| has(now, "/mnt/i", "ignore"),
     },
     Gap {
@@ -90,6 +102,7 @@ const GAPS: &[Gap] = &[
         mounts: &["indirect:/mnt/i:browse=a:key-timeout=a=55"],
         before: |_| Ok(()),
         stock: Stock::Loses,
+        with: "kept",
         right: |now, _| {
             let found =
                 in_master(now, "/mnt/i", |control, root| control.set_dentry_timeout(root, b"a", None))?;
@@ -97,7 +110,7 @@ const GAPS: &[Gap] = &[
         },
     },
     Gap {
-        name: "who triggered a mount",
+        name: "who triggered a direct or offset mount last",
         mounts: &["direct:/mnt/d", "indirect:/mnt/i"],
         before: |container| {
             container.enter(&[
@@ -119,16 +132,18 @@ const GAPS: &[Gap] = &[
             Ok(())
         },
         stock: Stock::Loses,
+        with: "kept",
         right: |now, _| {
             let who = in_master(now, "/mnt/d", |control, root| control.requester(root, "/mnt/d".as_ref()))?;
             same(&format!("{} {}", who.uid, who.gid), "1234 4321")
         },
     },
     Gap {
-        name: "owner of a catatonic mount",
+        name: "owner group of a catatonic mount",
         mounts: &["direct:/mnt/d", "direct:/mnt/e:catatonic"],
         before: |_| Ok(()),
         stock: Stock::Loses,
+        with: "kept",
         right: |now, _| {
             let group = |path| now.autofs(path).and_then(|mount| mount.option("pgrp"));
             let (live, catatonic) = (group("/mnt/d"), group("/mnt/e"));
@@ -137,20 +152,22 @@ const GAPS: &[Gap] = &[
         },
     },
     Gap {
-        name: "a master that leads no group",
+        name: "a master that does not lead its process group",
         mounts: &["direct:/mnt/d", "indirect:/mnt/i", "in-group"],
         before: |_| Ok(()),
         stock: Stock::Refuses("alive, but unreachable"),
+        with: "kept",
         right: |now, _| {
             read(now, "/mnt/d/d")?;
             read(now, "/mnt/i/a/a")
         },
     },
     Gap {
-        name: "descriptors on covered roots",
+        name: "descriptors on covered roots (automount(8) keeps one for each active direct or offset mount)",
         mounts: &["direct:/mnt/d:keep-fd", "direct:/mnt/e:keep-fd"],
         before: |container| read(container, "/mnt/d/d"),
         stock: Stock::Refuses("Open files on overmounted mounts"),
+        with: "kept",
         right: |now, _| {
             read(now, "/mnt/d/d")?;
             // The master answers by its descriptors.
@@ -168,6 +185,7 @@ const GAPS: &[Gap] = &[
             Ok(())
         },
         stock: Stock::Refuses("Failed to find read pipe fd"),
+        with: "the mount, catatonic",
         right: |now, _| {
             // Nobody answers, and nobody waits: in a catatonic mount there is nothing.
             same(&now.autofs("/mnt/d").and_then(|mount| mount.option("fd")).unwrap_or_default(), "-1")?;
@@ -175,46 +193,130 @@ const GAPS: &[Gap] = &[
         },
     },
     Gap {
-        name: "rootless multi-mounts",
+        name: "a request that its master has not read",
+        mounts: &["direct:/mnt/d", "visits"],
+        before: |container| {
+            container.enter(&[
+                "sh",
+                "-c",
+                "kill -STOP $(pgrep -x scenarios) && echo /mnt/d/d >/run/visit",
+            ])?;
+            ensure!(wait_until(|| waiting(container)), "nobody waits");
+            Ok(())
+        },
+        stock: Stock::Refuses("Unseizable"),
+        with: "asked again; the program sees no error",
+        right: |now, _| {
+            let state = now.enter(&["sh", "-c", "cat /proc/$(pgrep -x scenarios)/stat"])?;
+            ensure!(state.contains(" T "), "the master was stopped and is not: {state}");
+            now.enter(&["sh", "-c", "kill -CONT $(pgrep -x scenarios)"])?;
+            answer(now, "d")
+        },
+    },
+    Gap {
+        name: "a request that its master works on",
+        mounts: &["indirect:/mnt/i", "visits"],
+        before: |container| {
+            container.enter(&["sh", "-c", "echo /mnt/i/slow/slow >/run/visit"])?;
+            let works = || container.enter(&["grep", "-q", "Missing", "/run/requests"]).is_ok();
+            ensure!(wait_until(|| waiting(container) && works()), "nobody waits");
+            Ok(())
+        },
+        stock: Stock::Refuses("Unseizable"),
+        with: "asked again; the program sees no error",
+        right: |now, _| {
+            now.enter(&["touch", "/run/go"])?;
+            answer(now, "slow")
+        },
+    },
+    Gap {
+        name: "a master that cannot see the path",
+        mounts: &["direct:/mnt/d:keep-fd", "chroot"],
+        before: |_| Ok(()),
+        stock: Stock::Works,
+        with: "works",
+        right: |now, _| {
+            // All it can do there is to say no.
+            ensure!(now.enter_within(QUICK, &["ls", "/mnt/d/."]).is_err(), "nobody has answered");
+            now.enter(&["grep", "-q", "Missing", "/run/run/requests"]).map(drop)
+        },
+    },
+    Gap {
+        name: "rootless multi-mounts (an offset below a directory of an indirect mount)",
         mounts: &["indirect:/mnt/i:browse=foo", "offset:/mnt/i/foo/d"],
         before: |_| Ok(()),
         stock: Stock::Refuses("Failed to create autofs dentry"),
+        with: "kept",
         right: |now, _| read(now, "/mnt/i/foo/d/d"),
     },
 ];
 
+/// The documentation with the table that this makes.
+const DOCUMENT: &str = "criu-plugin.md";
+const TABLE_BEGINS: &str = "<!-- made by scripts/scenario --write stock-gaps -->\n";
+const TABLE_ENDS: &str = "<!-- end -->";
+
 /// Every case.
 pub fn run(checks: &mut Checks) -> Result<()> {
-    exports(&["a", "b", "d", "e"])?;
+    exports(&["a", "b", "d", "e", "slow"])?;
+    let version = run_ok(QUICK, "criu", &["--version"])?;
+    let version = version.lines().find_map(|line| line.strip_prefix("Version: ")).context("no version")?;
+    let mut table = format!("| case | CRIU {version} alone | with the plugin |\n|---|---|---|\n");
     for (number, gap) in GAPS.iter().enumerate() {
-        let stock = Criu::stock(&format!("gap{number}.stock"))?;
-        match gap.stock {
-            Stock::Refuses(says) => match carry(gap, &stock) {
-                Ok(()) => checks.fail(&format!("{}: stock refuses", gap.name), "it did not"),
-                Err(error) => {
-                    let log = stock.log("dump") + &stock.log("restore");
-                    checks.that(&format!("{}: stock refuses", gap.name), log.contains(says));
-                    if !log.contains(says) {
-                        println!("          {error:#}");
-                    }
-                }
-            },
-            Stock::Loses => {
-                let lost = carry(gap, &stock);
-                let restored = stock.log("restore").contains("Restore finished successfully");
-                checks.that(&format!("{}: stock loses it", gap.name), lost.is_err() && restored);
-                if let (Err(error), false) = (lost, restored) {
-                    println!("          {error:#}");
-                }
-            }
-        }
+        if let Ok(only) = std::env::var("GAP")
+            && !gap.name.contains(&only)
+        {
+            continue;
+        } // DEBUG
+        let alone = stock(checks, gap, &Criu::stock(&format!("gap{number}.stock"))?);
         let ours = Criu::with_plugin(&format!("gap{number}"))?;
         let mut carried = carry(gap, &ours);
         // Between the two another program on this kernel may have taken the number.
         if carried.is_err() && ours.log("restore").contains("cannot be kept") {
             carried = carry(gap, &ours);
         }
+        let with = if carried.is_ok() { gap.with } else { "FAILED" };
         checks.step(&format!("{}: right with the plugin", gap.name), carried);
+        table += &format!("| {} | {alone} | {with} |\n", gap.name);
+    }
+    document(checks, &table)
+}
+
+/// The case without the plugin; in a word for the table.
+fn stock(checks: &mut Checks, gap: &Gap, criu: &Criu) -> &'static str {
+    let carried = carry(gap, criu);
+    let (dump, restore) = (criu.log("dump"), criu.log("restore"));
+    let dumped = dump.contains("Dumping finished successfully");
+    let restored = restore.contains("Restore finished successfully");
+    let (what, holds, word) = match gap.stock {
+        Stock::Refuses(says) => {
+            let word = if dumped { "restore fails" } else { "dump refused" };
+            ("stock refuses", (dump + &restore).contains(says), word)
+        }
+        Stock::Loses => ("stock loses it", restored, "lost"),
+        Stock::Works => ("stock does it", restored, "works"),
+    };
+    checks.that(&format!("{}: {what}", gap.name), carried.is_ok() == (gap.stock == Stock::Works) && holds);
+    if let (Err(error), false) = (carried, holds) {
+        println!("          {error:#}");
+    }
+    word
+}
+
+/// The table in the documentation is the one of this run. With `--write` it is put there: docs is `/out` then.
+fn document(checks: &mut Checks, table: &str) -> Result<()> {
+    let path = Path::new("/src/docs").join(DOCUMENT);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let (before, rest) = text.split_once(TABLE_BEGINS).context("the document has no table")?;
+    let (old, after) = rest.split_once(TABLE_ENDS).context("the table has no end")?;
+    let writable = Path::new("/out").join(DOCUMENT);
+    if writable.exists() {
+        fs::write(writable, [before, TABLE_BEGINS, table, TABLE_ENDS, after].concat())?;
+    } else {
+        checks.that("the table in the documentation is that of this run", old == table);
+        if old != table {
+            println!("{table}");
+        }
     }
     Ok(())
 }
@@ -228,7 +330,8 @@ fn carry(gap: &Gap, criu: &Criu) -> Result<()> {
     ensure!(wait_until(|| container.enter(&["test", "-e", "/run/ready"]).is_ok()), "no master");
     (gap.before)(&container)?;
     let was = facts(&container)?;
-    criu.dump(&container)?;
+    // A stock CRIU waits as long for a task that it cannot stop.
+    criu.dump_with(&container, &["--timeout", "5"])?;
     ensure!(wait_until(|| container.ended()), "the dump left the container running");
     drop((container, below));
     let container = criu.restore()?;
@@ -238,13 +341,30 @@ fn carry(gap: &Gap, criu: &Criu) -> Result<()> {
 /// The container's PID 1 and its arguments; words without a colon say how the master lives.
 fn master<'a>(program: &'a str, mounts: &[&'a str]) -> Vec<&'a str> {
     let (specs, how): (Vec<&str>, Vec<&str>) = mounts.iter().copied().partition(|word| word.contains(':'));
+    const VISITS: &str = "setsid \"$0\" \"$@\" & while ! test -s /run/visit; do sleep 0.05; done; \
+                          cat $(cat /run/visit) >/run/answer 2>&1; : >/run/answered; sleep 1000";
+    let program: &[&str] =
+        if how.contains(&"chroot") { &[program, "master", "chroot"] } else { &[program, "master"] };
     let start = match how.first() {
+        Some(&"visits") => &["catatonit", "--", "sh", "-c", VISITS][..],
         // In the group of a shell, as when a script starts it.
         Some(&"in-group") => &["catatonit", "--", "sh", "-c", "\"$0\" \"$@\"; sleep 1000"][..],
         Some(&"dies") => &["catatonit", "--", "sh", "-c", "timeout 1 \"$0\" \"$@\"; exec sleep 1000"][..],
         _ => &["catatonit", "--"][..],
     };
-    [start, &[program, "master"], &specs].concat()
+    [start, program, &specs].concat()
+}
+
+/// Does a program of the container wait for a mount?
+fn waiting(container: &Container) -> bool {
+    container.enter(&["sh", "-c", "grep -q autofs_wait /proc/[0-9]*/wchan"]).is_ok()
+}
+
+/// What the visitor has read in the end.
+fn answer(container: &Container, want: &str) -> Result<()> {
+    let answered = || container.enter(&["test", "-e", "/run/answered"]).is_ok();
+    ensure!(wait_until(answered), "the visitor hangs");
+    same(container.enter(&["cat", "/run/answer"])?.trim(), want)
 }
 
 /// Paths and numbers of the autofs mounts.

@@ -2,11 +2,12 @@
 //!
 //! Each MOUNT is `TYPE:PATH[:OPTION...]`; all share one pipe, whose write end is closed unless an option says
 //! `write-end`. A key is mounted as a bind of `/srv/data/KEY` (of a direct mount the key is the last component
-//! of its path). Every request is a line in `/run/requests`.
+//! of its path); the key `slow` only when `/run/go` exists. Every request is a line in `/run/requests`. With `chroot` as the first
+//! MOUNT it lives in `/run` and sees no path of its mounts any more.
 
 use anyhow::{Context, Result, bail};
 use autofs_cr::sys::DevNum;
-use autofs_cr::sys::control::{Control, MountFd};
+use autofs_cr::sys::control::{Control, ControlError, MountFd};
 use autofs_cr::sys::mount::{self, AutofsParams, MountFlags, MountType, Unmount};
 use autofs_cr::sys::packet::{Kind, Packet, read_packet};
 use std::collections::BTreeMap;
@@ -41,12 +42,21 @@ fn serve(specs: &[&str]) -> Result<()> {
     let control = Control::open()?;
     let (read, write) = rustix::pipe::pipe()?;
     let mut served = BTreeMap::new();
+    let (chroot, specs) = match specs {
+        ["chroot", specs @ ..] => (true, specs),
+        specs => (false, specs),
+    };
     for spec in specs {
         let (dev, one) = mount_one(&control, spec, write.as_fd()).with_context(|| spec.to_string())?;
         served.insert(dev, one);
     }
     let _write = specs.iter().any(|spec| spec.ends_with(":write-end")).then_some(write);
     fs::write("/run/ready", "")?;
+    if chroot {
+        fs::create_dir("/run/run")?;
+        std::os::unix::fs::chroot("/run")?;
+        std::env::set_current_dir("/")?;
+    }
     loop {
         let Some(packet) = read_packet(read.as_fd())? else { continue };
         let mut log = fs::OpenOptions::new().create(true).append(true).open("/run/requests")?;
@@ -64,12 +74,20 @@ fn serve(specs: &[&str]) -> Result<()> {
             }
         };
         match answer(&one.path, &packet) {
-            Ok(()) => control.ready(fd.as_fd(), packet.token)?,
+            Ok(()) => answered(control.ready(fd.as_fd(), packet.token))?,
             Err(error) => {
                 writeln!(log, "{error:#}")?;
-                control.fail(fd.as_fd(), packet.token, autofs_cr::sys::Errno::NOENT)?;
+                answered(control.fail(fd.as_fd(), packet.token, autofs_cr::sys::Errno::NOENT))?;
             }
         }
+    }
+}
+
+/// A request that was asked again meanwhile is unknown.
+fn answered(result: Result<(), ControlError>) -> Result<(), ControlError> {
+    match result {
+        Err(ControlError::UnknownToken(_)) => Ok(()),
+        result => result,
     }
 }
 
@@ -134,6 +152,9 @@ fn answer(path: &Path, packet: &Packet) -> Result<()> {
         Kind::MissingIndirect | Kind::MissingDirect => {
             let source = Path::new(EXPORTS).join(&key);
             anyhow::ensure!(source.is_dir(), "no key {key}");
+            while key == "slow" && !Path::new("/run/go").exists() {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
             if indirect && !place.exists() {
                 fs::create_dir(&place)?;
             }
