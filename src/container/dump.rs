@@ -15,6 +15,7 @@ use crate::sys::process::{ProcessId, copy_fd};
 use crate::sys::tracee::Held;
 use crate::sys::{DevNum, Errno};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 /// A mount cannot be dumped, and so neither can the container.
@@ -72,8 +73,6 @@ pub struct Dump {
     mounts: Vec<(AutofsMount, Result<DumpedMount, String>)>,
     warnings: Vec<String>,
     parked: Vec<Parked>,
-    /// Nobody waits for an answer.
-    quiet: bool,
 }
 
 impl Dump {
@@ -81,13 +80,17 @@ impl Dump {
     /// of its processes, and they are stopped. `quiet`: after a [`Lull`](super::Lull), nobody waits for an answer.
     pub fn begin(root: i32, quiet: bool) -> Result<Option<Self>, DumpError> {
         let tree = Tree::of(root);
-        let mut dump = Self { tree, mounts: Vec::new(), warnings: Vec::new(), parked: Vec::new(), quiet };
+        let mut dump = Self { tree, mounts: Vec::new(), warnings: Vec::new(), parked: Vec::new() };
         let mut known: HashSet<DevNum> = HashSet::new();
         for member in dump.tree.mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
             let mut mounts = survey(&Target::Process(member.pid))?.mounts;
             mounts.retain(|mount| !known.contains(&mount.dev));
             known.extend(mounts.iter().map(|mount| mount.dev));
             dump.look(&member, mounts)?;
+        }
+        if quiet {
+            let mut live = dump.mounts.iter().filter(|(mount, _)| !mount.catatonic);
+            live.try_for_each(|(mount, _)| drain(mount))?;
         }
         dump.ask_owners();
         dump.park();
@@ -145,7 +148,7 @@ impl Dump {
                 .map_err(|why| DumpError::Inside { path: mount.path.clone(), why: why.clone() })?;
             if !mount.catatonic {
                 self.master_is_inside(mount)?;
-                unread(mount, self.quiet)?;
+                unread(mount)?;
             }
             places.push((position, dumped));
         }
@@ -259,22 +262,38 @@ impl Dump {
     }
 }
 
-/// A request in the pipe would be lost, unless nobody waits for its answer (`stale`): then it is taken out.
-fn unread(mount: &AutofsMount, stale: bool) -> Result<(), DumpError> {
-    let mut seen = HashSet::new();
+/// A request in the pipe would be lost.
+fn unread(mount: &AutofsMount) -> Result<(), DumpError> {
+    in_pipe(mount, |_, bytes| match bytes {
+        0 => Ok(()),
+        bytes => Err(DumpError::Unread { path: mount.path.clone(), bytes }),
+    })
+}
+
+/// Take out what nobody waits for: CRIU would restore it as bytes, not as packets.
+fn drain(mount: &AutofsMount) -> Result<(), DumpError> {
     let mut packet = [0; 2 * V5_SIZE];
-    let readers = mount.pipe_ends.iter().filter(|end| end.end == End::Read);
-    for end in readers.filter(|end| seen.insert(end.process)) {
+    in_pipe(mount, |pipe, mut bytes| {
+        let failed = |errno| DumpError::Call { path: mount.path.clone(), what: "empty its pipe", errno };
+        while bytes > 0 {
+            rustix::io::read(pipe, &mut packet).map_err(failed)?;
+            bytes = rustix::io::ioctl_fionread(pipe).map_err(failed)?;
+        }
+        Ok(())
+    })
+}
+
+/// With every reader's descriptor of the pipe, and the number of bytes in it.
+fn in_pipe(
+    mount: &AutofsMount,
+    mut act: impl FnMut(&OwnedFd, u64) -> Result<(), DumpError>,
+) -> Result<(), DumpError> {
+    let mut seen = HashSet::new();
+    let mut readers = mount.pipe_ends.iter().filter(|end| end.end == End::Read && seen.insert(end.process));
+    readers.try_for_each(|end| {
         let failed = |errno| DumpError::Call { path: mount.path.clone(), what: "look into its pipe", errno };
         let pipe = copy_fd(end.process.pid, end.fd).map_err(failed)?;
-        loop {
-            let bytes = rustix::io::ioctl_fionread(&pipe).map_err(failed)?;
-            match bytes {
-                0 => break,
-                _ if stale => rustix::io::read(&pipe, &mut packet).map(drop).map_err(failed)?,
-                _ => return Err(DumpError::Unread { path: mount.path.clone(), bytes }),
-            }
-        }
-    }
-    Ok(())
+        let bytes = rustix::io::ioctl_fionread(&pipe).map_err(failed)?;
+        act(&pipe, bytes)
+    })
 }

@@ -133,7 +133,8 @@ fn serve(root: i32, socket: &OwnedFd) -> Result<(), Errno> {
     let _ = rustix::process::setpriority_process(None, -20);
     let mut settling = Settling::new(root);
     if let Err(error) = settling.settle() {
-        // Everybody is let go by the end of this process.
+        // Everybody is let go before CRIU tries itself; who still sleeps, by the end of this process.
+        drop(settling);
         return apart::send(socket, &error.to_string(), &[]);
     }
     let sleepers = settling.put_to_sleep();
@@ -307,11 +308,17 @@ impl Settling {
             let space = Target::Process(member.pid);
             let mounts = survey(&space)?.mounts.into_iter();
             let new = mounts.filter(|mount| !mount.catatonic && seen.insert(mount.dev));
-            let usable = new.filter_map(|mount| Some((reader(&mount)?, mount)));
-            let (readers, targets): (Vec<_>, Vec<_>) = usable
-                .filter(|((pid, _), _)| self.holding.stopped(*pid).is_some())
-                .map(|(reader, mount)| (reader, attach::Target { path: mount.path, dev: mount.dev }))
-                .unzip();
+            let mut others = Vec::new();
+            for mount in new {
+                let Some((pid, fd)) = reader(&mount) else { continue };
+                let Some(held) = self.holding.stopped(pid) else { continue };
+                // A walk into a mount with an open request waits for its answer, but not its owner's.
+                match Owner::new(held, &control).and_then(|owner| owner.open(pid, &mount)) {
+                    Ok(Some(root)) => by_reader.entry((pid, fd)).or_default().push((mount.dev, root)),
+                    _ => others.push(((pid, fd), attach::Target { path: mount.path, dev: mount.dev })),
+                }
+            }
+            let (readers, targets): (Vec<_>, Vec<_>) = others.into_iter().unzip();
             let roots = attach::open_roots(&space, &targets)?;
             for ((reader, target), root) in readers.into_iter().zip(targets).zip(roots) {
                 by_reader.entry(reader).or_default().push((target.dev, root));

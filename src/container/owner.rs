@@ -5,6 +5,7 @@ use crate::discover::facts::{AutofsMount, End, MountType, TreeEntry};
 use crate::discover::proc::TaskDir;
 use crate::image::checkpoint::DumpedMount;
 use crate::sys::control::{Control, ControlError, MountFd, Requester};
+use crate::sys::process::copy_fd;
 use crate::sys::tracee::{Held, Injected, RemoteFd, TraceeError};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -51,6 +52,14 @@ impl<'a> Owner<'a> {
     /// Use `held`; `control` is ours.
     pub fn new(held: &'a mut Held, control: &Control) -> Result<Self, TraceeError> {
         Ok(Self { control: Control::with_caller(Injected::new(held, control)?) })
+    }
+
+    /// Open a mount by its own path: an owner never waits for it. `pid`: its process.
+    pub fn open(&self, pid: i32, mount: &AutofsMount) -> Result<Option<MountFd>, TraceeError> {
+        let Ok(root) = self.control.open_mount(&mount.path, mount.dev) else { return Ok(None) };
+        let copy = copy_fd(pid, root.0);
+        self.held(|held| held.close_fd(root))?;
+        Ok(copy.ok().map(MountFd::from))
     }
 
     /// SETPIPEFD of every mount to one pipe. Results in the order of `roots`.
