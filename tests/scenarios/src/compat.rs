@@ -213,6 +213,7 @@ fn mounts(checks: &mut Checks) -> Result<()> {
     let more: Vec<_> = found.table.keys().filter(|path| !expected.table.contains_key(*path)).collect();
     checks.equal("nothing else is mounted", more, Vec::new());
 
+    explained(checks, &found)?;
     run_ok(LIMIT, OURS, &["-l", "debug", "/ind", "/browse,/prog"])?;
     let levels = run_ok(LIMIT, "autofs-cr", &["ctl", "log"])?;
     checks.that(
@@ -234,6 +235,23 @@ fn mounts(checks: &mut Checks) -> Result<()> {
     run_ok(LIMIT, OURS, &["--force-exit"])?;
     checks.that("--force-exit detaches what a dead one left", !points.iter().any(|point| is_autofs(point)));
     drop(busy);
+    Ok(())
+}
+
+/// `explain` told before what is mounted now.
+fn explained(checks: &mut Checks, found: &Seen) -> Result<()> {
+    for (path, outcome) in &found.outcomes {
+        let output = run(LIMIT, "autofs-cr", &["explain", "--json", path])?;
+        let told = output.status.success();
+        let lines = String::from_utf8(output.stdout)?;
+        let mut there = true;
+        for line in lines.lines().filter(|_| told) {
+            let line: serde_json::Value = serde_json::from_str(line)?;
+            let point = line["mountpoint"].as_str().context("no mountpoint")?.replace(' ', "\\040");
+            there &= found.table.contains_key(&point);
+        }
+        checks.that(&format!("{path} is as explain tells"), there && (told || outcome.is_empty()));
+    }
     Ok(())
 }
 
