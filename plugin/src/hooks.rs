@@ -8,7 +8,9 @@ use std::ffi::{CStr, c_int, c_ulong};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The plugin's name, also in CRIU's inventory.
 pub const NAME: &CStr = c"autofs-cr";
@@ -47,6 +49,32 @@ struct State {
     restore: Option<Restore>,
     /// The mounts have their masters.
     attached: bool,
+    /// In the root task: how many mounts are made.
+    mounted: usize,
+}
+
+/// Microseconds that this process has spent here since it began with hooks.
+static SPENT: AtomicU64 = AtomicU64::new(0);
+
+/// Count time.
+pub fn spent(time: Duration) {
+    SPENT.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
+}
+
+/// To CRIU's log: what we cost.
+pub fn tell_time() {
+    let micros = SPENT.swap(0, Ordering::Relaxed);
+    criu::log(Level::Info, &format!("{micros} us in the plugin"));
+}
+
+/// In the root task: one more mount. With the last one its time is told; it began as a copy of CRIU's, which tells of
+/// its own.
+pub fn mounted() {
+    let mut state = state();
+    state.mounted += 1;
+    if state.restore.as_ref().is_some_and(|restore| restore.len() == state.mounted) {
+        tell_time();
+    }
 }
 
 static STATE: Mutex<State> = Mutex::new(State {
@@ -58,6 +86,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     failed: false,
     restore: None,
     attached: false,
+    mounted: 0,
 });
 
 fn state() -> MutexGuard<'static, State> {
@@ -69,6 +98,7 @@ fn state() -> MutexGuard<'static, State> {
 pub fn init(stage: Stage) {
     let mut state = state();
     *state = State { stage: Some(stage), ..State::default() };
+    SPENT.store(0, Ordering::Relaxed);
     if stage == Stage::PreDump {
         return;
     }
@@ -191,6 +221,9 @@ fn write(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
 /// Restore, in the root task: one superblock. `None`: the image is CRIU's own.
 pub fn mount(mount: MountInfo, flags: c_ulong) -> Option<c_int> {
     let state = state();
+    if state.mounted == 0 {
+        SPENT.store(0, Ordering::Relaxed);
+    }
     if state.failed {
         return Some(-1);
     }

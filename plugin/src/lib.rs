@@ -11,6 +11,7 @@ mod hooks;
 use hooks::Stage;
 use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 /// Plugin interface 0.2.0. CRIU treats 0.1.0 as its old interface and would free the descriptor.
 const VERSION: c_uint = 2 << 8;
@@ -66,6 +67,7 @@ extern "C" fn init(stage: c_int) -> c_int {
 
 extern "C" fn exit(_stage: c_int, _result: c_int) {
     guard((), hooks::exit);
+    guard((), hooks::tell_time);
 }
 
 extern "C" fn pause_devices(pid: c_int) -> c_int {
@@ -96,13 +98,18 @@ pub(crate) extern "C" fn mount(
     flags: c_ulong,
 ) -> c_int {
     let stock = || criu::stock().map_or(-1, |stock| (stock.mount)(mount, source, fstype, flags));
-    guard(-1, || hooks::mount(mount, flags).unwrap_or_else(stock))
+    let mounted = guard(-1, || hooks::mount(mount, flags).unwrap_or_else(stock));
+    guard((), hooks::mounted);
+    mounted
 }
 
-/// No panic leaves the library.
+/// No panic leaves the library; time is counted.
 fn guard<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+    let start = Instant::now();
+    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
         let _ = catch_unwind(|| criu::log(criu::Level::Error, "a panic in the plugin; see standard error"));
         otherwise
-    })
+    });
+    hooks::spent(start.elapsed());
+    result
 }

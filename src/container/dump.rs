@@ -1,6 +1,7 @@
 //! A dump, seen from CRIU's main process: every task of the container is stopped.
 
 use super::inside::{self, Inside};
+use super::limits::{self, Limit};
 use super::owner::{self, Owner};
 use super::parked::{self, Parked};
 use super::tree::{Member, Tree};
@@ -25,6 +26,9 @@ pub enum DumpError {
     /// The mount tables could not be read.
     #[error(transparent)]
     Discover(#[from] DiscoverError),
+    /// CRIU cannot carry that many.
+    #[error(transparent)]
+    Limit(#[from] Limit),
     /// What is inside could not be read.
     #[error("{}: {why}", path.display())]
     Inside {
@@ -71,6 +75,8 @@ pub struct Dump {
     /// The facts as this process sees them, and as the container does, for every place of every superblock. Where
     /// namespaces share one, the places of the first.
     mounts: Vec<(AutofsMount, Result<DumpedMount, String>)>,
+    /// Where the places of a superblock are among them.
+    places: HashMap<DevNum, Vec<usize>>,
     warnings: Vec<String>,
     parked: Vec<Parked>,
 }
@@ -80,7 +86,13 @@ impl Dump {
     /// of its processes, and they are stopped. `quiet`: after a [`Lull`](super::Lull), nobody waits for an answer.
     pub fn begin(root: i32, quiet: bool) -> Result<Option<Self>, DumpError> {
         let tree = Tree::of(root);
-        let mut dump = Self { tree, mounts: Vec::new(), warnings: Vec::new(), parked: Vec::new() };
+        let mut dump = Self {
+            tree,
+            mounts: Vec::new(),
+            places: HashMap::new(),
+            warnings: Vec::new(),
+            parked: Vec::new(),
+        };
         let mut known: HashSet<DevNum> = HashSet::new();
         for member in dump.tree.mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
             let mut mounts = survey(&Target::Process(member.pid))?.mounts;
@@ -88,6 +100,7 @@ impl Dump {
             known.extend(mounts.iter().map(|mount| mount.dev));
             dump.look(&member, mounts)?;
         }
+        dump.check_limits()?;
         if quiet {
             let mut live = dump.mounts.iter().filter(|(mount, _)| !mount.catatonic);
             live.try_for_each(|(mount, _)| drain(mount))?;
@@ -100,6 +113,18 @@ impl Dump {
     /// How many places have an autofs mount.
     pub fn places(&self) -> usize {
         self.mounts.len()
+    }
+
+    /// Nothing was changed yet.
+    fn check_limits(&mut self) -> Result<(), DumpError> {
+        let inner = self.mounts.iter().filter_map(|(_, dumped)| Some(&dumped.as_ref().ok()?.facts));
+        let pipes = limits::pipes(inner);
+        limits::of_dump(&pipes)?;
+        // It may be restored where there is more room.
+        let here = limits::buffer().map_or(Ok(()), |buffer| limits::of_restore(&pipes, buffer));
+        self.warnings
+            .extend(here.err().map(|limit| format!("a restore on a machine like this one: {limit}")));
+        Ok(())
     }
 
     /// Descriptors that CRIU would refuse are taken away.
@@ -142,7 +167,8 @@ impl Dump {
     /// The image of the superblock `dev`.
     pub fn image(&self, dev: DevNum) -> Result<File, DumpError> {
         let mut places = Vec::new();
-        for (position, (mount, dumped)) in self.mounts.iter().enumerate().filter(|(_, (m, _))| m.dev == dev) {
+        for &position in self.places.get(&dev).into_iter().flatten() {
+            let (mount, dumped) = &self.mounts[position];
             let dumped = dumped
                 .as_ref()
                 .map_err(|why| DumpError::Inside { path: mount.path.clone(), why: why.clone() })?;
@@ -168,6 +194,7 @@ impl Dump {
         for mount in mounts {
             let inside = inside.get(&mount.dev).cloned().unwrap_or_else(|| Err("not looked at".to_owned()));
             let dumped = inside.map(|inside| self.dumped(&mount, inside));
+            self.places.entry(mount.dev).or_default().push(self.mounts.len());
             self.mounts.push((mount, dumped));
         }
         Ok(())

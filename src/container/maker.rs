@@ -24,6 +24,12 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
+/// The request for all device numbers; others are for one mount.
+const NUMBERS: u32 = u32::MAX;
+
+/// How many fit into one message.
+const NUMBERS_AT_ONCE: usize = 4000;
+
 /// The maker as CRIU and the root task see it. Dropping lets it end.
 #[derive(Debug)]
 pub struct Maker(OwnedFd);
@@ -60,6 +66,22 @@ impl Maker {
             (text, _) => Err(AskError::Refused(text)),
         }
     }
+
+    /// The device numbers of all `count` mounts, as they are made.
+    pub fn numbers(&self, count: usize) -> Result<Vec<DevNum>, AskError> {
+        rustix::net::send(&self.0, &NUMBERS.to_ne_bytes(), SendFlags::NOSIGNAL)?;
+        let mut numbers = Vec::with_capacity(count);
+        while numbers.len() < count {
+            let (text, _) = receive(&self.0)?;
+            let some = text.split_whitespace().map(|minor| minor.parse().map(DevNum::anonymous));
+            let Ok(some) = some.collect::<Result<Vec<_>, _>>() else { return Err(AskError::Refused(text)) };
+            if some.is_empty() {
+                return Err(AskError::Refused("no numbers".to_owned()));
+            }
+            numbers.extend(some);
+        }
+        Ok(numbers)
+    }
 }
 
 /// The maker's life.
@@ -74,6 +96,7 @@ fn serve(socket: &OwnedFd, image: &Checkpoint) -> Result<(), Errno> {
     let made = make_all(image, claims, asker);
     loop {
         match &made {
+            Ok(mounts) if index == NUMBERS => send_numbers(socket, mounts)?,
             Ok(mounts) => match mounts.get(index as usize) {
                 Some(mount) => send(socket, "", &[mount.as_fd()])?,
                 None => send(socket, "no such mount", &[])?,
@@ -82,6 +105,15 @@ fn serve(socket: &OwnedFd, image: &Checkpoint) -> Result<(), Errno> {
         }
         (index, _) = receive_request(socket)?;
     }
+}
+
+fn send_numbers(socket: &OwnedFd, mounts: &[OwnedFd]) -> Result<(), Errno> {
+    let minor = |mount: &OwnedFd| Ok(DevNum::from_st_dev(rustix::fs::fstat(mount)?.st_dev).minor.to_string());
+    for some in mounts.chunks(NUMBERS_AT_ONCE) {
+        let text = some.iter().map(minor).collect::<Result<Vec<_>, Errno>>()?.join(" ");
+        send(socket, &text, &[])?;
+    }
+    Ok(())
 }
 
 /// Hold the device numbers; with those that cannot be.

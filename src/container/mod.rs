@@ -17,6 +17,7 @@ mod apart;
 pub mod command;
 mod dump;
 mod inside;
+mod limits;
 mod lull;
 mod maker;
 mod owner;

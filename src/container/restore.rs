@@ -1,5 +1,6 @@
 //! A restore: superblocks in the root task, masters when every task is whole again.
 
+use super::limits::{self, Limit};
 use super::maker::{AskError, Maker};
 use super::owner::{self, Owner};
 use super::parked::{self, Descriptor};
@@ -22,6 +23,9 @@ pub enum RestoreError {
     /// The images.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// CRIU cannot restore that many here.
+    #[error(transparent)]
+    Limit(#[from] Limit),
     /// The maker.
     #[error("{}: {error}", path.display())]
     Make {
@@ -99,6 +103,8 @@ impl Restore {
         if images.mounts.is_empty() {
             return Ok(None);
         }
+        let pipes = limits::pipes(images.mounts.iter().map(|image| &image.facts));
+        limits::buffer().map_or(Ok(()), |buffer| limits::of_restore(&pipes, buffer))?;
         let (maker, unclaimed) = Maker::start(&images).map_err(RestoreError::NoMaker)?;
         Ok(Some((Self { images, by_dev, parked, maker }, unclaimed)))
     }
@@ -173,15 +179,12 @@ impl Restore {
 impl Restore {
     /// The facts of every mount, with the number that it really got: the maker has them all, still.
     fn with_their_numbers(&self) -> Vec<AutofsMount> {
-        let number = |index: usize| -> Option<DevNum> {
-            let made = self.maker.fetch(u32::try_from(index).ok()?).ok()?;
-            Some(DevNum::from_st_dev(rustix::fs::fstat(&made).ok()?.st_dev))
-        };
+        let numbers = self.maker.numbers(self.images.mounts.len()).unwrap_or_default();
         let mounts = self.images.mounts.iter().enumerate();
         mounts
             .map(|(index, image)| {
                 let mut facts = image.facts.clone();
-                facts.dev = number(index).unwrap_or(facts.dev);
+                facts.dev = numbers.get(index).copied().unwrap_or(facts.dev);
                 facts
             })
             .collect()

@@ -154,6 +154,11 @@ const SCENARIOS: &[Scenario] = &[
         run: plugin::gaps::run,
     },
     Scenario {
+        name: "scale",
+        about: "1, 100 and 1 000 autofs mounts in a container, beside a stock CRIU; what CRIU cannot carry is refused",
+        run: plugin::scale::run,
+    },
+    Scenario {
         name: "runtimes",
         about: "criu, runc, crun and podman carry a container with automount and our engine; scripts/install",
         run: runtimes::run_scenario,
@@ -191,6 +196,7 @@ fn main() -> ExitCode {
         ["soak-visit", name] => return engine::soak::visit_main(name),
         ["storm", dir, keys] => return bench::storm_main(dir, keys),
         ["bench", "engine"] => return report(bench::engine()),
+        ["bench", "criu"] => return report(plugin::scale::all()),
         ["sit", file] => return programs::sit_main(file),
         ["--settled"] => {
             for scenario in SCENARIOS.iter().filter(|scenario| !UNSETTLED.contains(&scenario.name)) {

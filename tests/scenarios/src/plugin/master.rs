@@ -1,7 +1,8 @@
 //! A small automounter that does what a scenario asks for: `scenarios master MOUNT...`.
 //!
 //! Each MOUNT is `TYPE:PATH[:OPTION...]`; all share one pipe, whose write end is closed unless an option says
-//! `write-end`. A key is mounted as a bind of `/srv/data/KEY` (of a direct mount the key is the last component
+//! `write-end`; but mounts with `own-pipe` or `own-pipe-kept` (which keeps both ends open) have one each, that nobody
+//! reads. A key is mounted as a bind of `/srv/data/KEY` (of a direct mount the key is the last component
 //! of its path); the key `slow` only when `/run/go` exists. Every request is a line in `/run/requests`. With `chroot` as the first
 //! MOUNT it lives in `/run` and sees no path of its mounts any more.
 
@@ -46,11 +47,17 @@ fn serve(specs: &[&str]) -> Result<()> {
         ["chroot", specs @ ..] => (true, specs),
         specs => (false, specs),
     };
+    let mut pipes = Vec::new();
     for spec in specs {
+        let own = spec.contains(":own-pipe").then(rustix::pipe::pipe).transpose()?;
+        let write = own.as_ref().map_or(&write, |(_, write)| write);
         let (dev, one) = mount_one(&control, spec, write.as_fd()).with_context(|| spec.to_string())?;
         served.insert(dev, one);
+        pipes.extend(own.map(|(read, write)| (read, spec.contains(":own-pipe-kept").then_some(write))));
     }
-    let _write = specs.iter().any(|spec| spec.ends_with(":write-end")).then_some(write);
+    // Without a mount of its own the pipe would be at its end.
+    let keeps = |spec: &&str| spec.ends_with(":write-end") || spec.contains(":own-pipe");
+    let _write = specs.iter().any(keeps).then_some(write);
     fs::write("/run/ready", "")?;
     if chroot {
         fs::create_dir("/run/run")?;

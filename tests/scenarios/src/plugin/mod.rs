@@ -6,6 +6,7 @@ pub mod container;
 pub mod gaps;
 pub mod in_flight;
 pub mod master;
+pub mod scale;
 pub mod systemd;
 
 use crate::check::Checks;

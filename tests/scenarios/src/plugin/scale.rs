@@ -1,0 +1,168 @@
+//! Many autofs mounts in one container: with the plugin, and beside a stock CRIU where that lives.
+
+use super::container::{Container, Criu};
+use super::{exports, program};
+use crate::check::{Checks, wait_until};
+use anyhow::{Result, ensure};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// What `scripts/test` runs, and what `scripts/bench criu` does.
+const SHORT: &[usize] = &[1, 100, 1000];
+const ALL: &[usize] = &[1, 100, 1000, 10_000];
+
+/// Stock CRIU hangs when it restores more mounts than this (kernel default of net.core.wmem_default): it sends two
+/// descriptors of each to itself over one socket that nobody reads meanwhile.
+const STOCK: usize = 138;
+
+/// Our share of a dump or a restore: above what it is on a machine that does much else, too, and far below what a call for
+/// each pair of mounts would take.
+const SHARE: Duration = Duration::from_secs(2);
+
+pub fn run(checks: &mut Checks) -> Result<()> {
+    limits(checks)?;
+    sizes(checks, SHORT)
+}
+
+/// `scripts/bench criu`.
+pub fn all() -> Result<()> {
+    let mut checks = Checks::default();
+    sizes(&mut checks, ALL)?;
+    ensure!(checks.failed == 0, "{} checks failed", checks.failed);
+    Ok(())
+}
+
+/// What CRIU cannot carry is refused before it begins, and the container goes on.
+fn limits(checks: &mut Checks) -> Result<()> {
+    let start = |count: usize, option: &str| -> Result<Container> {
+        let mounts: Vec<String> = (0..count).map(|number| format!("direct:/mnt/{number}:{option}")).collect();
+        start(&mounts)
+    };
+    let many = start(1025, "own-pipe")?;
+    let criu = Criu::with_plugin("scale.pipes")?;
+    let refused = criu.dump(&many).map_err(|error| format!("{error:#}"));
+    checks.that(
+        "1025 pipes: refused, with CRIU's limit",
+        refused.is_err_and(|why| why.contains("CRIU can dump 1024 pipes")),
+    );
+    checks.that("the container goes on", many.enter(&["ls", "/run/ready"]).is_ok());
+    drop(many);
+
+    let kept = start(280, "own-pipe-kept")?;
+    let criu = Criu::with_plugin("scale.ends")?;
+    criu.dump(&kept)?;
+    checks.that(
+        "280 pipes with both ends: warned of at the dump",
+        criu.log("dump").contains("net.core.wmem_default"),
+    );
+    drop(kept);
+    let begin = Instant::now();
+    let refused = criu.restore().map_err(|error| format!("{error:#}"));
+    checks.that(
+        "their restore is refused, and says what to set",
+        refused.is_err_and(|why| why.contains("set net.core.wmem_default to 215040 or more")),
+    );
+    checks.that("at once: CRIU would hang", begin.elapsed() < Duration::from_secs(10));
+    Ok(())
+}
+
+fn sizes(checks: &mut Checks, sizes: &[usize]) -> Result<()> {
+    exports(&["one"])?;
+    println!("{:>7}  {:<6} {:>9} {:>9} {:>9} {:>9}", "mounts", "CRIU", "dump", "ours", "restore", "ours");
+    for &size in sizes {
+        let ours = carry(size, Some(checks))?;
+        ours.print(size, "plugin");
+        if size <= STOCK {
+            let stock = carry(size, None)?;
+            stock.print(size, "stock");
+            println!(
+                "{size:>7}  plugin / stock: dump {:.2}, restore {:.2}",
+                ours.dump.as_secs_f64() / stock.dump.as_secs_f64(),
+                ours.restore.as_secs_f64() / stock.restore.as_secs_f64()
+            );
+        }
+    }
+    Ok(())
+}
+
+struct Times {
+    dump: Duration,
+    restore: Duration,
+    /// Of these, in the plugin.
+    dump_share: Duration,
+    restore_share: Duration,
+}
+
+impl Times {
+    fn print(&self, size: usize, who: &str) {
+        let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
+        println!(
+            "{size:>7}  {who:<6} {:>9} {:>9} {:>9} {:>9}",
+            ms(self.dump),
+            ms(self.dump_share),
+            ms(self.restore),
+            ms(self.restore_share)
+        );
+    }
+}
+
+/// With the plugin (and checks), or a stock CRIU.
+fn carry(size: usize, checks: Option<&mut Checks>) -> Result<Times> {
+    let images = format!("scale.{size}.{}", checks.is_some());
+    let criu = if checks.is_some() { Criu::with_plugin(&images)? } else { Criu::stock(&images)? };
+    // The first one lives on a path that is a key; none is mounted at dump, so that the two are comparable.
+    let places = (1..size).map(|number| format!("direct:/mnt/{number}"));
+    let mounts: Vec<String> = std::iter::once("direct:/mnt/one".to_owned()).chain(places).collect();
+    let container = start(&mounts)?;
+    let was = devices(&container);
+
+    let start = Instant::now();
+    criu.dump(&container)?;
+    let dump = start.elapsed();
+    ensure!(wait_until(|| container.ended()), "the dump left the container running");
+    drop(container);
+    let start = Instant::now();
+    let container = criu.restore()?;
+    let restore = start.elapsed();
+
+    let times = Times {
+        dump,
+        restore,
+        dump_share: share(&criu.log("dump")),
+        restore_share: share(&criu.log("restore")),
+    };
+    if let Some(checks) = checks {
+        checks.that(&format!("{size} mounts: same st_dev"), was.len() == size && devices(&container) == was);
+        checks.equal(
+            &format!("{size} mounts: served"),
+            container.enter(&["cat", "/mnt/one/one"]).ok().as_deref().map(str::trim),
+            Some("one"),
+        );
+        if SHORT.contains(&size) {
+            let share = times.dump_share.max(times.restore_share);
+            checks.that(&format!("{size} mounts: our share is {share:?}, at most {SHARE:?}"), share <= SHARE);
+        }
+    }
+    Ok(times)
+}
+
+fn start(mounts: &[String]) -> Result<Container> {
+    let program = program()?;
+    let mut command = vec!["catatonit", "--", &program, "master"];
+    command.extend(mounts.iter().map(String::as_str));
+    let container = Container::start(&command)?;
+    ensure!(wait_until(|| container.enter(&["test", "-e", "/run/ready"]).is_ok()), "no master");
+    Ok(container)
+}
+
+/// The plugin's time, which it tells in CRIU's log, of every process.
+fn share(log: &str) -> Duration {
+    let told = log.lines().filter_map(|line| line.strip_suffix(" us in the plugin"));
+    let micros = told.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
+    Duration::from_micros(micros.sum())
+}
+
+fn devices(container: &Container) -> BTreeMap<String, String> {
+    let autofs = container.mounts().into_iter().filter(|mount| mount.fstype == "autofs");
+    autofs.map(|mount| (mount.path, mount.dev)).collect()
+}
