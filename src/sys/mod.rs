@@ -9,6 +9,7 @@
 //! | [`mountns`] | entering mount namespaces |
 //! | [`statmount`] | listmount and statmount, where the kernel has them |
 //! | [`fork`] | child processes that run this program's own code |
+//! | [`kerberos`] | which Kerberos tickets a thread uses |
 //! | [`ldap`] | OpenLDAP's client library |
 //! | [`netgroup`] | netgroups of the name service |
 //! | [`privilege`] | capabilities that a process gives up |
@@ -23,6 +24,7 @@ pub mod control;
 pub mod devnum;
 pub mod features;
 pub mod fork;
+pub mod kerberos;
 pub mod ldap;
 mod library;
 pub mod mount;

@@ -6,6 +6,7 @@
 pub mod auth;
 mod place;
 mod schema;
+mod ticket;
 
 use super::remote::{Client, KeyValue, ServiceError};
 use crate::engine::maps::conf::{self, Schema};
@@ -147,10 +148,10 @@ impl LdapClient {
         match &auth.bind {
             Bind::Anonymous => {}
             Bind::Simple => connection.bind_simple(&auth.login.user, &auth.login.secret)?,
-            Bind::Sasl(mechanism) => connection.bind_sasl(mechanism, &auth.login)?,
+            Bind::Sasl(mechanism) => bind_sasl(&mut connection, mechanism, auth)?,
             Bind::Best => {
                 if let Some(mechanism) = self.best_mechanism(&mut connection, auth)? {
-                    connection.bind_sasl(mechanism, &auth.login)?;
+                    bind_sasl(&mut connection, mechanism, auth)?;
                 }
             }
         }
@@ -198,6 +199,13 @@ impl LdapClient {
         }
         Err(ServiceError::NoMap)
     }
+}
+
+fn bind_sasl(connection: &mut Connection, mechanism: &str, auth: &Auth) -> Result<(), ServiceError> {
+    if mechanism == "GSSAPI" {
+        ticket::prepare(auth)?;
+    }
+    Ok(connection.bind_sasl(mechanism, &auth.login)?)
 }
 
 /// The best mechanism that a server offers and that there is something to log in with.

@@ -46,6 +46,33 @@ pub fn serve() -> Result<Process> {
     Ok(slapd)
 }
 
+/// A Kerberos realm, with keys for the server and for the one who logs in.
+pub fn realm() -> Result<Process> {
+    fs::create_dir_all("/tmp/realm")?;
+    fs::write(
+        "/etc/krb5.conf",
+        "[libdefaults]\ndefault_realm = LAB\ndns_lookup_kdc = false\nrdns = false\nignore_acceptor_hostname = true\n\
+         [realms]\nLAB = {\nkdc = 127.0.0.1\n}\n[domain_realm]\nlab = LAB\nlocalhost = LAB\n",
+    )?;
+    fs::create_dir_all("/etc/krb5kdc")?;
+    fs::write(
+        "/etc/krb5kdc/kdc.conf",
+        "[realms]\nLAB = {\ndatabase_name = /tmp/realm/principal\nkey_stash_file = /tmp/realm/stash\n}\n",
+    )?;
+    run_ok(LIMIT, "kdb5_util", &["create", "-s", "-P", "master"])?;
+    for name in ["ldap/lab", "ldap/localhost", "reader"] {
+        run_ok(LIMIT, "kadmin.local", &["-q", &format!("addprinc -randkey {name}")])?;
+        run_ok(LIMIT, "kadmin.local", &["-q", &format!("ktadd -k /etc/krb5.keytab {name}")])?;
+    }
+    let kdc = daemon("krb5kdc", &["-n"])?;
+    let ticket = || {
+        run(LIMIT, "kinit", &["-k", "-c", "FILE:/tmp/realm/ticket", "reader"])
+            .is_ok_and(|o| o.status.success())
+    };
+    anyhow::ensure!(wait_until(ticket), "krb5kdc did not come up");
+    Ok(kdc)
+}
+
 /// What the engine mounts from it.
 pub fn maps(checks: &mut Checks) -> Result<()> {
     for (what, path) in [
@@ -76,12 +103,13 @@ fn auth(attributes: &str) -> Result<()> {
 
 /// A map that only who is logged in can see.
 pub fn logins(checks: &mut Checks) -> Result<()> {
-    fs::write("/etc/auto.explained", "/sec ldap:auto.secret\n")?;
+    fs::write("/etc/auto.explained", "/sec ldap:lab:auto.secret\n")?;
     let tls = "usetls=\"yes\" tlsrequired=\"yes\"";
     let reader = "user=\"reader\" secret=\"secret\"";
     let sasl = |mechanism: &str| format!("authrequired=\"yes\" authtype=\"{mechanism}\" {reader}");
     let dn = "authrequired=\"simple\" user=\"uid=reader,dc=example,dc=com\"";
     let certificate = "external_cert=\"/tmp/ldap/cert.pem\" external_key=\"/tmp/ldap/key.pem\"";
+    let gssapi = "authrequired=\"yes\" authtype=\"GSSAPI\"";
     let found = "/srv/data/two";
     for (what, attributes, want) in [
         ("nobody", "authrequired=\"no\"".into(), "no such map"),
@@ -92,6 +120,13 @@ pub fn logins(checks: &mut Checks) -> Result<()> {
         ("SCRAM-SHA-256", sasl("SCRAM-SHA-256"), found),
         ("PLAIN with TLS", format!("{} {tls}", sasl("PLAIN")), found),
         ("EXTERNAL", format!("authrequired=\"yes\" authtype=\"EXTERNAL\" {certificate} {tls}"), found),
+        ("GSSAPI, with the key of the host", format!("{gssapi} clientprinc=\"reader\""), found),
+        ("GSSAPI, with a ticket", format!("{gssapi} credentialcache=\"FILE:/tmp/realm/ticket\""), found),
+        (
+            "GSSAPI, without a key",
+            format!("{gssapi} clientprinc=\"nobody\""),
+            "no Kerberos ticket for nobody",
+        ),
         ("the best that there is", format!("authrequired=\"autodetect\" {reader}"), found),
         ("a mechanism that nobody has", sasl("X-NONE"), "logging in by SASL"),
     ] {

@@ -48,6 +48,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
         fs::write(dir.join(name), format!("{name}\n"))?;
     }
     let mut rpc = rpc()?;
+    let _kdc = ldap::realm()?;
     let mut slapd = ldap::start()?;
     let _sssd = sssd(checks)?;
     let _nis = nis(checks)?;
