@@ -203,7 +203,7 @@ pub trait Source: std::fmt::Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Has nothing changed since it was read last?
+    /// Has nothing changed since it was read last? False where nobody can tell without reading all.
     fn fresh(&self) -> bool;
 
     /// Read again what changed.

@@ -317,7 +317,8 @@ impl Contents {
             && self.stamp == Stamp::of(&self.path)
             && self.includes.iter().all(|(_, included)| match included {
                 Included::Contents(contents) => contents.fresh(),
-                Included::Source(source) => source.fresh(),
+                // It looks after itself when it is asked.
+                Included::Source(_) => true,
                 Included::Missing(path) => !path.exists(),
             })
     }
@@ -434,6 +435,24 @@ fn is_first(seen: &mut Seen, key: &[u8]) -> bool {
 }
 
 impl Included {
+    fn refresh(&self) -> Result<(), SourceError> {
+        match self {
+            Self::Contents(contents) => {
+                contents.includes.iter().try_for_each(|(_, included)| included.refresh())
+            }
+            Self::Source(source) => source.refresh(),
+            Self::Missing(_) => Ok(()),
+        }
+    }
+
+    fn is_fresh(&self) -> bool {
+        match self {
+            Self::Contents(contents) => contents.includes.iter().all(|(_, included)| included.is_fresh()),
+            Self::Source(source) => source.fresh(),
+            Self::Missing(_) => true,
+        }
+    }
+
     fn visit(
         &self,
         seen: &mut Seen,
@@ -508,7 +527,8 @@ impl Source for FileSource {
     }
 
     fn fresh(&self) -> bool {
-        self.contents().fresh()
+        let contents = self.contents();
+        contents.fresh() && contents.includes.iter().all(|(_, included)| included.is_fresh())
     }
 
     fn refresh(&self) -> Result<(), SourceError> {
@@ -516,11 +536,7 @@ impl Source for FileSource {
             return Ok(());
         }
         // What is included may have changed all the same, and not be able to tell.
-        let contents = self.contents();
-        contents.includes.iter().try_for_each(|(_, included)| match included {
-            Included::Source(source) => source.refresh(),
-            Included::Contents(_) | Included::Missing(_) => Ok(()),
-        })
+        self.contents().includes.iter().try_for_each(|(_, included)| included.refresh())
     }
 
     fn warnings(&self) -> Vec<(PathBuf, Warning)> {

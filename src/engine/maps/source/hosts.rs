@@ -90,7 +90,7 @@ impl Source for HostsSource {
 
     /// Exports change without a word.
     fn fresh(&self) -> bool {
-        true
+        false
     }
 
     fn refresh(&self) -> Result<(), SourceError> {

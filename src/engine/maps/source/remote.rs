@@ -181,9 +181,9 @@ impl Source for RemoteSource {
         Ok(self.text(b"*")?.map(|text| self.entry(&text)))
     }
 
-    /// A change is not known before it is asked for.
+    /// Services do not tell.
     fn fresh(&self) -> bool {
-        true
+        false
     }
 
     /// What was found counts no longer, unless the service is down.

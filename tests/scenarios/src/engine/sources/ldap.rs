@@ -1,9 +1,11 @@
 //! A real slapd, with maps in all three ways of writing them.
 
-use super::{LIMIT, comes_up, daemon, explain, read};
+use super::{Daemon, LIMIT, comes_up, daemon, explain, read};
 use crate::check::{Checks, wait_until};
+use crate::peers::is_autofs;
 use crate::process::{Process, run, run_ok};
 use anyhow::Result;
+use nix::sys::signal::Signal;
 use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -138,5 +140,18 @@ pub fn logins(checks: &mut Checks) -> Result<()> {
     checks.that("a password that all can read is refused", explain("/sec/a")?.contains("chmod 600"));
     auth("authrequired=\"no\"")?;
     comes_up(checks, "slapd answers", "ldapsearch", &["-x", "-LLL", "-s", "base"]);
+    Ok(())
+}
+
+/// A direct key that appears in the directory is served after HUP.
+pub fn changes(checks: &mut Checks, engine: &Daemon) -> Result<()> {
+    let entry = "dn: automountKey=/direct/new,automountMapName=auto.direct,dc=example,dc=com\nobjectClass: automount\n\
+                 automountKey: /direct/new\nautomountInformation: :/srv/data/two\n";
+    fs::write("/tmp/ldap/new.ldif", entry)?;
+    let admin = ["-x", "-D", "cn=admin,dc=example,dc=com", "-w", "admin", "-f", "/tmp/ldap/new.ldif"];
+    run_ok(LIMIT, "ldapadd", &admin)?;
+    engine.signal(Signal::SIGHUP)?;
+    checks.soon("a new direct key in LDAP, after HUP", || is_autofs("/direct/new"));
+    checks.equal("and its mount", read("/direct/new/two")?, "two".into());
     Ok(())
 }

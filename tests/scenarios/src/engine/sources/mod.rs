@@ -61,6 +61,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     let mut engine = Daemon::start(&[], POINTS)?;
     hosts(checks, &mut rpc)?;
     ldap::maps(checks)?;
+    ldap::changes(checks, &engine)?;
     for path in ["/sss/a/one", "/yp/x/two"] {
         let want = path.rsplit('/').next().unwrap_or_default();
         checks.equal(path, read(path)?, want.into());
