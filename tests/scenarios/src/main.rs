@@ -83,6 +83,11 @@ const SCENARIOS: &[Scenario] = &[
         run: host::reboot::run,
     },
     Scenario {
+        name: "two-hosts",
+        about: "virtual machines: a container with automount and programs that walk moves from one to the other",
+        run: plugin::two_hosts::run,
+    },
+    Scenario {
         name: "package",
         about: "the Debian package beside automount: installed, its services used under systemd, purged",
         run: package::run_scenario,

@@ -28,7 +28,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     super::exports(&keys.iter().map(String::as_str).collect::<Vec<_>>())?;
     fs::write("/etc/auto.master", "/ind /etc/auto.ind --timeout=1\n")?;
     fs::write("/etc/auto.ind", "* -fstype=bind :/srv/data/&\n")?;
-    let mut container = start(&keys)?;
+    let mut container = start(Container::start_in_cgroup, &keys, WALKERS)?;
     let mut longest = Duration::ZERO;
     for round in 0..rounds {
         std::thread::sleep(Duration::from_millis(300));
@@ -49,7 +49,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     }
     let state = container.enter(&["sh", "-c", "cat /proc/$(cat /tmp/stopped)/stat"])?;
     checks.that("a program that was stopped is stopped", state.contains(" T "));
-    let (lookups, errors) = stop(&container)?;
+    let (lookups, errors) = stop(&container, WALKERS)?;
     println!(
         "  {lookups} lookups by {WALKERS} programs in {rounds} rounds; the longest round took {longest:?}"
     );
@@ -59,7 +59,11 @@ pub fn run(checks: &mut Checks) -> Result<()> {
 }
 
 /// Real automount and everybody who walks.
-fn start(keys: &[String]) -> Result<Container> {
+pub(super) fn start(
+    container: impl Fn(&[&str]) -> Result<Container>,
+    keys: &[String],
+    walkers: usize,
+) -> Result<Container> {
     let files: Vec<String> = keys.iter().map(|key| format!("/ind/{key}/{key}")).collect();
     let program = program()?;
     // Each begins at another key.
@@ -68,20 +72,20 @@ fn start(keys: &[String]) -> Result<Container> {
          while ! grep -q ' /ind autofs' /proc/mounts; do sleep 0.05; done
          sleep 1000 & echo $! >/tmp/stopped; kill -STOP $!
          set -- {}
-         for n in $(seq {WALKERS}); do
+         for n in $(seq {walkers}); do
              setsid {program} walk \"$@\" >/tmp/walker.$n & echo $! >>/tmp/walkers
              first=$1; shift; set -- \"$@\" $first
          done
          : >/run/ready; wait",
         files.join(" ")
     );
-    let container = Container::start_in_cgroup(&["catatonit", "--", "sh", "-c", &script])?;
+    let container = container(&["catatonit", "--", "sh", "-c", &script])?;
     ensure!(wait_until(|| container.enter(&["test", "-e", "/run/ready"]).is_ok()), "no walkers");
     Ok(container)
 }
 
 /// End the walkers: `(lookups, what went wrong)`.
-fn stop(container: &Container) -> Result<(usize, Vec<String>)> {
+pub(super) fn stop(container: &Container, walkers: usize) -> Result<(usize, Vec<String>)> {
     container.enter(&["sh", "-c", "kill -TERM $(cat /tmp/walkers)"])?;
     let ended = || {
         container.enter(&["sh", "-c", "for n in $(cat /tmp/walkers); do ! test -e /proc/$n || exit 1; done"])
@@ -90,14 +94,14 @@ fn stop(container: &Container) -> Result<(usize, Vec<String>)> {
     let text = container.enter(&["sh", "-c", "cat /tmp/walker.*"])?;
     let mut lookups = 0;
     let mut errors = Vec::new();
-    let mut walkers = 0;
+    let mut reported = 0;
     for line in text.lines() {
         match line.split_once(' ').map(|(done, failed)| (done.parse::<usize>(), failed.parse::<usize>())) {
-            Some((Ok(done), Ok(_))) => (lookups, walkers) = (lookups + done, walkers + 1),
+            Some((Ok(done), Ok(_))) => (lookups, reported) = (lookups + done, reported + 1),
             _ => errors.push(line.to_owned()),
         }
     }
-    ensure!(walkers == WALKERS, "{walkers} of {WALKERS} walkers reported");
+    ensure!(reported == walkers, "{reported} of {walkers} walkers reported");
     Ok((lookups, errors))
 }
 

@@ -8,6 +8,7 @@ pub mod in_flight;
 pub mod master;
 pub mod scale;
 pub mod systemd;
+pub mod two_hosts;
 
 use crate::check::Checks;
 use crate::process::{Process, run, run_ok};
