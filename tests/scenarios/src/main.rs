@@ -175,8 +175,8 @@ const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Not in `scripts/test` yet: what passes on some runs only, with the reason.
-const UNSETTLED: &[&str] = &[];
+/// Not in `scripts/test`: what passes on some runs only, or takes long (`two-hosts`: five minutes, two machines).
+const UNSETTLED: &[&str] = &["two-hosts"];
 
 /// After `--rounds`: how often a scenario that repeats itself does so.
 static ROUNDS: OnceLock<usize> = OnceLock::new();

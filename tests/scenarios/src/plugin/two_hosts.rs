@@ -33,8 +33,10 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     let keys: Vec<String> = (0..KEYS).map(|number| format!("k{number}")).collect();
     super::exports(&keys.iter().map(String::as_str).collect::<Vec<_>>())?;
     super::program()?;
-    // The root file system of the container is that of its host: automount made this on host 1.
+    // The root file system of the container is that of its host: it must be the same on both.
     fs::create_dir_all("/ind")?;
+    fs::write("/etc/auto.master", "/ind /etc/auto.ind --timeout=1\n")?;
+    fs::write("/etc/auto.ind", "* -fstype=bind :/srv/data/&\n")?;
     match host {
         1 => source(checks, &keys),
         _ => destination(checks),
@@ -42,8 +44,6 @@ pub fn run(checks: &mut Checks) -> Result<()> {
 }
 
 fn source(checks: &mut Checks, keys: &[String]) -> Result<()> {
-    fs::write("/etc/auto.master", "/ind /etc/auto.ind --timeout=1\n")?;
-    fs::write("/etc/auto.ind", "* -fstype=bind :/srv/data/&\n")?;
     let container = in_flight::start(Container::start, keys, WALKERS)?;
     // The destination listens when it has booted.
     let mut there = connect()?;
