@@ -160,8 +160,8 @@ fn includes_of_all_kinds() {
     let found = warnings(&master);
     assert!(found[0].contains("the file includes itself"), "{found:?}");
     assert!(found[1].starts_with("4:1: +no.such cannot be read"), "{found:?}");
-    assert!(found[2].contains("the file includes itself"), "{found:?}");
-    assert!(found[3].contains("/a is there already"), "{found:?}");
+    // `+auto.master` at its own end is how distributions write it.
+    assert!(found[2].contains("/a is there already"), "{found:?}");
 }
 
 #[test]

@@ -186,6 +186,10 @@ impl Reader<'_> {
             Err(error) => self.warn(Warning::new(at, format!("+{map} cannot be read: {error}"))),
             Ok(texts) => {
                 for (path, text) in texts {
+                    // `+auto.master` at the end of auto.master itself: for maps of services, where there are some.
+                    if map.kind == MapKind::Named && self.open.last() == Some(&path) {
+                        continue;
+                    }
                     if self.open.contains(&path) {
                         self.warn(Warning::new(at, format!("+{map} is left out: the file includes itself")));
                     } else {
