@@ -24,6 +24,7 @@ pub mod control;
 pub mod devnum;
 pub mod features;
 pub mod fork;
+pub mod hostname;
 pub mod kerberos;
 pub mod ldap;
 mod library;

@@ -252,3 +252,12 @@ fn programs_mount() {
     assert!(found.contains("run /bin/m m -x /a/p, then /bin/u u /a/p"), "{found}");
     assert!(opened.lookup("none").contains("needs the option mount"), "{}", opened.lookup("none"));
 }
+
+#[test]
+fn hosts_have_their_canonical_names() {
+    let text = "a rhost:=alias;rfs:=/x;fs:=${path}\nb rhost:=other;rfs:=/x;fs:=${path}\n";
+    let conf = "[ amd ]\nnormalize_hostnames = yes\n";
+    let opened = open(&[DEFAULTS, text].concat(), conf);
+    assert_eq!(opened.lookup("a"), "-t nfs real.example.com:/x");
+    assert_eq!(opened.lookup("b"), "-t nfs other:/x");
+}

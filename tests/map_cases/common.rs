@@ -53,6 +53,9 @@ impl Machine for Fake {
         netgroup == "clients" && matches!(host, "client" | "client.example.org")
     }
 
+    fn canonical(&self, host: &str) -> Option<String> {
+        (host == "alias").then(|| "real.example.com".to_owned())
+    }
     fn exists(&self, path: &Path) -> bool {
         path.exists()
     }

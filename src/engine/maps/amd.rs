@@ -46,6 +46,8 @@ pub struct Settings {
     pub bind: bool,
     /// Collapse slashes (`normalize_slashes`).
     pub normalize_slashes: bool,
+    /// Servers have their canonical names (`normalize_hostnames`).
+    pub normalize_hostnames: bool,
     /// Servers of our own domain are named without it (`domain_strip`).
     pub domain_strip: bool,
     /// `/defaults` may have selectors (`selectors_in_defaults`).
@@ -63,6 +65,7 @@ impl Default for Settings {
         Self {
             bind: true,
             normalize_slashes: true,
+            normalize_hostnames: false,
             domain_strip: true,
             selectors_in_defaults: false,
             map_defaults: None,

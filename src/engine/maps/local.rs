@@ -14,6 +14,10 @@ pub trait Machine {
     fn is_near(&self, host: &str) -> bool;
     /// Is a host in a netgroup?
     fn is_in_netgroup(&self, netgroup: &str, host: &str) -> bool;
+    /// The canonical name of a host; `None` when it is unknown.
+    fn canonical(&self, _host: &str) -> Option<String> {
+        None
+    }
     /// Is there a file?
     fn exists(&self, path: &Path) -> bool;
 }
@@ -53,6 +57,10 @@ impl Machine for ThisMachine {
             (Ok(netgroup), Ok(host)) => crate::sys::netgroup::has_host(&netgroup, &host),
             _ => false,
         }
+    }
+
+    fn canonical(&self, host: &str) -> Option<String> {
+        crate::sys::hostname::canonical(&CString::new(host).ok()?)
     }
 
     fn exists(&self, path: &Path) -> bool {

@@ -91,6 +91,7 @@ impl Site {
         let in_defaults = flag("selectors_on_default", usual.selectors_in_defaults);
         amd::Settings {
             bind: flag("autofs_use_lofs", usual.bind),
+            normalize_hostnames: flag("normalize_hostnames", usual.normalize_hostnames),
             domain_strip: flag("domain_strip", usual.domain_strip),
             normalize_slashes: flag("normalize_slashes", usual.normalize_slashes),
             selectors_in_defaults: flag("selectors_in_defaults", in_defaults),

@@ -51,7 +51,7 @@ impl<'a> Values<'a> {
             }
             Some(raw) => {
                 let value = self.expand_chars(raw, at, depth)?.iter().map(|c| c.byte).collect();
-                Ok(if name == "rhost" { self.without_domain(value) } else { value })
+                Ok(if name == "rhost" { self.without_domain(self.normal(value)) } else { value })
             }
             None => Ok(match name {
                 "rhost" => self.context.variables.get(b"host").unwrap_or_default().into_owned(),
@@ -59,6 +59,13 @@ impl<'a> Values<'a> {
                 _ => Vec::new(),
             }),
         }
+    }
+
+    /// A host by its canonical name, where that is wanted and known.
+    fn normal(&self, host: Vec<u8>) -> Vec<u8> {
+        let wanted = self.context.settings.normalize_hostnames;
+        let name = wanted.then(|| self.context.machine.canonical(&show(&host))).flatten();
+        name.map_or(host, String::into_bytes)
     }
 
     /// A host of our own domain without it.
