@@ -39,6 +39,10 @@ pub const RESTORE: &[&str] = &[
     "restore.pipes-set",
 ];
 
+/// The points of the CRIU plugin, in the order in which a dump and then a restore pass them.
+pub const CONTAINER: &[&str] =
+    &["container.asleep", "container.awake", "container.parked", "container.claimed", "container.made"];
+
 /// The fault that a test asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("stopped at fault point {0}, as {VARIABLE} asks")]
@@ -50,10 +54,10 @@ enum How {
     Kill,
 }
 
-/// Does nothing, unless [`VARIABLE`] names this point. `name` is in [`DUMP`] or [`RESTORE`].
+/// Does nothing, unless [`VARIABLE`] names this point. `name` is in [`DUMP`], [`RESTORE`] or [`CONTAINER`].
 pub fn point(name: &'static str) -> Result<(), Fault> {
     static CHOSEN: OnceLock<Option<(String, How)>> = OnceLock::new();
-    debug_assert!(DUMP.contains(&name) || RESTORE.contains(&name), "{name}");
+    debug_assert!([DUMP, RESTORE, CONTAINER].concat().contains(&name), "{name}");
     match CHOSEN.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?)) {
         Some((chosen, how)) if chosen == name => fail(name, *how),
         _ => Ok(()),
@@ -93,7 +97,7 @@ mod tests {
 
     #[test]
     fn no_name_is_used_twice() {
-        let mut names: Vec<_> = DUMP.iter().chain(RESTORE).collect();
+        let mut names: Vec<_> = DUMP.iter().chain(RESTORE).chain(CONTAINER).collect();
         let all = names.len();
         names.sort();
         names.dedup();

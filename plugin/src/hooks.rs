@@ -1,7 +1,7 @@
 //! What happens at each hook: the library is asked, its answers go to CRIU's log.
 
 use crate::criu::{self, Level, MountInfo};
-use autofs_cr::container::{Dump, Lull, Restore};
+use autofs_cr::container::{Dump, Lull, LullError, Restore};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::mount::MountFlags;
 use std::ffi::{CStr, c_int, c_ulong};
@@ -142,7 +142,11 @@ pub fn stopping(pid: c_int) {
             state.lull = Some(lull);
         }
         // CRIU may still be lucky.
-        Err(error) => criu::log(Level::Warning, &error.to_string()),
+        Err(error @ LullError::Refused(_)) => criu::log(Level::Warning, &error.to_string()),
+        Err(error) => {
+            criu::log(Level::Error, &error.to_string());
+            state.failed = true;
+        }
     }
 }
 
@@ -152,7 +156,9 @@ pub fn stopped(pid: c_int) {
     if let Some(lull) = state.lull.take() {
         let errors = lull.end();
         errors.iter().for_each(|error| criu::log(Level::Error, error));
+        // A task must not be dumped asleep.
         state.quiet = errors.is_empty();
+        state.failed |= !state.quiet;
     }
     if state.stage != Some(Stage::Dump) || state.dump.is_some() || state.failed || criu::stock().is_none() {
         return;

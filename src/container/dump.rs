@@ -8,6 +8,7 @@ use super::tree::{Member, Tree};
 use crate::attach;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
 use crate::discover::{DiscoverError, Target, survey};
+use crate::faults;
 use crate::image::checkpoint::DumpedMount;
 use crate::image::{File, criu};
 use crate::sys::control::Control;
@@ -66,6 +67,9 @@ pub enum DumpError {
         /// What is known of it.
         who: String,
     },
+    /// Stopped by a test.
+    #[error(transparent)]
+    Fault(#[from] faults::Fault),
 }
 
 /// What is known of the container's autofs mounts.
@@ -85,6 +89,7 @@ impl Dump {
     /// The facts of the container whose root process is `root`; `None` when it has no autofs mounts. We trace all
     /// of its processes, and they are stopped. `quiet`: after a [`Lull`](super::Lull), nobody waits for an answer.
     pub fn begin(root: i32, quiet: bool) -> Result<Option<Self>, DumpError> {
+        faults::point("container.awake")?;
         let tree = Tree::of(root);
         let mut dump = Self {
             tree,
@@ -172,6 +177,7 @@ impl Dump {
             let dumped = dumped
                 .as_ref()
                 .map_err(|why| DumpError::Inside { path: mount.path.clone(), why: why.clone() })?;
+            faults::point("container.parked")?;
             if !mount.catatonic {
                 self.master_is_inside(mount)?;
                 unread(mount)?;

@@ -16,6 +16,7 @@ use crate::discover::facts::{AutofsMount, AutofsOptions, End};
 use crate::discover::proc::TaskDir;
 use crate::discover::waiters::waits_in_autofs;
 use crate::discover::{DiscoverError, Target, mountinfo, survey};
+use crate::faults;
 use crate::quiesce::{Holding, QuiesceError};
 use crate::sys::control::{Control, ControlError, MountFd};
 use crate::sys::process::reopen_write_end;
@@ -36,7 +37,7 @@ const RESTLESS: Duration = Duration::from_secs(2);
 const CRIU_ENDS: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Nobody could be put to sleep; everybody goes on.
+/// The tasks go on, those that slept soon. Only after [`LullError::Refused`] none sleeps that CRIU might dump asleep.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LullError {
@@ -58,9 +59,12 @@ pub enum LullError {
     /// New tasks kept appearing, or one could not be stopped.
     #[error("a task of the container sleeps and cannot be stopped")]
     Restless,
-    /// As the process apart says.
+    /// As the process apart says: nobody was put to sleep, and CRIU may try itself.
     #[error("{0}")]
     Refused(String),
+    /// Stopped by a test.
+    #[error(transparent)]
+    Fault(#[from] faults::Fault),
 }
 
 /// A container whose tasks sleep.
@@ -93,6 +97,7 @@ impl Lull {
         let mut list = File::from(list);
         list.rewind().and_then(|()| list.read_to_end(&mut bytes)).map_err(errno)?;
         let sleepers = postcard::from_bytes(&bytes).map_err(|_| Errno::IO)?;
+        faults::point("container.asleep")?;
         Ok(Some(Self { socket, sleepers, warnings: text.lines().map(str::to_owned).collect() }))
     }
 

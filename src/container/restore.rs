@@ -6,6 +6,7 @@ use super::owner::{self, Owner};
 use super::parked::{self, Descriptor};
 use super::tree::Tree;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
+use crate::faults;
 use crate::image::{Checkpoint, ImageError, criu};
 use crate::sys::control::Control;
 use crate::sys::mount::{Change, MountError, MountFlags};
@@ -26,6 +27,9 @@ pub enum RestoreError {
     /// CRIU cannot restore that many here.
     #[error(transparent)]
     Limit(#[from] Limit),
+    /// Stopped by a test.
+    #[error(transparent)]
+    Fault(#[from] faults::Fault),
     /// The maker.
     #[error("{}: {error}", path.display())]
     Make {
@@ -106,6 +110,7 @@ impl Restore {
         let pipes = limits::pipes(images.mounts.iter().map(|image| &image.facts));
         limits::buffer().map_or(Ok(()), |buffer| limits::of_restore(&pipes, buffer))?;
         let (maker, unclaimed) = Maker::start(&images).map_err(RestoreError::NoMaker)?;
+        faults::point("container.claimed")?;
         Ok(Some((Self { images, by_dev, parked, maker }, unclaimed)))
     }
 
@@ -130,6 +135,7 @@ impl Restore {
         let image = &self.images.mounts[index as usize];
         let failed = |error| RestoreError::Make { path: image.facts.path.clone(), error };
         let made = self.maker.fetch(index).map_err(failed)?;
+        faults::point("container.made")?;
         let change = Change { set: flags, clear: MountFlags::empty(), propagation: None, recursive: false };
         change.apply(&made, Path::new(""))?;
         rustix::mount::move_mount(

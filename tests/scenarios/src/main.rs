@@ -154,6 +154,11 @@ const SCENARIOS: &[Scenario] = &[
         run: plugin::in_flight::run,
     },
     Scenario {
+        name: "plugin-faults",
+        about: "dumps and restores of a container that fail half-way: it goes on, the images stay good",
+        run: plugin::faults::run,
+    },
+    Scenario {
         name: "stock-gaps",
         about: "where CRIU's own support of autofs stops: without the plugin and with it",
         run: plugin::gaps::run,

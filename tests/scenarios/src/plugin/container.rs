@@ -171,6 +171,8 @@ pub struct Criu {
     /// Where it is told to look for plugins.
     libdir: Option<PathBuf>,
     images: PathBuf,
+    /// A fault point of the plugin.
+    fault: String,
 }
 
 impl Criu {
@@ -193,17 +195,22 @@ impl Criu {
         fs::create_dir_all("/tmp/no-plugins")?;
         let images = Path::new("/tmp/images").join(images);
         fs::create_dir_all(&images)?;
-        Ok(Self { libdir, images })
+        Ok(Self { libdir, images, fault: String::new() })
     }
 
     /// The same images, with the plugin.
     pub fn and_plugin(&self) -> Result<Self> {
-        Ok(Self { libdir: Some(super::install()?.into()), images: self.images.clone() })
+        Ok(Self { libdir: Some(super::install()?.into()), images: self.images.clone(), fault: String::new() })
     }
 
     /// The same images, without the plugin.
     pub fn and_stock(&self) -> Result<Self> {
-        Ok(Self { libdir: Some("/tmp/no-plugins".into()), images: self.images.clone() })
+        Ok(Self { libdir: Some("/tmp/no-plugins".into()), images: self.images.clone(), fault: String::new() })
+    }
+
+    /// The same images, with the plugin and a fault.
+    pub fn and_fault(&self, fault: &str) -> Result<Self> {
+        Ok(Self { fault: fault.to_owned(), ..self.and_plugin()? })
     }
 
     /// Dump; the container ends.
@@ -254,7 +261,8 @@ impl Criu {
             "sh",
             &["-c", "mountpoint -q /c || { mount --bind / /c && mount --make-private /c; }"],
         )?;
-        let output = run(CRIU_LIMIT, "criu", &[&common, options].concat())
+        let fault = format!("AUTOFS_CR_FAULT={}", self.fault);
+        let output = run(CRIU_LIMIT, "env", &[&[&fault, "criu"], &common[..], options].concat())
             .with_context(|| format!("the end of its log: {}", tail(&self.log(action))))?;
         if !output.status.success() {
             bail!("criu {action} failed: {}", errors(&self.log(action)));

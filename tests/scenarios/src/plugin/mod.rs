@@ -3,6 +3,7 @@
 pub mod automount;
 pub mod carry;
 pub mod container;
+pub mod faults;
 pub mod gaps;
 pub mod in_flight;
 pub mod master;
