@@ -413,19 +413,12 @@ pub fn browse(kernel: &dyn Kernel, served: &Served, root: &Place, keys: &[Key]) 
 }
 
 fn sync(kernel: &dyn Kernel, task: &SyncTask) -> Synced {
-    let mut synced = Synced::default();
-    let mut stay = Vec::new();
-    for place in &task.remove {
-        // One that another master has taken is not ours to unmount.
-        if !kernel.exists(place) || kernel.unmount(&place.path).is_ok() {
-            synced.removed.push(place.clone());
-        } else {
-            stay.push(&place.path);
-        }
-    }
-    remove_made(kernel, synced.removed.iter());
+    let (removed, stay) = take_away(kernel, task.remove.iter());
+    let owned = |places: Places<'_>| places.into_iter().cloned().collect();
+    let mut synced = Synced { removed: owned(removed), stay: owned(stay.clone()), ..Synced::default() };
     for Make { group, served, path } in &task.make {
-        let in_the_way = stay.iter().any(|stays| stays.starts_with(path) || path.starts_with(stays));
+        let in_the_way =
+            stay.iter().any(|stays| stays.path.starts_with(path) || path.starts_with(&stays.path));
         let made = if in_the_way { Err(Errno::BUSY) } else { make(kernel, path, served) };
         match made {
             Ok(place) => synced.made.push((*group, Arc::new(place))),
@@ -477,18 +470,24 @@ pub fn direct(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place
 }
 
 /// How often, and after which pause, mounts that are busy with nothing mounted on them are tried again: what uses one
-/// may be a program between two steps of its walk.
+/// may be a program between two steps of its walk, or the end of a run over idle mounts.
 const TRIES: usize = 10;
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 10 });
 
-fn tear_down(kernel: &dyn Kernel, places: &[Arc<Place>]) {
+type Places<'a> = Vec<&'a Arc<Place>>;
+
+/// Unmount what is not in use, in this order, with the directories that were made for it: those that are gone, and those
+/// that are left. One that another master has taken is not ours to unmount, and counts as gone.
+fn take_away<'a>(
+    kernel: &dyn Kernel,
+    places: impl Iterator<Item = &'a Arc<Place>>,
+) -> (Places<'a>, Places<'a>) {
+    let (mut left, others): (Places<'a>, Places<'a>) = places.partition(|place| kernel.exists(place));
     let mut gone = Vec::new();
-    // Those that are gone, or that another master has taken and uses, are left alone.
-    let mut left: Vec<&Arc<Place>> = places.iter().filter(|place| kernel.exists(place)).collect();
     for round in 0..TRIES {
-        // an idle mount was expired before: what covers a root now is in use
         let mut free = false;
         left.retain(|place| {
+            // what covers a root is in use: it was expired before if it was idle
             if kernel.is_covered(place, &place.path).unwrap_or(false) {
                 return true;
             }
@@ -506,10 +505,15 @@ fn tear_down(kernel: &dyn Kernel, places: &[Arc<Place>]) {
             std::thread::sleep(PAUSE);
         }
     }
-    for place in left {
+    remove_made(kernel, gone.iter().copied());
+    gone.extend(others);
+    (gone, left)
+}
+
+fn tear_down(kernel: &dyn Kernel, places: &[Arc<Place>]) {
+    for place in take_away(kernel, places.iter()).1 {
         if let Err(errno) = kernel.make_catatonic(place) {
             tracing::warn!(path = %place.path.display(), %errno, "busy, and cannot be made catatonic");
         }
     }
-    remove_made(kernel, gone.into_iter());
 }

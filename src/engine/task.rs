@@ -257,6 +257,8 @@ pub enum Outcome {
 pub struct Synced {
     /// Gone.
     pub removed: Vec<Arc<Place>>,
+    /// In use, so that they stay.
+    pub stay: Vec<Arc<Place>>,
     /// New.
     pub made: Vec<(GroupId, Arc<Place>)>,
     /// Could not be made.

@@ -53,6 +53,7 @@ impl State {
         {
             self.idle(parent, key, None, now, out);
         }
+        self.remove_retired(id, now, out);
         self.arm(id, now);
     }
 

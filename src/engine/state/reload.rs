@@ -205,7 +205,8 @@ impl State {
             make.extend(std::mem::take(&mut group.missing).into_iter().map(|path| (*id, path)));
         }
         let retime = std::mem::take(&mut self.retime);
-        let task = SyncTask { remove, make: self.possible(make), retime };
+        let make = self.possible(make, &remove);
+        let task = SyncTask { remove, make, retime };
         if task.is_empty() {
             self.drop_gone();
             return false;
@@ -295,14 +296,13 @@ impl State {
         }
     }
 
-    /// Those that can be made now; the others wait for the mounts in their way.
-    fn possible(&mut self, make: Vec<(GroupId, PathBuf)>) -> Vec<Make> {
-        let in_the_way: Vec<PathBuf> = self
-            .mounts
-            .values()
-            .filter(|mount| mount.retired && mount.held > 0)
-            .map(|mount| mount.place.path.clone())
-            .collect();
+    /// Those that can be made once `remove` is gone; the others wait for the mounts in their way, also for those that another
+    /// job is removing.
+    fn possible(&mut self, make: Vec<(GroupId, PathBuf)>, remove: &[Arc<Place>]) -> Vec<Make> {
+        let gone: HashSet<&Path> = remove.iter().map(|place| place.path.as_path()).collect();
+        let retired = self.mounts.values().filter(|mount| mount.retired).map(|mount| &mount.place.path);
+        let in_the_way: Vec<PathBuf> =
+            retired.filter(|path| !gone.contains(path.as_path())).cloned().collect();
         let mut possible = Vec::with_capacity(make.len());
         for (id, path) in make {
             let Some(group) = self.groups.get_mut(&id) else { continue };
@@ -317,8 +317,9 @@ impl State {
 
     /// The job has ended: what it removed and made is so.
     pub(super) fn synced(&mut self, reload: bool, outcome: Synced, now: Instant, out: &mut Out) {
-        let Synced { removed, made, failed } = outcome;
-        let mut again = false;
+        let Synced { removed, stay, made, failed } = outcome;
+        // What waited for these may come now.
+        let mut again = !removed.is_empty() && self.groups.values().any(|group| !group.missing.is_empty());
         for place in removed {
             // the number may have been used again
             let known =
@@ -342,6 +343,9 @@ impl State {
                 group.missing.insert(path);
             }
         }
+        // Another job may have removed meanwhile what was in the way of this one.
+        let known = |place: &Arc<Place>| self.mounts.values().any(|mount| mount.place == *place);
+        again |= stay.iter().any(|place| !known(place));
         if again && self.phase == Phase::Serving && self.sync_missing(None, now, out) {
             return self.still_follows(reload);
         }
@@ -379,8 +383,9 @@ impl State {
         for (id, group) in &mut self.groups {
             make.extend(std::mem::take(&mut group.missing).into_iter().map(|path| (*id, path)));
         }
-        let remove = remove.into_iter().collect();
-        let task = SyncTask { remove, make: self.possible(make), retime: Vec::new() };
+        let remove: Vec<_> = remove.into_iter().collect();
+        let make = self.possible(make, &remove);
+        let task = SyncTask { remove, make, retime: Vec::new() };
         if task.is_empty() {
             return false;
         }
@@ -393,6 +398,16 @@ impl State {
         if mount.retired && mount.held == 0 && self.phase == Phase::Serving {
             let place = mount.place.clone();
             self.sync_missing(Some(place), now, out);
+        }
+    }
+
+    /// Idle mounts that no map wants: the run that has ended may have kept them busy when they were to be removed.
+    pub(super) fn remove_retired(&mut self, group: GroupId, now: Instant, out: &mut Out) {
+        let idle = |mount: &Mount| mount.group == group && mount.retired && mount.held == 0;
+        let ids: Vec<MountId> =
+            self.mounts.iter().filter(|(_, mount)| idle(mount)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.remove_if_retired(id, now, out);
         }
     }
 

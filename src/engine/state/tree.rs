@@ -27,7 +27,7 @@ impl State {
             parent,
             depth,
             retired: false,
-            slots: HashMap::new(),
+            slots: BTreeMap::new(),
             held: 0,
         };
         self.mounts.insert(id, mount);

@@ -272,6 +272,32 @@ fn a_key_that_becomes_a_directory_of_keys_makes_room_first() {
     assert!(mounted(&bench, "/d/one/a"));
 }
 
+/// Each in a job of its own, and the other one's ends first.
+#[test]
+fn a_key_does_not_take_the_room_that_another_job_makes() {
+    let mut bench = Bench::new();
+    for path in ["/d/one", "/d/two/x"] {
+        arrive(&mut bench, path);
+        bench.kernel.world().used.insert(path.into());
+    }
+    {
+        let mut direct = bench.maps[1].0.lock().unwrap();
+        direct.clear();
+        direct.insert(b"/d/one/a".to_vec(), entry(&[""]));
+    }
+    reload(&mut bench);
+    bench.kernel.world().used.clear();
+    bench.event(Event::ExpireNow(None));
+    bench.pump();
+    while exists(&bench, "/d/one") && mounted(&bench, "/d/one") || exists(&bench, "/d/two/x") {
+        bench.work(0, 1);
+    }
+    bench.settle().unwrap();
+    assert!(!exists(&bench, "/d/one") && !exists(&bench, "/d/two"));
+    let world = bench.kernel.world();
+    assert!(world.top(Path::new("/d/one/a")).is_some_and(|top| top.autofs == Some(MountType::Direct)));
+}
+
 #[test]
 fn what_could_not_be_made_is_tried_again() {
     let mut bench = Bench::new();
