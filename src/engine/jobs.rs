@@ -193,7 +193,8 @@ impl<'a> Made<'a> {
     }
 
     fn child(&mut self, place: Place, duty: Duty) {
-        self.children.push(Child { place: Arc::new(place), under: self.task.place.dev, duty });
+        let (under, born) = (self.task.place.dev, birth());
+        self.children.push(Child { place: Arc::new(place), under, duty, born });
     }
 
     /// Take away what was made; what cannot be taken away stays reported. `true`: nothing is left.
@@ -327,7 +328,9 @@ impl Tree<'_> {
                 Duty::Offset(_) => &self.task.served,
             };
             match self.kernel.make_trigger(path, child.place.kind, served) {
-                Ok(place) => self.left.push(Child { place: Arc::new(place), ..(*child).clone() }),
+                Ok(place) => {
+                    self.left.push(Child { place: Arc::new(place), born: birth(), ..(*child).clone() })
+                }
                 Err(errno) => tracing::error!(path = %path.display(), %errno, "a trigger is lost"),
             }
         }

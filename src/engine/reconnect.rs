@@ -9,7 +9,7 @@ use super::kernel::Kernel;
 use super::maps::{Credentials, What};
 use super::served::Served;
 use super::state::{MountId, State};
-use super::task::{Child, Duty, Key, Offset, Place};
+use super::task::{Child, Duty, Key, Offset, Place, birth};
 use crate::attach::{AttachError, Target, attach_here};
 use crate::discover::facts::{AutofsMount, MountType, Survey};
 use crate::discover::{self, DiscoverError};
@@ -156,7 +156,7 @@ impl Adoption<'_, '_> {
         for child in self.existing.children(mount) {
             let key = key_of(mount, &child.path);
             if let Some(duty) = duty(mount, &key, child, served, part) {
-                let child = Child { place: Arc::new(place_of(child)), under: mount.dev, duty };
+                let child = Child { place: Arc::new(place_of(child)), under: mount.dev, duty, born: birth() };
                 keys.entry(key).or_default().push(child);
             }
         }

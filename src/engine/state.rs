@@ -167,6 +167,8 @@ struct Mount {
     /// The slot that it depends on.
     parent: Option<(MountId, Key)>,
     depth: usize,
+    /// [`birth`].
+    born: u64,
     /// The map has no such key any more: to be removed when it is idle.
     retired: bool,
     /// Mostly none: that of a trigger, while it is mounted. (An empty tree takes half of an empty hash table.)
@@ -282,7 +284,7 @@ impl State {
 
     /// One more autofs mount of a map; `None` when the map is not served.
     pub fn add_mount(&mut self, group: GroupId, place: Arc<Place>) -> Option<MountId> {
-        self.insert(group, place, None, None, 0, &mut Vec::new())
+        self.insert(group, place, None, None, 0, birth(), &mut Vec::new())
     }
 
     /// A key that was found mounted, with the autofs mounts below it (parents before children).

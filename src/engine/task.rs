@@ -9,6 +9,7 @@ use crate::sys::packet::{Kind, Packet};
 use crate::sys::{DevNum, Errno};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// A map key: one path component (indirect), or empty for the root of a direct or offset mount.
@@ -60,6 +61,15 @@ pub struct Child {
     pub under: DevNum,
     /// What it serves.
     pub duty: Duty,
+    /// When it was made ([`birth`]).
+    pub born: u64,
+}
+
+/// A number that only grows. The number of a superblock is used again as soon as its mount is gone, and reports of
+/// jobs overtake each other: of two mounts that are reported with one number the younger one exists.
+pub fn birth() -> u64 {
+    static BIRTHS: AtomicU64 = AtomicU64::new(0);
+    BIRTHS.fetch_add(1, Ordering::Relaxed)
 }
 
 /// What an autofs mount serves.

@@ -393,7 +393,10 @@ fn many_mounts_are_given_to_another_at_once() {
 fn a_sleeper_runs_nothing_of_its_own_until_it_is_woken() {
     let mut visitor = shell("trap 'echo trapped' USR1; sleep 5 & wait; while :; do :; done");
     let children = format!("task/{}/children", visitor.pid());
-    wait_until(|| (state(&visitor) == 'S' && !proc_file(&visitor, &children).is_empty()).then_some(()));
+    // a shell that forks blocks all signals for a moment
+    let blocks_none = || proc_file(&visitor, "status").contains("SigBlk:\t0000000000000000");
+    let waits = || state(&visitor) == 'S' && !proc_file(&visitor, &children).is_empty() && blocks_none();
+    wait_until(|| waits().then_some(()));
     let before = traces(&visitor);
     let sleeper = hold(&visitor).put_to_sleep().unwrap();
     assert_eq!(

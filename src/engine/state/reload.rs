@@ -125,9 +125,8 @@ impl State {
             let served = group.served.clone();
             if group.gone || list.contains(&id) && served.point.is_some() {
                 let wanted = served.point.iter().filter(|_| !group.gone).cloned().collect();
-                if let Some(reload) = &mut self.reload {
-                    reload.wanted.insert(id, wanted);
-                }
+                // A map of an earlier reload that was read late may have ended this one already.
+                self.reload.get_or_insert_default().wanted.insert(id, wanted);
             }
             if group.gone {
                 continue;
@@ -138,9 +137,7 @@ impl State {
             });
             let task = Task::Reread(served, root.map(|mount| mount.place.clone()), list.contains(&id));
             self.run(Work::Read(id), task, self.limits.mount, now, out);
-            if let Some(reload) = &mut self.reload {
-                reload.reading.insert(id);
-            }
+            self.reload.get_or_insert_default().reading.insert(id);
         }
         self.alarm(now + TOGETHER, Alarm::Apart);
         self.follow(now, out);
@@ -336,7 +333,7 @@ impl State {
             self.forget(id, out);
         }
         for (group, place) in made {
-            self.insert(group, place, None, None, 0, out);
+            self.insert(group, place, None, None, 0, birth(), out);
         }
         for (group, path) in failed {
             if let Some(group) = self.groups.get_mut(&group) {

@@ -502,6 +502,17 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Many of them. No upgrade while the master map changes: the new program does not know what is about to go or to
+/// come.
+fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(step(), 1..most).prop_map(|mut steps| {
+        if steps.iter().any(|step| matches!(step, Step::Master(..))) {
+            steps.retain(|step| !matches!(step, Step::Upgrade));
+        }
+        steps
+    })
+}
+
 fn play(bench: &mut Bench, step: &Step) {
     let path = |at: usize| PathBuf::from(PATHS[at]);
     match *step {
@@ -536,7 +547,7 @@ proptest! {
 
     #[test]
     fn every_request_is_answered_exactly_once(
-        steps in prop::collection::vec(step(), 1..60),
+        steps in steps(60),
         stop in prop::option::of(0usize..60),
     ) {
         let mut bench = Bench::new();
@@ -551,7 +562,7 @@ proptest! {
 
     #[test]
     fn whatever_happened_idle_mounts_go_and_new_lookups_work(
-        steps in prop::collection::vec(step(), 1..40),
+        steps in steps(40),
     ) {
         let mut bench = Bench::new();
         let fresh = bench.snapshot();

@@ -3,6 +3,7 @@
 use super::*;
 
 impl State {
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn insert(
         &mut self,
         group: GroupId,
@@ -10,6 +11,7 @@ impl State {
         offset: Option<Arc<Offset>>,
         parent: Option<(MountId, Key)>,
         depth: usize,
+        born: u64,
         out: &mut Out,
     ) -> Option<MountId> {
         let served = self.groups.get(&group)?.served.clone();
@@ -26,6 +28,7 @@ impl State {
             offset,
             parent,
             depth,
+            born,
             retired: false,
             slots: BTreeMap::new(),
             held: 0,
@@ -80,7 +83,8 @@ impl State {
             Some(offset) => Duty::Offset(offset.clone()),
             None => Duty::Map(mount.served.clone()),
         };
-        Some(Child { place: mount.place.clone(), under: self.mounts.get(parent)?.place.dev, duty })
+        let under = self.mounts.get(parent)?.place.dev;
+        Some(Child { place: mount.place.clone(), under, duty, born: mount.born })
     }
 
     /// All autofs mounts that depend on `children`, and these, parents before children.
@@ -143,8 +147,8 @@ impl State {
 
     fn adopt(&mut self, owner: MountId, key: Key, child: Child, now: Instant, out: &mut Out) {
         if let Some(&known) = self.by_dev.get(&child.place.dev) {
-            let same = self.mounts.get(&known).is_some_and(|mount| mount.place == child.place);
-            if same {
+            let stays = |mount: &Mount| mount.place == child.place || mount.born > child.born;
+            if self.mounts.get(&known).is_some_and(stays) {
                 return;
             }
         }
@@ -152,10 +156,12 @@ impl State {
         let (group, depth) = (mount.group, mount.depth + 1);
         let parent = Some((owner, key.clone()));
         let id = match child.duty {
-            Duty::Offset(offset) => self.insert(group, child.place, Some(offset), parent, depth, out),
+            Duty::Offset(offset) => {
+                self.insert(group, child.place, Some(offset), parent, depth, child.born, out)
+            }
             Duty::Map(served) => {
                 let group = self.add_group(served);
-                let id = self.insert(group, child.place, None, parent, depth, out);
+                let id = self.insert(group, child.place, None, parent, depth, child.born, out);
                 if let Some(group) = self.groups.get_mut(&group) {
                     group.submount = id;
                 }

@@ -328,3 +328,45 @@ fn a_packet_waits_for_its_mount_when_its_number_was_another_ones() {
     bench.settle().unwrap();
     assert!(mounted(&bench, "/i/multi/a") && !exists(&bench, "/d/one"));
 }
+
+#[test]
+fn a_report_of_a_mount_that_is_gone_does_not_take_another_ones_place() {
+    let mut bench = Bench::new();
+    for path in ["/i/multi", "/i/strict/a"] {
+        bench.visit(path);
+    }
+    while !exists(&bench, "/i/strict/a") {
+        bench.work(1, 1);
+    }
+    // somebody unmounts the offset, its number is that of another one next, and then its job reports it
+    bench.kernel.world().unmount(Path::new("/i/strict/a")).unwrap();
+    bench.settle().unwrap();
+    for _ in 0..3 {
+        bench.expire_now();
+        bench.settle().unwrap();
+        bench.pass(120);
+        bench.settle().unwrap();
+    }
+    assert!(!exists(&bench, "/i/multi/a") && !exists(&bench, "/i/strict/c"));
+}
+
+#[test]
+fn a_map_that_is_read_late_does_not_end_the_next_reload() {
+    let mut bench = Bench::new();
+    let before = bench.snapshot();
+    bench.visit("/i/plain");
+    bench.event(Event::Reload);
+    play(&mut bench, &Step::Master(0, false));
+    bench.work(1, 1);
+    bench.pass(61);
+    bench.event(Event::Reload);
+    bench.restore_maps();
+    bench.settle().unwrap();
+    for _ in 0..3 {
+        bench.expire_now();
+        bench.settle().unwrap();
+        bench.pass(120);
+        bench.settle().unwrap();
+    }
+    assert_eq!(bench.snapshot(), before);
+}
