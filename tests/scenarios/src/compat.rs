@@ -1,12 +1,13 @@
 //! The same maps served by real automount and by autofs-cr: they mount the same, and print the same.
 
 use crate::check::{Checks, wait_until};
+use crate::files::script;
 use crate::peers::{Automount, is_autofs};
 use crate::process::{Process, run, run_ok};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -123,8 +124,7 @@ pub fn scenario(checks: &mut Checks) -> Result<()> {
     for (name, text) in MAPS {
         fs::write(format!("/etc/{name}"), text)?;
     }
-    fs::write("/etc/auto.prog", "#!/bin/sh\n[ \"$1\" = lib ] && echo \"-fstype=bind :/usr/$1\"\n")?;
-    fs::set_permissions("/etc/auto.prog", fs::Permissions::from_mode(0o755))?;
+    script("/etc/auto.prog", "#!/bin/sh\n[ \"$1\" = lib ] && echo \"-fstype=bind :/usr/$1\"\n")?;
     dumps(checks)?;
     fs::write("/etc/auto.master", MASTER)?;
     mounts(checks)

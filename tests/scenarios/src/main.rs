@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod compat;
 mod engine;
+mod files;
 mod host;
 mod image;
 mod package;

@@ -1,6 +1,7 @@
 //! The Debian package: installed beside Debian's automount, its services used under a real systemd, purged again.
 
 use crate::check::{Checks, wait_until};
+use crate::files::export;
 use crate::peers::Systemd;
 use crate::process::{Process, run, run_ok};
 use crate::programs::Sitter;
@@ -61,8 +62,7 @@ fn package() -> Result<String> {
 fn prepare_maps() -> Result<()> {
     let names = ["one", "two", "three"].map(str::to_owned);
     for name in names.into_iter().chain((1..=KEYS).map(|n| format!("k{n}"))) {
-        fs::create_dir_all(format!("/srv/data/{name}"))?;
-        fs::write(format!("/srv/data/{name}/{name}"), format!("{name}\n"))?;
+        export(&name)?;
     }
     fs::create_dir_all("/etc/auto.master.d")?;
     fs::write("/etc/auto.master.d/lab.autofs", "/ind /etc/auto.lab --timeout=600\n")?;

@@ -134,6 +134,11 @@ impl Sitter {
         Self::sit(Command::new(std::env::current_exe()?), file)
     }
 
+    /// One in the directory of each file.
+    pub fn start_all(files: &[&str]) -> Result<Vec<Self>> {
+        files.iter().map(|file| Self::start(file)).collect()
+    }
+
     /// Start it in the mount namespace of a process.
     pub fn start_in(pid: i32, file: &str) -> Result<Self> {
         let mut command = Command::new("nsenter");

@@ -2,13 +2,13 @@
 
 use crate::check::{Checks, wait_until};
 use crate::cli;
+use crate::files::{export, script};
 use crate::peers::{Automount, is_autofs};
 use crate::process::{Process, run_ok};
 use crate::programs::read_file;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -18,10 +18,8 @@ const MAP: &str = "#!/bin/sh\nwhile [ ! -e /tmp/go ]; do sleep 0.1; done\necho :
 
 /// With a lookup that hangs, and without.
 pub fn run(checks: &mut Checks) -> Result<()> {
-    fs::create_dir_all("/srv/data/one")?;
-    fs::write("/srv/data/one/one", "one\n")?;
-    fs::write("/etc/auto.slow", MAP)?;
-    fs::set_permissions("/etc/auto.slow", fs::Permissions::from_mode(0o755))?;
+    export("one")?;
+    script("/etc/auto.slow", MAP)?;
     fs::write("/etc/auto.master", "/slow /etc/auto.slow --timeout=600\n")?;
 
     let automount = Automount::start(&["/slow"])?;

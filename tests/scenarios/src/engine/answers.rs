@@ -1,7 +1,8 @@
 //! Every request is answered, whatever goes wrong; and other keys go on meanwhile.
 
-use super::{Daemon, dead_server, export, script};
+use super::{Daemon, dead_server};
 use crate::check::{Checks, HANG_LIMIT, wait_until};
+use crate::files::{export_all, script};
 use crate::peers::{is_autofs, is_mounted};
 use crate::process::{Process, run};
 use crate::programs::{Walkers, read_file};
@@ -22,9 +23,7 @@ gone :/srv/nothing
 ";
 
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {
-    for name in ["one", "two", "k0", "k1", "k2", "k3"] {
-        export(name)?;
-    }
+    export_all(&["one", "two", "k0", "k1", "k2", "k3"])?;
     dead_server()?;
     fs::write("/etc/autofs.conf", "[ autofs ]\nmount_wait = 3\nnegative_timeout = 1\nprogram_wait = 2\n")?;
     fs::write("/etc/auto.master", "/a /etc/auto.a --timeout=600\n/p program:/etc/auto.p --timeout=600\n")?;

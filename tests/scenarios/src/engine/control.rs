@@ -3,6 +3,7 @@
 use super::{Daemon, LOG};
 use crate::check::{Checks, wait_until};
 use crate::cli;
+use crate::files::{export, export_all, slow_map};
 use crate::peers::{is_autofs, is_mounted};
 use crate::process::{Process, run};
 use crate::programs::{Sitter, read_file};
@@ -12,7 +13,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -23,22 +24,15 @@ const SHORT: Duration = Duration::from_secs(10);
 
 fn write_maps() -> Result<()> {
     let scanned: Vec<String> = (0..SCANNED).map(|n| format!("k{n}")).collect();
-    for name in scanned.iter().map(String::as_str).chain(["one", "two", "busy", "quiet"]) {
-        fs::create_dir_all(format!("/srv/data/{name}"))?;
-        fs::write(format!("/srv/data/{name}/{name}"), format!("{name}\n"))?;
-    }
+    scanned.iter().try_for_each(|name| export(name))?;
+    export_all(&["one", "two", "busy", "quiet"])?;
     fs::write(
         "/etc/auto.master",
         "/- /etc/auto.direct\n/ind /etc/auto.ind\n/other /etc/auto.ind\n/slow /etc/auto.slow\n",
     )?;
     fs::write("/etc/auto.direct", "/direct/one :/srv/data/one\n")?;
     fs::write("/etc/auto.ind", "* :/srv/data/&\n")?;
-    fs::write(
-        "/etc/auto.slow",
-        "#!/bin/sh\nwhile [ -e /tmp/slow ]; do sleep 0.1; done\necho :/srv/data/$1\n",
-    )?;
-    fs::set_permissions("/etc/auto.slow", fs::Permissions::from_mode(0o755))?;
-    Ok(())
+    slow_map()
 }
 
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {

@@ -12,6 +12,7 @@ pub mod upgrade;
 
 use crate::check::wait_until;
 use crate::cli;
+use crate::files::script;
 use crate::process::{Process, run_ok};
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
@@ -19,13 +20,6 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 const LOG: &str = "/tmp/logs/engine.log";
-
-/// A directory of `/srv/data` with a file of its name.
-fn export(name: &str) -> Result<()> {
-    let dir = format!("/srv/data/{name}");
-    fs::create_dir_all(&dir)?;
-    Ok(fs::write(format!("{dir}/{name}"), format!("{name}\n"))?)
-}
 
 /// A network on which nobody answers (10.9.9.2 and on), and a mount.nfs that connects to its server and waits. (The real
 /// one gives up at once where the kernel has no NFS.)
@@ -35,15 +29,6 @@ pub fn dead_server() -> Result<()> {
         run_ok(limit, "ip", &command.split(' ').collect::<Vec<_>>())?;
     }
     script("/sbin/mount.nfs", "#!/bin/bash\nexec 3<>/dev/tcp/${1%%:*}/2049\n")
-}
-
-/// A program.
-fn script(path: &str, text: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    // Not over a program that somebody has open, or a link.
-    let _ = fs::remove_file(path);
-    fs::write(path, text)?;
-    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
 }
 
 /// `autofs-cr automount` on `/etc/auto.master`, as a service manager would start it.

@@ -1,7 +1,8 @@
 //! What the engine mounts: file systems by system call, types with helpers, submounts, offsets, links, propagation.
 
-use super::{Daemon, export};
+use super::Daemon;
 use crate::check::{Checks, HANG_LIMIT};
+use crate::files::{export_all, script};
 use crate::peers::{is_autofs, is_mounted};
 use crate::process::{run, run_ok};
 use crate::programs::read_file;
@@ -59,9 +60,7 @@ fn device(name: &str, make: &[&str]) -> Result<Loop> {
 }
 
 fn sources() -> Result<()> {
-    for name in ["one", "top", "x", "y", "deep"] {
-        export(name)?;
-    }
+    export_all(&["one", "top", "x", "y", "deep"])?;
     fs::create_dir_all("/srv/data/top/x/deep")?;
     fs::create_dir_all("/srv/data/x/deep")?;
     fs::create_dir_all("/srv/data/top/y")?;
@@ -162,14 +161,8 @@ fn unclean(checks: &mut Checks) -> Result<()> {
 
 /// Types with a program of their own: one that works, one that hangs, one that is killed.
 fn helpers(checks: &mut Checks) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    for (name, script) in
-        [("stuck", "#!/bin/sh\nsleep 1234 &\nwait\n"), ("dies", "#!/bin/sh\nkill -9 $PPID\nsleep 0.2\n")]
-    {
-        let path = format!("/sbin/mount.{name}");
-        fs::write(&path, script)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    }
+    script("/sbin/mount.stuck", "#!/bin/sh\nsleep 1234 &\nwait\n")?;
+    script("/sbin/mount.dies", "#!/bin/sh\nkill -9 $PPID\nsleep 0.2\n")?;
     checks.step("a FUSE file system", read_file("/m/fuse/x"));
     checks.that("is one", mounted("/m/fuse")?.contains(" fuse"));
     let bindfs = running("bindfs").context("no bindfs runs")?;

@@ -3,6 +3,7 @@
 use super::Daemon;
 use crate::check::Checks;
 use crate::cli;
+use crate::files::export_all;
 use crate::peers::{autofs_dev, is_autofs, is_mounted};
 use crate::process::run;
 use crate::programs::{Sitter, read_file};
@@ -22,10 +23,7 @@ fn write(master: &str, direct: &str) -> Result<()> {
 }
 
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {
-    for name in ["one", "two", "a", "busy"] {
-        fs::create_dir_all(format!("/srv/data/{name}"))?;
-        fs::write(format!("/srv/data/{name}/{name}"), format!("{name}\n"))?;
-    }
+    export_all(&["one", "two", "a", "busy"])?;
     fs::write("/etc/auto.ind", "* :/srv/data/&\n")?;
     fs::write("/etc/auto.other", "/direct/one :/srv/data/one\n")?;
     let ind = "/ind /etc/auto.ind --timeout=600";
@@ -33,10 +31,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     write(&format!("{ind}\n{direct}"), "/direct/one :/srv/data/one\n/direct/split :/srv/data/two")?;
     let mut daemon = Daemon::start(&[], &["/ind", "/direct/one", "/direct/split"])?;
 
-    let mut inside = ["/ind/busy/busy", "/direct/one/one", "/direct/split/two"]
-        .iter()
-        .map(|file| Sitter::start(file))
-        .collect::<Result<Vec<_>>>()?;
+    let mut inside = Sitter::start_all(&["/ind/busy/busy", "/direct/one/one", "/direct/split/two"])?;
     let dev = autofs_dev("/direct/one");
     // one map more, another timeout, a key in another map, a key that becomes a directory of keys, a map less
     write(

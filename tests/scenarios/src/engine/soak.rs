@@ -1,9 +1,10 @@
 //! Many triggers for a long time: idle mounts are expired and maps reloaded all the while, a server is dead, engines are
 //! killed and replaced. In the end nothing is unanswered, leaked or grown.
 
-use super::{Daemon, dead_server, export};
+use super::{Daemon, dead_server};
 use crate::check::{Checks, HANG_LIMIT};
 use crate::cli;
+use crate::files::export;
 use crate::peers::mount_table;
 use crate::process::Process;
 use anyhow::{Context, Result};

@@ -3,13 +3,13 @@
 use super::Daemon;
 use crate::check::Checks;
 use crate::cli;
+use crate::files::export_all;
 use crate::peers::{Automount, autofs_dev, is_mounted};
 use crate::programs::{Sitter, Walkers, read_file};
 use anyhow::Result;
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 3;
@@ -21,11 +21,7 @@ const WHILE: Duration = Duration::from_secs(3);
 /// automount 5.1.9 blocks for ever when it re-connects to a *direct* multi-mount that is mounted, its own included;
 /// so the offsets are those of an indirect map.
 fn write_maps() -> Result<()> {
-    for name in ["one", "two", "top", "x", "y", "busy", "k0", "k1", "k2", "k3"] {
-        let dir = Path::new("/srv/data").join(name);
-        fs::create_dir_all(&dir)?;
-        fs::write(dir.join(name), format!("{name}\n"))?;
-    }
+    export_all(&["one", "two", "top", "x", "y", "busy", "k0", "k1", "k2", "k3"])?;
     fs::create_dir_all("/srv/data/top/x")?;
     fs::create_dir_all("/srv/data/top/y")?;
     fs::write(
@@ -44,10 +40,8 @@ fn write_maps() -> Result<()> {
 pub fn run(checks: &mut Checks) -> Result<()> {
     write_maps()?;
     let mut automount = Automount::start(MOUNTS)?;
-    let mut sitters = ["/direct/one/one", "/ind/busy/busy", "/ind/multi/x/x", "/ind/rootless/x/x"]
-        .iter()
-        .map(|file| Sitter::start(file))
-        .collect::<Result<Vec<_>>>()?;
+    let mut sitters =
+        Sitter::start_all(&["/direct/one/one", "/ind/busy/busy", "/ind/multi/x/x", "/ind/rootless/x/x"])?;
     let devs: Vec<_> = MOUNTS.iter().map(|path| autofs_dev(path)).collect();
     let files: Vec<String> = (0..4)
         .map(|n| format!("/short/k{n}/k{n}"))

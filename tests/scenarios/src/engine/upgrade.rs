@@ -3,12 +3,12 @@
 use super::Daemon;
 use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::cli;
+use crate::files::{export_all, slow_map};
 use crate::peers::{autofs_dev, is_autofs, is_mounted};
 use crate::process::Process;
 use crate::programs::{Sitter, Walkers, read_file};
 use anyhow::{Context, Result};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -19,10 +19,7 @@ const MOUNTS: &[&str] = &["/direct/one", "/ind", "/short", "/slow"];
 const OTHER: &str = "/tmp/autofs-cr-other";
 
 fn write_maps() -> Result<()> {
-    for name in ["one", "top", "x", "y", "busy", "late", "k0", "k1", "k2", "k3"] {
-        fs::create_dir_all(format!("/srv/data/{name}"))?;
-        fs::write(format!("/srv/data/{name}/{name}"), format!("{name}\n"))?;
-    }
+    export_all(&["one", "top", "x", "y", "busy", "late", "k0", "k1", "k2", "k3"])?;
     fs::create_dir_all("/srv/data/top/x")?;
     fs::create_dir_all("/srv/data/top/y")?;
     fs::write(
@@ -32,12 +29,7 @@ fn write_maps() -> Result<()> {
     fs::write("/etc/auto.direct", "/direct/one :/srv/data/one\n")?;
     fs::write("/etc/auto.ind", "multi / :/srv/data/top /x :/srv/data/x /y :/srv/data/y\n* :/srv/data/&\n")?;
     fs::write("/etc/auto.short", "* :/srv/data/&\n")?;
-    fs::write(
-        "/etc/auto.slow",
-        "#!/bin/sh\nwhile [ -e /tmp/slow ]; do sleep 0.1; done\necho :/srv/data/$1\n",
-    )?;
-    fs::set_permissions("/etc/auto.slow", fs::Permissions::from_mode(0o755))?;
-    Ok(())
+    slow_map()
 }
 
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {
@@ -48,10 +40,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     let pid = own["status"]["pid"].as_i64().context("no pid")?;
     let exe = || fs::read_link(format!("/proc/{pid}/exe"));
     fs::copy(exe()?, OTHER)?;
-    let mut sitters = ["/direct/one/one", "/ind/busy/busy", "/ind/multi/x/x"]
-        .iter()
-        .map(|file| Sitter::start(file))
-        .collect::<Result<Vec<_>>>()?;
+    let mut sitters = Sitter::start_all(&["/direct/one/one", "/ind/busy/busy", "/ind/multi/x/x"])?;
     let devs: Vec<_> = MOUNTS.iter().map(|path| autofs_dev(path)).collect();
 
     // The mounts of /short come and go all the time.

@@ -23,10 +23,12 @@ pub fn run(checks: &mut Checks) -> Result<()> {
 /// its idle mounts go on.
 fn dead_master(checks: &mut Checks) -> Result<()> {
     let mut automount = Automount::start(TRIGGERS)?;
-    let mut sitters = ["/direct/one/one", "/direct/tree/sub1/sub1", "/ind/busy/busy", "/ind/multi/x/x"]
-        .iter()
-        .map(|file| Sitter::start(file))
-        .collect::<Result<Vec<_>>>()?;
+    let mut sitters = Sitter::start_all(&[
+        "/direct/one/one",
+        "/direct/tree/sub1/sub1",
+        "/ind/busy/busy",
+        "/ind/multi/x/x",
+    ])?;
     // over /ind as well, which has busy keys and offsets below
     let covered = ["/short", "/ind"];
     for path in covered {

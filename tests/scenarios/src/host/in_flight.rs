@@ -3,6 +3,7 @@
 use super::{Engine, TRIGGERS, write_maps};
 use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::cli;
+use crate::files::slow_map;
 use crate::peers::{Automount, is_autofs};
 use crate::process::Process;
 use crate::programs::Walkers;
@@ -35,7 +36,6 @@ enum Unread {
 
 /// One program waits for a key when the dump begins.
 fn waiter(checks: &mut Checks, unread: Unread, mode: &[&str]) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
     let about = format!(
         "dump {}, packet {}",
         mode.join(" "),
@@ -43,11 +43,7 @@ fn waiter(checks: &mut Checks, unread: Unread, mode: &[&str]) -> Result<()> {
     );
     // The old daemon never answers: the map's program sleeps while /tmp/slow exists. (It is run in the mount, which would
     // stay busy if it went on for ever.)
-    fs::write(
-        "/etc/auto.slow",
-        "#!/bin/sh\nwhile [ -e /tmp/slow ]; do sleep 0.1; done\necho :/srv/data/$1\n",
-    )?;
-    fs::set_permissions("/etc/auto.slow", fs::Permissions::from_mode(0o755))?;
+    slow_map()?;
     fs::write("/etc/auto.master", "/slow /etc/auto.slow --timeout=600\n")?;
     fs::write("/tmp/slow", "")?;
     let mut automount = Automount::start(&["/slow"])?;

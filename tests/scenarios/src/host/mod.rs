@@ -9,16 +9,13 @@ pub mod systemd;
 
 use crate::check::wait_until;
 use crate::cli;
+use crate::files::export_all;
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::path::Path;
 
-/// Where the exported directories are; each holds a file of its own name.
-const EXPORTS: &str = "/srv/data";
-
-/// Directories to be mounted.
+/// Directories to be mounted, below `/srv/data`.
 const NAMES: &[&str] = &[
     "one", "two", "tree", "sub1", "sub2", "x", "y", "idle", "busy", "new", "late", "k0", "k1", "k2", "k3",
     "k4", "k5", "k6", "k7",
@@ -30,13 +27,9 @@ const TRIGGERS: &[&str] = &["/direct/one", "/direct/two", "/direct/tree", "/ind"
 /// Write exports and maps: direct, indirect with a wildcard, multi-mounts with and without a root,
 /// and an indirect map whose mounts are idle after three seconds.
 fn write_maps() -> Result<()> {
-    for name in NAMES {
-        let dir = Path::new(EXPORTS).join(name);
-        fs::create_dir_all(&dir)?;
-        fs::write(dir.join(name), format!("{name}\n"))?;
-    }
+    export_all(NAMES)?;
     for sub in ["sub1", "sub2"] {
-        fs::create_dir_all(format!("{EXPORTS}/tree/{sub}"))?;
+        fs::create_dir_all(format!("/srv/data/tree/{sub}"))?;
     }
     fs::write(
         "/etc/auto.master",

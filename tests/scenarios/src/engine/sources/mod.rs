@@ -5,6 +5,7 @@ mod ldap;
 
 use super::Daemon;
 use crate::check::{Checks, wait_until};
+use crate::files::{export_all, script};
 use crate::peers::is_autofs;
 use crate::process::{Process, run, run_ok};
 use crate::programs::read_file;
@@ -42,11 +43,7 @@ const POINTS: &[&str] = &[
 ];
 
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {
-    for name in ["one", "two"] {
-        let dir = Path::new("/srv/data").join(name);
-        fs::create_dir_all(&dir)?;
-        fs::write(dir.join(name), format!("{name}\n"))?;
-    }
+    export_all(&["one", "two"])?;
     let mut rpc = rpc()?;
     let _kdc = ldap::realm()?;
     let mut slapd = ldap::start()?;
@@ -55,7 +52,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     fs::write("/etc/autofs.conf", CONF)?;
     fs::write("/etc/auto.master", MASTER)?;
     fs::write("/etc/auto.file", "* :/srv/data/&\n")?;
-    script("/etc/auto.stuck", "case $1 in fine) echo :/srv/data/one;; *) sleep 600;; esac\n")?;
+    script("/etc/auto.stuck", "#!/bin/sh\ncase $1 in fine) echo :/srv/data/one;; *) sleep 600;; esac\n")?;
     fs::write("/etc/nsswitch.conf", "passwd: files\nhosts: files\nautomount: files ldap\n")?;
 
     let mut engine = Daemon::start(&[], POINTS)?;
@@ -76,12 +73,6 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     checks.that("the engine ends", engine.stop()?);
     checks.that("nothing is left", !POINTS.iter().any(|path| is_autofs(path)));
     Ok(())
-}
-
-fn script(path: &str, text: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::write(path, format!("#!/bin/sh\n{text}"))?;
-    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
 }
 
 /// A file in a mount, or why there is none.
