@@ -3,6 +3,7 @@
 //! Levels can be changed while a program runs, also for single mounts: whoever looks for what is wrong with one mount
 //! need not read about all the others.
 
+use crate::discover::escaped::printable;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::os::unix::fs::MetadataExt;
@@ -12,9 +13,12 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber, callsite};
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-use tracing_subscriber::registry::Registry;
+use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// A level that is none.
@@ -110,13 +114,30 @@ pub fn begin(level: &str, colours: bool) {
     if stderr_is_journal() {
         to_journal();
     }
-    let text = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(colours)
-        .with_target(false)
-        .without_time();
+    let text = text(std::io::stderr, colours);
     // Another one stays where there is one: in tests.
     let _ = tracing_subscriber::registry().with(Output(text)).with(Filter).try_init();
+}
+
+/// Lines of text. Keys, paths and what programs say come from others: they neither steer a terminal nor begin a line.
+fn text<S, W>(writer: W, colours: bool) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + 'static,
+{
+    let fields = format::debug_fn(|writer, field, value| {
+        let text = format!("{value:?}");
+        match field.name() {
+            "message" => write!(writer, "{}", printable(&text)),
+            name => write!(writer, "{name}={}", printable(&text)),
+        }
+    });
+    tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .fmt_fields(fields.delimited(" "))
+        .with_ansi(colours)
+        .with_target(false)
+        .without_time()
 }
 
 /// From now on to the journal, if there is one.
@@ -244,5 +265,20 @@ mod tests {
         assert_eq!(change("info,calloop=warn", None).0, Ok(()));
         assert!(levels.base.would_enable("autofs_cr", &tracing::Level::INFO));
         assert_eq!(levels.told().mounts, [MountLevel { mount: "/net/a".into(), level: "trace".into() }]);
+    }
+
+    #[test]
+    fn a_key_does_not_forge_a_line() {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let layer = text(std::sync::Mutex::new(write), false);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let key = "a\nERROR \x1b[2Jall is lost";
+            tracing::warn!(number = 7, key, "no {key}");
+        });
+        let mut told = String::new();
+        std::io::Read::read_to_string(&mut read, &mut told).unwrap();
+        let shown = r"a\012ERROR \033[2Jall is lost";
+        assert!(told.starts_with(&format!(" WARN no {shown} ")) && told.contains("number=7"), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
     }
 }

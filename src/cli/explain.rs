@@ -3,6 +3,7 @@
 use super::output::Output;
 use super::table::{Column, Table};
 use anyhow::{Context, Result};
+use autofs_cr::discover::escaped::escape;
 use autofs_cr::engine::config::Given;
 use autofs_cr::engine::explain::{Lookup, Step, explain};
 use autofs_cr::engine::maps::Credentials;
@@ -11,6 +12,8 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -131,21 +134,21 @@ fn table(lookup: &Lookup) -> Table {
     let columns =
         [Column::new("MOUNT POINT"), Column::new("TYPE"), Column::new("SOURCE"), Column::new("OPTIONS")];
     let mut table = Table::new(&columns);
-    let printable = |text: &std::ffi::OsStr| text.to_string_lossy().replace(char::is_control, "?");
+    let shown = |text: &OsStr| escape(text.as_bytes());
     for step in &lookup.steps {
         table.row(vec![
-            printable(step.mount_point.as_os_str()).into(),
+            shown(step.mount_point.as_os_str()).into(),
             step.fstype.as_str().into(),
-            printable(&step.source).into(),
-            printable(&step.options).into(),
+            shown(&step.source).into(),
+            shown(&step.options).into(),
         ]);
         if !step.replicas.is_empty() {
-            let all: Vec<String> = step.replicas.iter().map(|source| printable(source)).collect();
+            let all: Vec<String> = step.replicas.iter().map(|source| shown(source)).collect();
             table.note(format!("the best of {}", all.join(", ")));
         }
     }
     for path in &lookup.later {
-        table.note(format!("when it is looked up: {}", printable(path.as_os_str())));
+        table.note(format!("when it is looked up: {}", shown(path.as_os_str())));
     }
     table
 }

@@ -1,7 +1,10 @@
 //! What goes to the terminal: results to stdout, everything else to stderr.
 
+use super::table::Style;
 use anyhow::Result;
+use autofs_cr::discover::escaped::printable;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 
@@ -21,9 +24,10 @@ impl Output {
         Self { width: width(&stdout), colours: colours(&stdout) }
     }
 
-    /// Print as it is.
+    /// Print as it is; to a terminal only what cannot steer it.
     pub fn print(&mut self, text: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
+        let text = if stdout.is_terminal() { harmless(text) } else { Cow::Borrowed(text) };
         stdout.write_all(text.as_bytes())?;
         Ok(stdout.flush()?)
     }
@@ -53,9 +57,29 @@ pub fn colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && set("NO_COLOR").is_none() && set("TERM").is_some_and(|term| term != "dumb")
 }
 
-/// One line on stderr; that nobody reads it is no failure.
+/// Text for a terminal: of control characters only line ends, tabs and our own colours are left.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    let ours =
+        |text: &str| Style::CODES.iter().find(|code| text.starts_with(**code)).map_or(0, |code| code.len());
+    if text.chars().all(|char| char == '\n' || !char.is_control()) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    let mut rest = text;
+    while let Some(at) = rest.find(char::is_control) {
+        let (before, found) = rest.split_at(at);
+        let kept = if found.starts_with(['\n', '\t']) { 1 } else { ours(found) };
+        let end = if kept > 0 { kept } else { found.chars().next().map_or(1, char::len_utf8) };
+        shown += before;
+        shown += &if kept > 0 { Cow::Borrowed(&found[..end]) } else { printable(&found[..end]) };
+        rest = &found[end..];
+    }
+    Cow::Owned(shown + rest)
+}
+
+/// One line on stderr, or several; that nobody reads it is no failure.
 pub fn note(text: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", harmless(&text.to_string()));
 }
 
 /// What may make the result incomplete.
@@ -75,4 +99,19 @@ pub fn reader_has_left(error: &anyhow::Error) -> bool {
         let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
         io.or(json) == Some(io::ErrorKind::BrokenPipe)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn what_others_wrote_does_not_steer_the_terminal() {
+        let own = "PATH\n\x1b[31mbad\x1b[0m\tä";
+        assert_eq!(harmless(own), own);
+        assert_eq!(
+            harmless("a\x1b[2Jb\x1b]0;c\x07\r\u{9b}d\n"),
+            "a\\033[2Jb\\033]0;c\\007\\015\\302\\233d\n"
+        );
+    }
 }

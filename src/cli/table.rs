@@ -1,6 +1,7 @@
 //! Plain tables: aligned columns, two spaces between them, cut to the terminal where it is narrow.
 
 use super::output::Output;
+use autofs_cr::discover::escaped::printable;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// How a cell looks where there are colours.
@@ -19,28 +20,34 @@ pub enum Style {
     Bad,
 }
 
+/// Ends a style.
+const RESET: &str = "\x1b[0m";
+
 impl Style {
+    /// All codes that [`Style::paint`] puts in.
+    pub const CODES: [&str; 5] = [RESET, "\x1b[2m", "\x1b[32m", "\x1b[33m", "\x1b[31m"];
+
     fn code(self) -> &'static str {
         match self {
             Self::Plain => "",
-            Self::Dim => "\x1b[2m",
-            Self::Good => "\x1b[32m",
-            Self::Warning => "\x1b[33m",
-            Self::Bad => "\x1b[31m",
+            Self::Dim => Self::CODES[1],
+            Self::Good => Self::CODES[2],
+            Self::Warning => Self::CODES[3],
+            Self::Bad => Self::CODES[4],
         }
     }
 
     /// The text in this style.
     pub fn paint(self, text: &str, output: &Output) -> String {
         if output.colours && self != Self::Plain {
-            format!("{}{text}\x1b[0m", self.code())
+            format!("{}{text}{RESET}", self.code())
         } else {
             text.to_owned()
         }
     }
 }
 
-/// One cell: text without control characters.
+/// One cell. What a terminal would not show as a character is octal.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Cell {
     text: String,
@@ -50,7 +57,7 @@ pub struct Cell {
 impl Cell {
     /// With a style.
     pub fn styled(text: impl Into<String>, style: Style) -> Self {
-        Self { text: text.into(), style }
+        Self { text: printable(&text.into()).into_owned(), style }
     }
 }
 
@@ -121,7 +128,7 @@ impl Table {
 
     /// A line that belongs to the row above, indented.
     pub fn note(&mut self, text: impl Into<String>) {
-        self.lines.push(Line::Note(text.into()));
+        self.lines.push(Line::Note(printable(&text.into()).into_owned()));
     }
 
     /// The whole, for `output`.
@@ -256,6 +263,14 @@ PATH                 TYPE    MORE   PID
         table.row(vec!["漢字漢字".into(), "x".into()]);
         assert_eq!(table.render(&PLAIN), "P         X\n漢字漢字  x\n");
         assert_eq!(cut("漢字漢字", 6), "漢…字");
+    }
+
+    #[test]
+    fn cells_do_not_steer_the_terminal() {
+        let mut table = Table::new(&[Column::new("P")]);
+        table.row(vec!["a\x1b[2J\nb\\c".into()]);
+        table.note("\x07");
+        assert_eq!(table.render(&PLAIN), "P\na\\033[2J\\012b\\c\n    \\007\n");
     }
 
     #[test]

@@ -95,15 +95,19 @@ fn serve(socket: &OwnedFd, image: &Checkpoint) -> Result<(), Errno> {
     let (mut index, asker) = receive_request(socket)?;
     let made = make_all(image, claims, asker);
     loop {
-        match &made {
-            Ok(mounts) if index == NUMBERS => send_numbers(socket, mounts)?,
-            Ok(mounts) => match mounts.get(index as usize) {
-                Some(mount) => send(socket, "", &[mount.as_fd()])?,
-                None => send(socket, "no such mount", &[])?,
-            },
-            Err(error) => send(socket, error, &[])?,
-        }
+        answer(socket, &made, index)?;
         (index, _) = receive_request(socket)?;
+    }
+}
+
+fn answer(socket: &OwnedFd, made: &Result<Vec<OwnedFd>, String>, index: u32) -> Result<(), Errno> {
+    match made {
+        Ok(mounts) if index == NUMBERS => send_numbers(socket, mounts),
+        Ok(mounts) => match mounts.get(index as usize) {
+            Some(mount) => send(socket, "", &[mount.as_fd()]),
+            None => send(socket, "no such mount", &[]),
+        },
+        Err(error) => send(socket, error, &[]),
     }
 }
 
@@ -212,15 +216,68 @@ fn hand_over(socket: &OwnedFd, mounts: &[OwnedFd]) -> Result<(), Errno> {
 fn receive_request(socket: &OwnedFd) -> Result<(u32, i32), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [0; 4];
+    // A byte more, so that a longer message is noticed.
+    let mut bytes = [0; 5];
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let got = rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     let asker = ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials.pid.as_raw_nonzero().get()),
         _ => None,
     });
-    match asker {
-        Some(asker) if got.bytes == bytes.len() => Ok((u32::from_ne_bytes(bytes), asker)),
+    match (asker, &bytes[..got.bytes]) {
+        (Some(asker), [a, b, c, d]) => Ok((u32::from_ne_bytes([*a, *b, *c, *d]), asker)),
         _ => Err(Errno::PIPE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::tests::samples;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
+    use std::io::IoSlice;
+
+    /// In a thread: the process that makes mounts cannot be forked off here, and the answer is that.
+    fn maker() -> Maker {
+        let image = Checkpoint { mounts: Vec::new(), services: Vec::new(), ..samples::checkpoint() };
+        let (ours, its) = socket_pair().unwrap();
+        rustix::net::sockopt::set_socket_passcred(&its, true).unwrap();
+        std::thread::spawn(move || serve(&its, &image));
+        assert_eq!(receive(&ours).unwrap().0, "");
+        Maker(ours)
+    }
+
+    #[test]
+    fn a_mount_that_is_not_there() {
+        let (ours, its) = socket_pair().unwrap();
+        for index in [0, 7, NUMBERS - 1] {
+            answer(&its, &Ok(Vec::new()), index).unwrap();
+            assert_eq!(receive(&ours).unwrap().0, "no such mount");
+        }
+    }
+
+    #[test]
+    fn requests_of_other_lengths_end_it() {
+        for nonsense in [&b""[..], b"1", b"123", &[0; 70_000]] {
+            let maker = maker();
+            rustix::net::send(&maker.0, nonsense, SendFlags::NOSIGNAL).unwrap();
+            assert!(matches!(maker.fetch(0), Err(AskError::Gone(_))), "{}", nonsense.len());
+        }
+    }
+
+    #[test]
+    fn descriptors_that_are_sent_along() {
+        let maker = maker();
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let fds = [write.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+        let request = [IoSlice::new(&[0; 4])];
+        rustix::net::sendmsg(&maker.0, &request, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        assert!(receive(&maker.0).is_ok());
+        // Nobody has a copy.
+        drop(write);
+        assert_eq!(rustix::io::read(&read, &mut [0; 1]), Ok(0));
     }
 }

@@ -7,6 +7,7 @@
 
 use crate::sys::control::Token;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -48,6 +49,21 @@ pub fn unescape(text: &[u8]) -> Vec<u8> {
 /// May this text be printed as it is? What [`escape`] makes always may.
 pub fn is_printable(text: &str) -> bool {
     text.chars().all(|char| char == '\\' || is_plain(char))
+}
+
+/// Text that was put together for people: what [`is_printable`] would refuse in the form of [`escape`]; backslashes stay.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if is_printable(text) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for char in text.chars() {
+        match is_plain(char) || char == '\\' {
+            true => shown.push(char),
+            false => push_octal(&mut shown, char.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    Cow::Owned(shown)
 }
 
 /// Shown as it is: what Rust's own debug form does not escape, and quotes.
@@ -179,9 +195,11 @@ mod tests {
         #[test]
         fn every_byte_string_survives(bytes: Vec<u8>) {
             let text = escape(&bytes);
-            prop_assert_eq!(unescape(text.as_bytes()), bytes);
+            prop_assert_eq!(unescape(text.as_bytes()), bytes.as_slice());
             prop_assert!(!text.chars().any(char::is_control));
             prop_assert!(is_printable(&text));
+            prop_assert_eq!(printable(&text), text.as_str());
+            prop_assert!(is_printable(&printable(&String::from_utf8_lossy(&bytes))));
         }
     }
 }

@@ -70,4 +70,4 @@ pub const LIMITS: Limits =
     Limits { bytes: 256 << 20, inventory: 16 << 20, entries: 2 << 20, path: 4095, name: 255, text: 64 << 10 };
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -94,12 +94,19 @@ pub fn open_pidfd(number: i32) -> Result<OwnedFd, Errno> {
     rustix::process::pidfd_open(pid(number)?, PidfdFlags::empty())
 }
 
-/// Have a program start with no signal blocked, whatever this thread blocks: it would inherit that.
-pub fn default_signals(command: &mut Command) -> &mut Command {
-    let unblock = || nix::sys::signal::SigSet::empty().thread_set_mask().map_err(std::io::Error::from);
-    // SAFETY: between fork and exec, where only async-signal-safe calls are sound: sigprocmask is one, and nothing is
-    // allocated.
-    unsafe { command.pre_exec(unblock) }
+/// Have a program start with no signal blocked, whatever this thread blocks, and without descriptors that we got from whoever
+/// started us: it would inherit both.
+pub fn clean_start(command: &mut Command) -> &mut Command {
+    let clean = || {
+        nix::sys::signal::SigSet::empty().thread_set_mask()?;
+        let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
+        // SAFETY: only marks descriptors; std's own, which tells that exec failed, is marked already.
+        // An old kernel that cannot (before 5.11) leaves them open.
+        unsafe { libc::close_range(3, libc::c_uint::MAX, flags) };
+        Ok(())
+    };
+    // SAFETY: between fork and exec, where only async-signal-safe calls are sound: both are, and nothing is allocated.
+    unsafe { command.pre_exec(clean) }
 }
 
 /// The process of a task.

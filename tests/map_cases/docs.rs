@@ -1,4 +1,4 @@
-//! `docs/compatibility.md` has every feature once, and what it names exists.
+//! `docs/compatibility.md` has every feature once, `docs/hardening.md` an attack on each line, and the tests that they name exist.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -65,4 +65,23 @@ fn every_feature_once_and_every_test_there() {
         let count = counts.get(state).copied().unwrap_or(0);
         assert!(text.contains(&format!("{count} {state}")), "it is {count} {state}");
     }
+}
+
+#[test]
+fn every_attack_has_its_test() {
+    let text = read("docs/hardening.md");
+    let (_, attacks) = text.split_once("\n## Attacks\n").unwrap();
+    let rows = attacks.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| attack |"));
+    let mut count = 0;
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        let [attack, _, shown] = cells[..] else { panic!("{row}") };
+        let tests: Vec<&str> = shown.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test:{attack}");
+        for test in tests {
+            assert!(exists(test, ""), "there is no {test}");
+        }
+        count += 1;
+    }
+    assert!(count > 40, "{count}");
 }

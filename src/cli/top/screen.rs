@@ -51,7 +51,7 @@ impl Screen {
     pub fn show(&mut self, text: &str) -> Result<()> {
         let rows = tcgetwinsize(io::stdout()).map_or(24, |size| usize::from(size.ws_row));
         let mut picture = String::from("\x1b[H");
-        for (index, line) in text.lines().take(rows.max(1)).enumerate() {
+        for (index, line) in output::harmless(text).lines().take(rows.max(1)).enumerate() {
             picture += if index == 0 { "" } else { "\r\n" };
             picture += line;
             picture += "\x1b[K";

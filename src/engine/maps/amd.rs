@@ -19,6 +19,7 @@ use super::{MountSpec, Resolved};
 pub use check::check;
 use expand::Values;
 use parse::Location;
+use std::cell::Cell;
 use std::path::PathBuf;
 
 /// What an entry is read with.
@@ -132,7 +133,7 @@ pub enum ErrorKind {
     #[error("the selectors choose no location")]
     NothingSelected,
     /// Longer than automount takes.
-    #[error("the entry has more than {max} bytes", max = super::text::ENTRY_MAX)]
+    #[error("the entry has more than {max} bytes, or grows too much by its variables", max = super::text::ENTRY_MAX)]
     TooLong,
 }
 
@@ -158,9 +159,10 @@ pub fn resolve(
     if entry.bytes().len() > super::text::ENTRY_MAX {
         return Err(ErrorKind::TooLong.at(entry.position(0)));
     }
+    let left = Cell::new(expand::BUDGET);
     let own = context.settings.map_defaults.as_ref().map(|text| Text::from(text.as_bytes()));
     let base = match own.as_ref().or(defaults) {
-        Some(text) => base(text, context)?,
+        Some(text) => base(text, context, &left)?,
         None => Vec::new(),
     };
 
@@ -174,7 +176,7 @@ pub fn resolve(
                 continue;
             }
             let layers = [location.options.as_slice(), &common.options, &base];
-            let values = Values::new(layers, context);
+            let values = Values::new(layers, context, &left);
             if select::all(&location.selectors, &values, context)? {
                 chosen.push((location.at, place::what(location.at, &values, context)));
             }
@@ -182,7 +184,7 @@ pub fn resolve(
         // `-type:=link;fs:=/usr` alone: the defaults are all there is.
         if chosen.is_empty() && !common.options.is_empty() && failed.is_none() {
             let layers = [common.options.as_slice(), &base];
-            let values = Values::new(layers, context);
+            let values = Values::new(layers, context, &left);
             let at = entry.position(0);
             chosen.push((at, place::what(at, &values, context)));
         }
@@ -212,11 +214,11 @@ pub fn resolve(
 }
 
 /// The options of `/defaults`. Without `selectors_in_defaults` its selectors do not count.
-fn base(text: &Text, context: &Context<'_>) -> Result<Vec<(String, Vec<Char>)>, Error> {
+fn base(text: &Text, context: &Context<'_>, left: &Cell<usize>) -> Result<Vec<(String, Vec<Char>)>, Error> {
     let locations: Vec<Location> =
         parse::groups(text, context.settings.normalize_slashes)?.into_iter().flatten().collect();
     for location in &locations {
-        let values = Values::new([location.options.as_slice()], context);
+        let values = Values::new([location.options.as_slice()], context, left);
         if !context.settings.selectors_in_defaults || select::all(&location.selectors, &values, context)? {
             return Ok(location.options.clone());
         }

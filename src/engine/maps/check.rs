@@ -2,6 +2,7 @@
 
 use super::conf::Conf;
 use super::master::{self, Entry, Files, Format, MapKind, MapName, MapOptions};
+use super::source::read_file;
 use super::text::{Lines, Position, Warning, Words};
 use super::{Map, Site};
 use std::collections::HashSet;
@@ -33,7 +34,7 @@ pub fn check(path: &Path, kind: FileKind, site: &Arc<Site>) -> io::Result<Vec<Fo
     match kind {
         FileKind::Conf => {
             let mut warnings = Vec::new();
-            Conf::default().apply(&std::fs::read(path)?, &mut warnings);
+            Conf::default().apply(&read_file(path)?, &mut warnings);
             Ok(warnings.into_iter().map(|warning| (path.to_owned(), warning)).collect())
         }
         FileKind::Master => check_master(path, site),

@@ -42,9 +42,14 @@ pub use switch::SwitchSource;
 use super::text::{Text, Warning, Words};
 use super::vars::Variables;
 use crate::engine::rpc::RpcError;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// The largest map in a file, bytes: millions of entries.
+pub const FILE_MAX: u64 = 256 << 20;
 
 /// Where maps are that are named without a path.
 pub const DIRECTORY: &str = "/etc";
@@ -175,6 +180,20 @@ impl SourceError {
     fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::Read { path, error }
+    }
+}
+
+/// A map's file as a whole. Neither a device that never ends nor a pipe that nobody writes to is waited for.
+pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let is_file = file.metadata()?.is_file();
+    let max = if is_file { FILE_MAX } else { 0 };
+    let mut bytes = Vec::new();
+    let length = file.take(max + 1).read_to_end(&mut bytes)? as u64;
+    match is_file {
+        _ if length <= max => Ok(bytes),
+        true => Err(io::Error::other(format!("it has more than {FILE_MAX} bytes"))),
+        false => Err(io::Error::other("it is not a regular file")),
     }
 }
 

@@ -12,6 +12,7 @@ use super::text::{Char, Position, Text, Warning, Word, Words, show};
 use super::vars::{Definition, Variables, define, definition};
 use super::{MountSpec, Resolved, What};
 use location::Locations;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -114,7 +115,7 @@ pub enum ErrorKind {
     #[error("a submount (fstype=autofs) has one map, not {0}")]
     ManyMaps(usize),
     /// Longer than automount takes.
-    #[error("the entry has more than {max} bytes", max = super::text::ENTRY_MAX)]
+    #[error("the entry has more than {max} bytes, or grows too much by its variables", max = super::text::ENTRY_MAX)]
     TooLong,
 }
 
@@ -183,6 +184,9 @@ pub fn expand(
         };
         i += 1 + taken;
         start = i;
+        if out.bytes().len() > EXPANDED_MAX {
+            return Err(ErrorKind::TooLong.at(at));
+        }
     }
     out.push_part(text, start..bytes.len());
     Ok(out)
@@ -206,6 +210,9 @@ struct Part {
     locations: Vec<Word>,
 }
 
+/// The longest entry with variables and keys put in.
+const EXPANDED_MAX: usize = 8 * super::text::ENTRY_MAX;
+
 /// What an entry stands for.
 pub fn resolve(
     entry: &Text<'_>,
@@ -224,22 +231,22 @@ pub fn resolve(
     let common = merge(&context.defaults.options, &leading, context.defaults.append);
     differs::entry(&expanded, &words, context, warnings);
 
-    let mut resolved = Resolved::default();
+    let mut strict = false;
+    let mut mounts = BTreeMap::new();
     let alone = !body.iter().any(is_offset);
     for part in parts(body, expanded.position(expanded.bytes().len()))? {
         let own = Own::of(&merge(&common, &part.options, context.defaults.append), context.defaults);
-        resolved.strict |= own.strict;
+        strict |= own.strict;
         let (at, offset) = (part.at, part.offset.clone());
         let what = own.what(part, context, alone, warnings)?;
-        if resolved.mounts.iter().any(|mount| mount.offset == offset) {
+        if mounts.contains_key(&offset) {
             let text = format!("offset /{} stands here again: the last one counts", offset.display());
             warnings.push(Warning::new(at, text));
-            resolved.mounts.retain(|mount| mount.offset != offset);
         }
-        resolved.mounts.push(MountSpec { offset, what });
+        mounts.insert(offset, what);
     }
-    resolved.mounts.sort_by(|a, b| a.offset.cmp(&b.offset));
-    Ok(resolved)
+    let mounts = mounts.into_iter().map(|(offset, what)| MountSpec { offset, what }).collect();
+    Ok(Resolved { strict, mounts, ..Resolved::default() })
 }
 
 fn is_offset(word: &Word) -> bool {

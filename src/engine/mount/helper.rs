@@ -4,7 +4,7 @@
 use super::MountError;
 use crate::discover::proc;
 use crate::sys::Errno;
-use crate::sys::process::{ProcessId, default_signals, open_pidfd};
+use crate::sys::process::{ProcessId, clean_start, open_pidfd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::Signal;
@@ -107,7 +107,7 @@ pub(super) fn succeed(command: &mut Command, limit: Duration) -> Result<(), Moun
 pub(super) fn run(command: &mut Command, limit: Duration) -> Result<Ended, Errno> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Of the engine's own some are blocked; a FUSE server would go on with that.
-    let mut child = default_signals(command).spawn().map_err(|error| errno(&error))?;
+    let mut child = clean_start(command).spawn().map_err(|error| errno(&error))?;
     let mut status = wait(&mut child, limit)?;
     if status.is_none() {
         end_tree(child.id() as i32);

@@ -95,6 +95,17 @@ fn a_symlink_in_place_of_a_file_is_refused() {
     assert_eq!(distrust(&dir), Distrust::NotRegular);
 }
 
+/// The link itself is nobody's promise; what it leads to is.
+#[test]
+fn a_symlink_to_the_directory_of_others_is_refused() {
+    let (parent, dir) = image();
+    let link = parent.path().join("link");
+    symlink(&dir, &link).unwrap();
+    assert!(read(&link).is_ok());
+    chmod(&dir, 0o777);
+    assert_eq!(distrust(&link), Distrust::Mode(0o777));
+}
+
 #[test]
 fn a_fifo_in_place_of_a_file_is_refused_without_waiting() {
     let (_parent, dir) = image();

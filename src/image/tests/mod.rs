@@ -7,4 +7,4 @@ mod forge;
 mod fuzz;
 mod hostile;
 mod round_trip;
-mod samples;
+pub(crate) mod samples;

@@ -2,9 +2,10 @@
 
 use super::super::options::split_bytes;
 use super::super::text::{Char, Text, Warning, show};
-use super::expand::Values;
+use super::expand::{BUDGET, Values};
 use super::parse::{self, Location, Selector, Test};
 use super::{Context, Error, ErrorKind, place, select};
+use std::cell::Cell;
 
 /// Selectors whose values automount compares with nothing.
 const NEVER_HOLD: [&str; 6] = ["uid", "gid", "path", "map", "autodir", "cluster"];
@@ -17,6 +18,7 @@ pub fn check(entry: &Text<'_>, is_defaults: bool, context: &Context<'_>, warning
         Ok(groups) => groups,
         Err(wrong) => return warnings.push(error(wrong)),
     };
+    let left = Cell::new(BUDGET);
     for group in groups {
         let mut common = Vec::new();
         for location in group {
@@ -25,7 +27,7 @@ pub fn check(entry: &Text<'_>, is_defaults: bool, context: &Context<'_>, warning
             if location.is_default {
                 common.extend(location.options);
             } else if !is_defaults {
-                let values = Values::new([location.options.as_slice(), &common], context);
+                let values = Values::new([location.options.as_slice(), &common], context, &left);
                 match place::what(location.at, &values, context) {
                     // What is missing may stand in /defaults.
                     Err(Error { kind: ErrorKind::NoType | ErrorKind::Missing { .. }, .. }) | Ok(_) => {}

@@ -2,12 +2,16 @@
 
 use super::super::text::{Char, show};
 use super::{Context, Error, ErrorKind};
-use crate::engine::maps::text::Position;
+use crate::engine::maps::text::{ENTRY_MAX, Position};
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::os::unix::ffi::OsStrExt;
 
 /// How deep variables may stand in values of variables.
 const DEPTH_MAX: usize = 16;
+/// How many variables may be put in for one entry, and how many bytes by them: options that name each other many times would
+/// grow without end.
+pub(super) const BUDGET: usize = 16 * ENTRY_MAX;
 
 /// Takes a part of a value; `None`: it has none.
 type Part = fn(&[u8]) -> Option<&[u8]>;
@@ -17,14 +21,17 @@ pub(super) struct Values<'a> {
     /// The first layer that has an option counts.
     layers: Vec<&'a [(String, Vec<Char>)]>,
     context: &'a Context<'a>,
+    /// What is left of [`BUDGET`].
+    left: &'a Cell<usize>,
 }
 
 impl<'a> Values<'a> {
     pub(super) fn new<const N: usize>(
         layers: [&'a [(String, Vec<Char>)]; N],
         context: &'a Context<'a>,
+        left: &'a Cell<usize>,
     ) -> Self {
-        Self { layers: layers.to_vec(), context }
+        Self { layers: layers.to_vec(), context, left }
     }
 
     fn raw(&self, name: &str) -> Option<&'a [Char]> {
@@ -121,6 +128,8 @@ impl<'a> Values<'a> {
             name => (name, |value| Some(value)),
         };
         let value = self.value(name, at, depth)?;
+        let cost = 1 + value.as_ref().map_or(0, Vec::len);
+        self.left.set(self.left.get().checked_sub(cost).ok_or_else(|| ErrorKind::TooLong.at(at))?);
         Ok(value.map(|value| part(&value).unwrap_or_default().to_vec()))
     }
 

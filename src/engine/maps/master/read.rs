@@ -2,7 +2,7 @@
 
 use super::{Entry, Item, MapKind, MapName, entry, parse};
 use crate::engine::maps::conf::Conf;
-use crate::engine::maps::source::DIRECTORY;
+use crate::engine::maps::source::{DIRECTORY, read_file};
 use crate::engine::maps::text::{Position, Warning};
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Includes deeper than this are left out.
 const DEPTH_MAX: usize = 16;
+/// Nor are more texts read in all than this.
+const TEXTS_MAX: usize = 1024;
 
 /// The master map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,12 +78,12 @@ impl Loader for Files {
             MapKind::Dir => drop_ins(Path::new(&map.name)),
             MapKind::Path | MapKind::File | MapKind::Named => {
                 let path = self.directory.join(&map.name);
-                let text = match std::fs::read(&path) {
+                let text = match read_file(&path) {
                     // Solaris writes auto_master for auto.master.
                     Err(error) if error.kind() == io::ErrorKind::NotFound && map.kind == MapKind::Named => {
                         let name = map.name.as_bytes().iter().map(|b| if *b == b'.' { b'_' } else { *b });
                         let other = OsString::from_vec(name.collect());
-                        std::fs::read(self.directory.join(other)).map_err(|_| error)?
+                        read_file(&self.directory.join(other)).map_err(|_| error)?
                     }
                     read => read?,
                 };
@@ -107,7 +109,7 @@ fn drop_ins(directory: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
         }
     }
     paths.sort();
-    paths.into_iter().map(|path| std::fs::read(&path).map(|text| (path, text))).collect()
+    paths.into_iter().map(|path| read_file(&path).map(|text| (path, text))).collect()
 }
 
 /// Read a master map and all that it includes. Only the map itself must be there.
@@ -116,6 +118,7 @@ pub fn read(map: &MapName, loader: &dyn Loader) -> io::Result<Master> {
         loader,
         master: Master::default(),
         open: Vec::new(),
+        texts: 0,
         nulled: HashSet::new(),
         served: HashSet::new(),
     };
@@ -130,6 +133,8 @@ struct Reader<'a> {
     master: Master,
     /// The files that are being read, each included by the one before it.
     open: Vec<PathBuf>,
+    /// How many were read.
+    texts: usize,
     /// Mount points of `-null` lines.
     nulled: HashSet<Option<PathBuf>>,
     /// Mount points of the entries.
@@ -143,6 +148,7 @@ impl Reader<'_> {
     }
 
     fn text(&mut self, path: PathBuf, text: &[u8]) {
+        self.texts += 1;
         self.open.push(path);
         let mut warnings = Vec::new();
         let items = parse(text, &mut warnings);
@@ -181,6 +187,9 @@ impl Reader<'_> {
     fn include(&mut self, map: &MapName, at: Position) {
         if self.open.len() >= DEPTH_MAX {
             return self.warn(Warning::new(at, format!("+{map} is left out: includes are {DEPTH_MAX} deep")));
+        }
+        if self.texts >= TEXTS_MAX {
+            return self.warn(Warning::new(at, format!("+{map} is left out: {TEXTS_MAX} files were read")));
         }
         match self.loader.load(map, &self.open) {
             Err(error) => self.warn(Warning::new(at, format!("+{map} cannot be read: {error}"))),

@@ -3,7 +3,7 @@
 //! The file's bytes are kept as they are, and an index of hashes says where each key stands: 12 bytes for each entry. A lookup
 //! cuts its line out of the bytes anew, which costs less than to keep every entry as a string.
 
-use super::{DIRECTORY, RawEntry, Source, SourceError};
+use super::{DIRECTORY, RawEntry, Source, SourceError, read_file};
 use crate::engine::maps::master::{MapKind, MapName};
 use crate::engine::maps::open::Opener;
 use crate::engine::maps::text::{ENTRY_MAX, KEY_MAX, Line, Lines, Position, Text, Warning, Words, show};
@@ -17,6 +17,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 /// Includes deeper than this are left out.
 const DEPTH_MAX: usize = 16;
+/// More in one file, and in what it includes, are left out: files that include each other several times would never end.
+const INCLUDES_MAX: usize = 1024;
 
 /// What keys look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +85,14 @@ impl Stamp {
             ctime: (meta.ctime(), meta.ctime_nsec()),
         })
     }
+}
+
+/// Where reading is.
+struct Above {
+    /// The files that include this one, each the one after it.
+    files: Vec<PathBuf>,
+    /// How many more may be read.
+    left: usize,
 }
 
 /// A file as it was read.
@@ -205,12 +215,12 @@ impl Contents {
         path: &Path,
         keys: Keys,
         opener: &Opener,
-        above: &mut Vec<PathBuf>,
+        above: &mut Above,
         old: Option<&Self>,
     ) -> Result<Self, SourceError> {
         // The stamp comes first: a change in between is seen as one later.
         let stamp = Stamp::of(path);
-        let bytes = std::fs::read(path).map_err(SourceError::read(path))?;
+        let bytes = read_file(path).map_err(SourceError::read(path))?;
         let mut contents = Self { stamp, ..Self::empty(path, keys) };
         if let Some(old) = old.filter(|old| old.bytes == bytes && old.includes.is_empty()) {
             // Written again, but not changed.
@@ -220,11 +230,11 @@ impl Contents {
             contents.bytes = bytes;
             return Ok(contents);
         }
-        above.push(path.to_owned());
+        above.files.push(path.to_owned());
         for line in Lines::new(&bytes) {
             contents.add(&line, opener, above);
         }
-        above.pop();
+        above.files.pop();
         contents.bytes = bytes;
         contents.index.sort_unstable();
         contents.drop_duplicates();
@@ -265,11 +275,10 @@ impl Contents {
         self.warnings.sort_by_key(|warning| warning.at);
     }
 
-    fn add(&mut self, line: &Line<'_>, opener: &Opener, above: &mut Vec<PathBuf>) {
+    fn add(&mut self, line: &Line<'_>, opener: &Opener, above: &mut Above) {
         let at = line.text.position(0);
-        let Ok(offset) = u32::try_from(line.offset) else {
-            return self.warnings.push(Warning::error(at, "lines after 4 GiB are left out"));
-        };
+        // No file is longer ([`super::FILE_MAX`]).
+        let offset = line.offset as u32;
         if line.indented {
             let text = "the line is indented: automount ignores it, and the entry before it as well";
             self.warnings.push(Warning::differs(at, text));
@@ -290,20 +299,22 @@ impl Contents {
         }
     }
 
-    fn include(&self, name: &MapName, opener: &Opener, above: &mut Vec<PathBuf>) -> Result<Included, String> {
-        if above.len() >= DEPTH_MAX {
+    fn include(&self, name: &MapName, opener: &Opener, above: &mut Above) -> Result<Included, String> {
+        if above.files.len() >= DEPTH_MAX {
             return Err(format!("+{name} is left out: includes are {DEPTH_MAX} deep"));
         }
+        let left = above.left.checked_sub(1);
+        above.left = left.ok_or_else(|| format!("+{name} is left out: {INCLUDES_MAX} were read"))?;
         let path = match name.kind {
             MapKind::Path | MapKind::File => PathBuf::from(&name.name),
             MapKind::Named if opener.names_files() => Path::new(DIRECTORY).join(&name.name),
             _ => {
-                let opened = opener.included(name, above);
+                let opened = opener.included(name, &above.files);
                 let source = opened.map_err(|error| format!("+{name} is left out: {error}"))?;
                 return Ok(Included::Source(source.into()));
             }
         };
-        if above.contains(&path) {
+        if above.files.contains(&path) {
             return Err(format!("+{name} is left out: the file includes itself"));
         }
         Ok(match Self::read(&path, self.keys, opener, above, None) {
@@ -497,7 +508,7 @@ impl FileSource {
         if old.fresh() {
             return Ok(false);
         }
-        let mut above = self.above.clone();
+        let mut above = Above { files: self.above.clone(), left: INCLUDES_MAX };
         let new = Contents::read(&self.path, self.keys, &self.opener, &mut above, Some(&old))?;
         *self.read.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         Ok(true)

@@ -91,7 +91,7 @@ impl ProgramSource {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let child = crate::sys::process::default_signals(&mut command).spawn().map_err(failed)?;
+        let child = crate::sys::process::clean_start(&mut command).spawn().map_err(failed)?;
         let mut running = Running::new(child).map_err(failed)?;
         let deadline = Instant::now() + self.limit;
         while !running.step(deadline).map_err(failed)? {
