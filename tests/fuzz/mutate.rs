@@ -1,13 +1,13 @@
 //! A small fuzzer: inputs of a corpus, changed at random. No coverage is measured; stable Rust is enough.
 //!
 //! Without `FUZZ_SECONDS` every target has the same few mutants in every run: a test like any other. With it mutants are made
-//! for that long, others each time. An input that fails is kept in the corpus, and so tried first in every later run.
+//! for that long, or with `FUZZ_COUNT` so many; others each time. An input that fails is kept in the corpus, and so tried first in every later run.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Mutants of a short run.
-const SHORT: usize = 1000;
+const SHORT: u64 = 1000;
 /// Mutants that are kept to be changed again.
 const POOL: usize = 512;
 /// The longest input.
@@ -31,14 +31,18 @@ pub fn fuzz(target: &str, seeds: Vec<Vec<u8>>, words: &[&str], check: impl Fn(&[
     }
     assert!(!pool.is_empty(), "{} is empty", corpus.display());
 
-    let limit =
-        std::env::var("FUZZ_SECONDS").ok().map(|text| text.parse().expect("FUZZ_SECONDS is a number"));
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let (seconds, count) = (number("FUZZ_SECONDS"), number("FUZZ_COUNT"));
     let begin = Instant::now();
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_nanos() as u64);
-    let mut random = Random(if limit.is_some() { now() } else { 1 });
+    let mut random = Random(if seconds.or(count).is_some() { now() } else { 1 });
     let own = pool.len();
     let mut made = 0;
-    while limit.map_or(made < SHORT, |seconds| begin.elapsed() < Duration::from_secs(seconds)) {
+    let goes_on = |made| match seconds {
+        Some(seconds) => begin.elapsed() < Duration::from_secs(seconds),
+        None => made < count.unwrap_or(SHORT),
+    };
+    while goes_on(made) {
         let mut input = pool[random.below(pool.len())].clone();
         for _ in 0..=random.below(4) {
             mutate(&mut input, &pool, words, &mut random);
@@ -56,7 +60,7 @@ pub fn fuzz(target: &str, seeds: Vec<Vec<u8>>, words: &[&str], check: impl Fn(&[
         }
         made += 1;
     }
-    println!("{target}: {own} inputs, {made} mutants");
+    println!("{target}: {own} inputs, {made} mutants in {} s", begin.elapsed().as_secs());
 }
 
 /// Check an input; one that fails is written to `file` if it is new.
