@@ -115,7 +115,7 @@ fn a_descriptor_travels() {
 
 #[test]
 fn a_task_without_free_numbers_says_so() {
-    let visitor = shell("ulimit -n 4; exec sleep 60");
+    let visitor = shell("exec 3<&-; ulimit -n 4; exec sleep 60");
     wait_for_call(&visitor, "hrtimer_nanosleep");
     let before = traces(&visitor);
     let mut held = hold(&visitor);
