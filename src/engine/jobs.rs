@@ -180,7 +180,7 @@ impl<'a> Made<'a> {
     }
 
     fn offset(&mut self, path: &Path, offset: Offset) -> Result<(), Errno> {
-        let known = self.task.known.iter().find(|child| child.place.path == path);
+        let known = self.task.known.iter().find(|child| *child.place.path == *path);
         if let Some(known) = known.filter(|child| self.kernel.exists(&child.place)) {
             self.children.push(known.clone());
             return Ok(());
@@ -205,7 +205,7 @@ impl<'a> Made<'a> {
             let submount = matches!(child.duty, Duty::Map(_));
             let stays = kernel.unmount(&child.place.path).is_err();
             if !stays && !submount {
-                below.push(child.place.path.clone());
+                below.push(child.place.path.to_path_buf());
             }
             stays
         });
@@ -246,7 +246,7 @@ fn unmount(kernel: &dyn Kernel, task: &UnmountTask) -> Outcome {
     match result {
         Ok(()) => {
             tracing::debug!(target = %target.display(), "unmounted");
-            let below: Vec<_> = task.below.iter().map(|child| child.place.path.clone()).collect();
+            let below: Vec<_> = task.below.iter().map(|child| child.place.path.to_path_buf()).collect();
             remove_dirs(kernel, &target, &below);
             remove_key_dir(kernel, &task.served, &task.key, &target);
             kernel.leave(&target, &task.served);
@@ -445,7 +445,7 @@ pub fn make(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place, 
         return direct(kernel, path, served);
     }
     let dirs = kernel.make_dir(path, served.options.mode)?;
-    let place = Place { dirs, ..kernel.make_trigger(path, MountType::Indirect, served)? };
+    let place = Place { dirs: dirs as u32, ..kernel.make_trigger(path, MountType::Indirect, served)? };
     if served.options.browse {
         browse(kernel, served, &place, &served.source.keys().ok().flatten().unwrap_or_default());
     }
@@ -454,7 +454,8 @@ pub fn make(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place, 
 
 /// Directories that were made for mounts go with them, unless something else is in them.
 fn remove_made<'a>(kernel: &dyn Kernel, places: impl Iterator<Item = &'a Arc<Place>>) {
-    let mut dirs: Vec<&Path> = places.flat_map(|place| place.path.ancestors().take(place.dirs)).collect();
+    let mut dirs: Vec<&Path> =
+        places.flat_map(|place| place.path.ancestors().take(place.dirs as usize)).collect();
     dirs.sort_by_key(|dir| std::cmp::Reverse(dir.components().count()));
     for dir in dirs {
         let _ = kernel.remove(dir);
@@ -466,7 +467,7 @@ pub fn direct(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place
     match kernel.make_trigger(path, MountType::Direct, served) {
         Err(Errno::NOENT) => {
             let dirs = kernel.make_dir(path, served.options.mode)?;
-            Ok(Place { dirs, ..kernel.make_trigger(path, MountType::Direct, served)? })
+            Ok(Place { dirs: dirs as u32, ..kernel.make_trigger(path, MountType::Direct, served)? })
         }
         made => made,
     }

@@ -45,6 +45,7 @@ pub mod upgrade;
 pub mod workers;
 
 use crate::sys::control::{Control, ControlError};
+use crate::sys::memory;
 use crate::sys::packet::PacketPipe;
 use config::Wanted;
 use control::server::Listener;
@@ -99,6 +100,7 @@ pub fn serve(start: Start, ready: &mut dyn FnMut(usize)) -> Result<(), EngineErr
     let luggage = Luggage::pack(&pipe, &listeners, before.times).map_err(no_copy)?;
     let luggage = master.is_some().then_some(luggage);
     let PacketPipe { read, write } = pipe;
+    memory::few_arenas();
     // Signals are blocked before any thread is started.
     let reactor = Reactor::new(read)?;
     let own_write = write.try_clone().map_err(no_copy)?;
@@ -108,10 +110,13 @@ pub fn serve(start: Start, ready: &mut dyn FnMut(usize)) -> Result<(), EngineErr
         state.set_master(master);
     }
     let waiters = reconnect::connect(&mut state, &*kernel, &wanted, own_write.as_fd(), &before.dirs)?;
+    let packets = before.packets;
+    drop((wanted, before.dirs));
+    memory::give_back();
     for listener in listeners {
         reactor.listen(listener)?;
     }
     ready(waiters);
-    reactor.run(state, kernel, before.packets, luggage)?;
+    reactor.run(state, kernel, packets, luggage)?;
     Ok(())
 }

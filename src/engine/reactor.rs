@@ -296,7 +296,10 @@ impl Engine {
             }
             Action::Answer(answer) => self.answers.give(&answer),
             Action::Unknown(packet) => match self.answers.kernel.find(packet.dev) {
-                Ok(place) if place.ino == Some(packet.ino) && self.state.moved(place.clone()) => {
+                Ok(place)
+                    if place.ino.is_some_and(|ino| ino.get() == packet.ino)
+                        && self.state.moved(place.clone()) =>
+                {
                     tracing::info!(path = %place.path.display(), dev = %place.dev, "a mount was made again under us");
                     self.step(Event::Packet(packet));
                 }

@@ -38,7 +38,7 @@ pub fn connect(
     kernel: &dyn Kernel,
     wanted: &[Wanted],
     pipe: BorrowedFd<'_>,
-    dirs: &[(Vec<u8>, usize)],
+    dirs: &[(Vec<u8>, u32)],
 ) -> Result<usize, ConnectError> {
     let survey = discover::survey(&discover::Target::Own)?;
     // Of the program that this one was before: its mounts have this pipe and this owner already.
@@ -51,7 +51,7 @@ pub fn connect(
             && options.pipe_ino == own_pipe
             && options.pgrp == group
     };
-    let dirs: HashMap<&[u8], usize> = dirs.iter().map(|(path, dirs)| (path.as_slice(), *dirs)).collect();
+    let dirs: HashMap<&[u8], u32> = dirs.iter().map(|(path, dirs)| (path.as_slice(), *dirs)).collect();
     let existing = Existing::new(&survey);
     let targets: Vec<Target> = wanted
         .iter()
@@ -94,7 +94,13 @@ pub fn connect(
 }
 
 fn place_of(mount: &AutofsMount) -> Place {
-    Place { path: mount.path.clone(), dev: mount.dev, ino: None, kind: mount.options.mount_type, dirs: 0 }
+    Place {
+        path: mount.path.as_path().into(),
+        dev: mount.dev,
+        ino: None,
+        kind: mount.options.mount_type,
+        dirs: 0,
+    }
 }
 
 /// The autofs mounts that exist.
@@ -184,7 +190,7 @@ impl Adoption<'_, '_> {
     }
 
     fn child(&mut self, child: &Child, served: &Arc<Served>) {
-        let mount = self.existing.by_path.get(child.place.path.as_path()).copied();
+        let mount = self.existing.by_path.get(&*child.place.path).copied();
         let (Some(id), Some(mount)) = (self.state.find(child.place.dev), mount) else { return };
         match &child.duty {
             Duty::Map(own) => self.keys(id, mount, own, None),

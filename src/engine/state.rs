@@ -129,7 +129,8 @@ impl Default for Limits {
 pub struct State {
     limits: Limits,
     phase: Phase,
-    mounts: HashMap<MountId, Mount>,
+    /// Boxed: the table is mostly twice as large as what it holds.
+    mounts: HashMap<MountId, Box<Mount>>,
     by_dev: HashMap<DevNum, MountId>,
     groups: BTreeMap<GroupId, Group>,
     jobs: HashMap<JobId, Job>,
@@ -163,10 +164,8 @@ struct Mount {
     place: Arc<Place>,
     served: Arc<Served>,
     group: GroupId,
-    offset: Option<Arc<Offset>>,
-    /// The slot that it depends on.
-    parent: Option<(MountId, Key)>,
-    depth: usize,
+    /// Set for what comes and goes with a mounted key.
+    below: Option<Box<Below>>,
     /// [`birth`].
     born: u64,
     /// The map has no such key any more: to be removed when it is idle.
@@ -174,7 +173,16 @@ struct Mount {
     /// Mostly none: that of a trigger, while it is mounted. (An empty tree takes half of an empty hash table.)
     slots: BTreeMap<Key, Slot>,
     /// Slots that are not [`Slot::Failed`].
-    held: usize,
+    held: u32,
+}
+
+/// An offset or a submount.
+#[derive(Debug)]
+struct Below {
+    /// The slot that it depends on.
+    parent: (MountId, Key),
+    depth: usize,
+    offset: Option<Arc<Offset>>,
 }
 
 #[derive(Debug)]
@@ -284,7 +292,7 @@ impl State {
 
     /// One more autofs mount of a map; `None` when the map is not served.
     pub fn add_mount(&mut self, group: GroupId, place: Arc<Place>) -> Option<MountId> {
-        self.insert(group, place, None, None, 0, birth(), &mut Vec::new())
+        self.insert(group, place, None, birth(), &mut Vec::new())
     }
 
     /// A key that was found mounted, with the autofs mounts below it (parents before children).
@@ -332,6 +340,15 @@ fn is_late(jobs: &HashMap<JobId, Job>, job: JobId) -> bool {
 }
 
 impl Mount {
+    fn offset(&self) -> Option<&Arc<Offset>> {
+        self.below.as_ref()?.offset.as_ref()
+    }
+
+    /// How many mounts it is below.
+    fn depth(&self) -> usize {
+        self.below.as_ref().map_or(0, |below| below.depth)
+    }
+
     /// The answer to a request for one of its keys.
     fn request(&self, key: &[u8], asker: Asker, result: Result<(), Errno>) -> Answer {
         Answer {

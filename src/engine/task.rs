@@ -7,6 +7,7 @@ use crate::discover::facts::MountType;
 use crate::sys::control::Token;
 use crate::sys::packet::{Kind, Packet};
 use crate::sys::{DevNum, Errno};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,22 +21,26 @@ pub type Key = Vec<u8>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Its mount point.
-    pub path: PathBuf,
+    pub path: Box<Path>,
     /// Number of its superblock. It is used again as soon as the mount is gone.
     pub dev: DevNum,
     /// Inode of its root, which is not used again soon; requests carry it. `None`: not known.
-    pub ino: Option<u64>,
+    pub ino: Option<NonZeroU64>,
     /// Its type.
     pub kind: MountType,
     /// How many directories were made for it, its mount point and above.
-    pub dirs: usize,
+    pub dirs: u32,
 }
 
 impl Place {
     /// The trigger of `key`: the root itself for the empty key.
     pub fn target(&self, key: &[u8]) -> PathBuf {
         use std::os::unix::ffi::OsStrExt;
-        if key.is_empty() { self.path.clone() } else { self.path.join(std::ffi::OsStr::from_bytes(key)) }
+        if key.is_empty() {
+            self.path.to_path_buf()
+        } else {
+            self.path.join(std::ffi::OsStr::from_bytes(key))
+        }
     }
 }
 
@@ -229,7 +234,17 @@ impl Answer {
         let (uid, gid) = self.asker.map_or((0, 0), |asker| (asker.who.uid, asker.who.gid));
         let pid = self.asker.map_or(0, |asker| asker.pid);
         let (token, dev, name) = (self.token, self.place.dev, self.key.clone());
-        Packet { kind, token, dev, ino: self.place.ino.unwrap_or(0), uid, gid, pid, tgid: pid, name }
+        Packet {
+            kind,
+            token,
+            dev,
+            ino: self.place.ino.map_or(0, NonZeroU64::get),
+            uid,
+            gid,
+            pid,
+            tgid: pid,
+            name,
+        }
     }
 }
 

@@ -74,7 +74,7 @@ pub struct Before {
     /// Requests without an answer.
     pub packets: Vec<Packet>,
     /// Directories that were made for mounts: mount point and how many.
-    pub dirs: Vec<(Vec<u8>, usize)>,
+    pub dirs: Vec<(Vec<u8>, u32)>,
 }
 
 #[derive(Serialize, Deserialize)]

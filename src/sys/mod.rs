@@ -5,6 +5,7 @@
 //! | [`devnum`] | device numbers in the three encodings the kernel uses |
 //! | [`control`] | the fourteen `/dev/autofs` commands |
 //! | [`packet`] | what the kernel writes into a mount's pipe |
+//! | [`memory`] | the allocator of a process that stays |
 //! | [`mount`] | the mount API (fsopen family, bind, propagation, umount) |
 //! | [`mountns`] | entering mount namespaces |
 //! | [`statmount`] | listmount and statmount, where the kernel has them |
@@ -28,6 +29,7 @@ pub mod hostname;
 pub mod kerberos;
 pub mod ldap;
 mod library;
+pub mod memory;
 pub mod mount;
 pub mod mountns;
 pub mod netgroup;

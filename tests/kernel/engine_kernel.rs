@@ -13,6 +13,7 @@ use autofs_cr::sys::{DevNum, Errno};
 use rustix::fs::CWD;
 use std::ffi::OsStr;
 use std::fs;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -168,7 +169,7 @@ fn mounts_go_out_of_the_namespace_only_when_they_are_to() {
         assert!(fs::metadata(&place.path).unwrap().permissions().mode() & 0o777 == 0o711);
         let covered = bench.kernel.is_covered(&place, &place.path);
         assert_eq!(covered, Ok(true));
-        let copy = Place { path: bench.home.join("peer/trigger"), ..(*place).clone() };
+        let copy = Place { path: bench.home.join("peer/trigger").into(), ..(*place).clone() };
         assert_eq!(bench.kernel.is_covered(&copy, &copy.path), Ok(tags[0]), "{wanted:?}");
     }
 }
@@ -198,12 +199,12 @@ fn a_mount_that_was_moved_is_answered() {
     let visitor = Visitor::run("cat", &[&place.path.join("file")]);
     let request = bench.request();
     fs::create_dir(bench.home.join("elsewhere")).unwrap();
-    rustix::mount::mount_move(&place.path, bench.home.join("elsewhere")).unwrap();
+    rustix::mount::mount_move(&*place.path, bench.home.join("elsewhere")).unwrap();
     assert!(!bench.kernel.exists(&place));
     bench.kernel.answer(&place, request.token, Err(Errno::ACCESS)).unwrap();
     assert!(visitor.outcome().1.contains("Permission denied"));
     bench.places = vec![Arc::new(bench.kernel.find(place.dev).unwrap())];
-    assert_eq!(bench.places[0].path, bench.home.join("elsewhere"));
+    assert_eq!(*bench.places[0].path, *bench.home.join("elsewhere"));
     assert_eq!(bench.kernel.find(DevNum::anonymous(0xffff0)), Err(Errno::NOENT));
 }
 
@@ -224,7 +225,7 @@ fn an_idle_mount_expires_and_a_used_one_does_not() {
     bench.kernel.mount(&a_tmpfs(), &place.path, &bench.served).unwrap();
     let user = Visitor::run_as("sleep", &[Path::new("60")], |command| _ = command.current_dir(&place.path));
     wait_until(|| {
-        fs::read_link(format!("/proc/{}/cwd", user.pid())).is_ok_and(|cwd| cwd == place.path).then_some(())
+        fs::read_link(format!("/proc/{}/cwd", user.pid())).is_ok_and(|cwd| cwd == *place.path).then_some(())
     });
     bench.assert_not_idle(&place);
     assert_eq!(bench.kernel.unmount(&place.path), Err(Errno::BUSY));
@@ -246,7 +247,7 @@ fn an_idle_mount_expires_and_a_used_one_does_not() {
     // A trigger is chosen though nothing is mounted on it.
     let (called, ()) = bench.expire(&place, || {
         let request = bench.request();
-        assert_eq!(Some(request.ino), place.ino);
+        assert_eq!(NonZeroU64::new(request.ino), place.ino);
         bench.kernel.answer(&place, request.token, Ok(())).unwrap();
     });
     assert_eq!(called, Ok(true));
@@ -353,11 +354,11 @@ fn jobs_mount_a_tree_and_take_it_away() {
     let deep = top.path.join("key/s/x/deep");
     let visitor = Visitor::run("stat", &[Path::new("-fc%T"), &deep]);
     let mut below: Vec<Child> = Vec::new();
-    for step in [top.path.clone(), top.path.join("key/s"), deep.clone()] {
+    for step in [top.path.to_path_buf(), top.path.join("key/s"), deep.clone()] {
         let request = bench.request();
         let child = below.iter().find(|child| child.place.dev == request.dev);
         let place = child.map_or(&top, |child| &child.place).clone();
-        assert_eq!((&place.path, place.ino), (&step, Some(request.ino)));
+        assert_eq!((&*place.path, place.ino), (&*step, NonZeroU64::new(request.ino)));
         let task = MountTask {
             place: place.clone(),
             key: if child.is_none() { request.name } else { Vec::new() },

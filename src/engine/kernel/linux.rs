@@ -17,6 +17,7 @@ use crate::sys::{DevNum, Errno};
 use rustix::fs::{AtFlags, CWD, Mode, StatxAttributes, StatxFlags};
 use std::ffi::OsString;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -74,8 +75,10 @@ impl Kernel for Linux {
         // A bind of a part of it is enough to answer through.
         let entry = found.min_by_key(|entry| entry.root != b"/").ok_or(Errno::NOENT)?;
         let kind = AutofsOptions::parse(entry.super_options).mount_type;
-        let mut place = Place { path: mountinfo::path(entry.mount_point), dev, ino: None, kind, dirs: 0 };
-        place.ino = self.open(&place).ok().and_then(|root| Some(rustix::fs::fstat(&root).ok()?.st_ino));
+        let mut place =
+            Place { path: mountinfo::path(entry.mount_point).into(), dev, ino: None, kind, dirs: 0 };
+        place.ino =
+            self.open(&place).ok().and_then(|root| NonZeroU64::new(rustix::fs::fstat(&root).ok()?.st_ino));
         Ok(place)
     }
 
@@ -92,7 +95,7 @@ impl Kernel for Linux {
     }
 
     fn is_covered(&self, place: &Place, target: &Path) -> Result<bool, Errno> {
-        if target == place.path {
+        if *target == *place.path {
             // No file system is asked for anything on the way: a dead server cannot hold this up.
             let top = self.control.is_mount_point(target).map_err(errno_of)?;
             return Ok(top.is_some_and(|top| top.dev != place.dev));
@@ -125,7 +128,7 @@ impl Kernel for Linux {
             mounts::autofs(&params, Path::new(&served.name), MountFlags::empty()).map_err(mount_errno)?;
         let root = rustix::fs::fstat(&mount)?;
         let dev = DevNum::from_st_dev(root.st_dev);
-        let place = Place { path: path.to_owned(), dev, ino: Some(root.st_ino), kind, dirs: 0 };
+        let place = Place { path: path.into(), dev, ino: NonZeroU64::new(root.st_ino), kind, dirs: 0 };
         mount.attach(CWD, path).map_err(mount_errno)?;
         if let Err(errno) = self.set_up(&place, mount, served) {
             if let Err(error) = mounts::unmount(path, Unmount::Idle) {

@@ -20,6 +20,7 @@ use crate::sys::{DevNum, Errno};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
@@ -210,7 +211,13 @@ impl World {
     pub fn autofs_places(&self) -> Vec<Place> {
         let place = |mount: &SimMount| {
             let SimMount { path, dev, ino, .. } = mount;
-            Some(Place { path: path.clone(), dev: *dev, ino: Some(*ino), kind: mount.autofs?, dirs: 0 })
+            Some(Place {
+                path: path.as_path().into(),
+                dev: *dev,
+                ino: NonZeroU64::new(*ino),
+                kind: mount.autofs?,
+                dirs: 0,
+            })
         };
         self.mounts.iter().filter_map(place).collect()
     }
@@ -234,7 +241,7 @@ impl World {
     }
 
     fn find(&self, place: &Place) -> Option<usize> {
-        self.mounts.iter().position(|mount| mount.dev == place.dev && mount.path == place.path)
+        self.mounts.iter().position(|mount| mount.dev == place.dev && mount.path == *place.path)
     }
 
     /// The topmost mount at a path.
@@ -391,7 +398,7 @@ impl Kernel for Simulated {
     fn make_trigger(&self, path: &Path, kind: MountType, _served: &Served) -> Result<Place, Errno> {
         let mut world = self.call();
         let mount = world.add(path, Some(kind))?;
-        Ok(Place { path: path.to_path_buf(), dev: mount.dev, ino: Some(mount.ino), kind, dirs: 0 })
+        Ok(Place { path: path.into(), dev: mount.dev, ino: NonZeroU64::new(mount.ino), kind, dirs: 0 })
     }
 
     fn mount(&self, _what: &What, target: &Path, _served: &Served) -> Result<(), MountError> {

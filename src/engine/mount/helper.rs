@@ -11,16 +11,21 @@ use rustix::process::Signal;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 /// How much of a program's output is kept.
 const SAID: usize = 4096;
 /// How long a killed program may take to end.
 const LAST: Duration = Duration::from_secs(1);
+/// A program that has not ended by now waits for somebody else, and the next one may begin.
+const BUSY: Duration = Duration::from_millis(20);
 
 /// How a program ended: its status, `None` when it took too long; and what it wrote to stderr.
 pub(super) struct Ended {
@@ -107,8 +112,14 @@ pub(super) fn succeed(command: &mut Command, limit: Duration) -> Result<(), Moun
 pub(super) fn run(command: &mut Command, limit: Duration) -> Result<Ended, Errno> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Of the engine's own some are blocked; a FUSE server would go on with that.
+    let begin = Instant::now();
+    let turn = TURNS.take();
     let mut child = clean_start(command).spawn().map_err(|error| errno(&error))?;
-    let mut status = wait(&mut child, limit)?;
+    let mut status = wait(&mut child, BUSY.min(limit))?;
+    drop(turn);
+    if status.is_none() {
+        status = wait(&mut child, limit.saturating_sub(begin.elapsed()))?;
+    }
     if status.is_none() {
         end_tree(child.id() as i32);
         // Just now it may have ended by itself.
@@ -125,6 +136,34 @@ pub(super) fn run(command: &mut Command, limit: Duration) -> Result<Ended, Errno
         std::thread::spawn(move || child.wait());
     }
     Ok(Ended { status, said })
+}
+
+/// Programs begin as many at a time as there are CPUs: a hundred mounts of a dead server must not take the CPUs from
+/// lookups that need no program. Each has its turn for [`BUSY`] at most, so that none waits for a server but its own.
+static TURNS: Turns = Turns { taken: Mutex::new(0), given: Condvar::new() };
+
+struct Turns {
+    taken: Mutex<usize>,
+    given: Condvar,
+}
+
+struct Turn;
+
+impl Turns {
+    fn take(&self) -> Turn {
+        static CPUS: LazyLock<usize> = LazyLock::new(|| available_parallelism().map_or(1, NonZero::get));
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = self.given.wait_while(taken, |taken| *taken >= *CPUS);
+        *taken.unwrap_or_else(PoisonError::into_inner) += 1;
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TURNS.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        TURNS.given.notify_one();
+    }
 }
 
 /// Its exit status; `None` when the time is over.

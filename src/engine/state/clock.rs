@@ -26,7 +26,7 @@ impl State {
         group.run = Some(false);
         let mut levels: BTreeMap<_, Vec<Arc<Place>>> = BTreeMap::new();
         for mount in group.active.iter().filter_map(|id| self.mounts.get(id)) {
-            let level = levels.entry(std::cmp::Reverse(mount.depth)).or_default();
+            let level = levels.entry(std::cmp::Reverse(mount.depth())).or_default();
             level.push(mount.place.clone());
         }
         let run = ExpireRun { immediate, levels: levels.into_values().collect() };
@@ -35,7 +35,7 @@ impl State {
 
     /// The map of the mount at a path.
     pub(super) fn expire_at(&mut self, path: &Path, out: &mut Out) {
-        let group = self.mounts.values().find(|mount| mount.place.path == path).map(|mount| mount.group);
+        let group = self.mounts.values().find(|mount| *mount.place.path == *path).map(|mount| mount.group);
         if let Some(group) = group {
             self.expire(group, true, out);
         }
@@ -49,8 +49,9 @@ impl State {
         }
         // Whether something is mounted in a submount the kernel knows best: if so, it is busy.
         if let Some(mount) = group.submount
-            && let Some((parent, key)) = self.mounts.get(&mount).and_then(|mount| mount.parent.clone())
+            && let Some(below) = self.mounts.get(&mount).and_then(|mount| mount.below.as_ref())
         {
+            let (parent, key) = below.parent.clone();
             self.idle(parent, key, None, now, out);
         }
         self.remove_retired(id, now, out);

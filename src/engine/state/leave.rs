@@ -54,8 +54,8 @@ impl State {
     }
 
     /// Directories that were made for mounts: mount point and how many.
-    pub fn made_dirs(&self) -> Vec<(PathBuf, usize)> {
+    pub fn made_dirs(&self) -> Vec<(PathBuf, u32)> {
         let places = self.mounts.values().map(|mount| &mount.place);
-        places.filter(|place| place.dirs > 0).map(|place| (place.path.clone(), place.dirs)).collect()
+        places.filter(|place| place.dirs > 0).map(|place| (place.path.to_path_buf(), place.dirs)).collect()
     }
 }

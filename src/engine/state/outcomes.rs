@@ -108,7 +108,7 @@ impl State {
         if memory.is_zero() {
             return None;
         }
-        if mount.slots.len() - mount.held >= self.limits.failures {
+        if mount.slots.len() - mount.held as usize >= self.limits.failures {
             mount.slots.retain(|_, slot| !matches!(slot, Slot::Failed { .. }));
         }
         Some(Slot::Failed { errno, until: now + memory })

@@ -133,7 +133,7 @@ impl State {
             }
             let root = served.point.as_ref().and_then(|point| {
                 let mut mounts = self.mounts.values();
-                mounts.find(|mount| mount.group == id && mount.place.path == *point)
+                mounts.find(|mount| mount.group == id && *mount.place.path == **point)
             });
             let task = Task::Reread(served, root.map(|mount| mount.place.clone()), list.contains(&id));
             self.run(Work::Read(id), task, self.limits.mount, now, out);
@@ -223,8 +223,8 @@ impl State {
         let tops: HashMap<&Path, MountId> = self
             .mounts
             .iter()
-            .filter(|(_, mount)| mount.parent.is_none())
-            .map(|(id, mount)| (mount.place.path.as_path(), *id))
+            .filter(|(_, mount)| mount.below.is_none())
+            .map(|(id, mount)| (&*mount.place.path, *id))
             .collect();
         let mut claims: HashMap<MountId, GroupId> = HashMap::new();
         let mut make = Vec::new();
@@ -251,7 +251,7 @@ impl State {
         let kind = |group: &Group| group.served.point.is_none();
         let mut remove = Vec::new();
         let mut moved = Vec::new();
-        for (id, mount) in self.mounts.iter_mut().filter(|(_, mount)| mount.parent.is_none()) {
+        for (id, mount) in self.mounts.iter_mut().filter(|(_, mount)| mount.below.is_none()) {
             if !wanted.contains_key(&mount.group) {
                 continue;
             }
@@ -296,10 +296,10 @@ impl State {
     /// Those that can be made once `remove` is gone; the others wait for the mounts in their way, also for those that another
     /// job is removing.
     fn possible(&mut self, make: Vec<(GroupId, PathBuf)>, remove: &[Arc<Place>]) -> Vec<Make> {
-        let gone: HashSet<&Path> = remove.iter().map(|place| place.path.as_path()).collect();
+        let gone: HashSet<&Path> = remove.iter().map(|place| &*place.path).collect();
         let retired = self.mounts.values().filter(|mount| mount.retired).map(|mount| &mount.place.path);
         let in_the_way: Vec<PathBuf> =
-            retired.filter(|path| !gone.contains(path.as_path())).cloned().collect();
+            retired.filter(|path| !gone.contains(&***path)).map(|path| path.to_path_buf()).collect();
         let mut possible = Vec::with_capacity(make.len());
         for (id, path) in make {
             let Some(group) = self.groups.get_mut(&id) else { continue };
@@ -327,13 +327,13 @@ impl State {
                 && let Some(group) = self.groups.get_mut(&mount.group)
             {
                 // wanted again since the job began
-                group.missing.insert(place.path.clone());
+                group.missing.insert(place.path.to_path_buf());
                 again = true;
             }
             self.forget(id, out);
         }
         for (group, place) in made {
-            self.insert(group, place, None, None, 0, birth(), out);
+            self.insert(group, place, None, birth(), out);
         }
         for (group, path) in failed {
             if let Some(group) = self.groups.get_mut(&group) {

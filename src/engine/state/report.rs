@@ -103,8 +103,8 @@ impl State {
         for mount in self.mounts.values() {
             let Some(report) = reports.get_mut(&mount.group) else { continue };
             report.mounts += 1;
-            report.mounted += mount.held;
-            report.failed += mount.slots.len() - mount.held;
+            report.mounted += mount.held as usize;
+            report.failed += mount.slots.len() - mount.held as usize;
         }
         reports.into_values().collect()
     }

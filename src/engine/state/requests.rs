@@ -42,7 +42,7 @@ impl State {
     pub fn trigger(&self, packet: &Packet) -> Option<PathBuf> {
         let place = &self.mounts.get(&self.asks(packet)?)?.place;
         let direct = matches!(packet.kind, Kind::MissingDirect | Kind::ExpireDirect);
-        Some(if direct { place.path.clone() } else { place.target(&packet.name) })
+        Some(if direct { place.path.to_path_buf() } else { place.target(&packet.name) })
     }
 
     /// The mount that a packet comes from. One with the same number and another root is gone, though the job that
@@ -50,7 +50,7 @@ impl State {
     fn asks(&self, packet: &Packet) -> Option<MountId> {
         let id = self.find(packet.dev)?;
         let ino = self.mounts.get(&id)?.place.ino;
-        ino.is_none_or(|ino| ino == packet.ino).then_some(id)
+        ino.is_none_or(|ino| ino.get() == packet.ino).then_some(id)
     }
 
     /// Until a job ends.
@@ -66,7 +66,7 @@ impl State {
     /// The job on a slot that a mount depends on, directly or not.
     fn busy_above(&self, id: MountId) -> Option<JobId> {
         let mut at = self.mounts.get(&id)?;
-        while let Some((parent, key)) = &at.parent {
+        while let Some(Below { parent: (parent, key), .. }) = at.below.as_deref() {
             at = self.mounts.get(parent)?;
             if let Some(Slot::Busy { job, .. }) = at.slots.get(key) {
                 return Some(*job);
@@ -130,7 +130,7 @@ impl State {
             place: mount.place.clone(),
             key: key.clone(),
             served: mount.served.clone(),
-            offset: mount.offset.clone(),
+            offset: mount.offset().cloned(),
             asker: askers.remove(0),
             check,
             known: children.iter().filter_map(|child| self.as_child(*child)).collect(),

@@ -48,7 +48,7 @@ impl State {
             out.push(Action::Orphan(packet.dev, packet.token, Errno::HOSTDOWN));
         }
         let mut mounts: Vec<_> = self.mounts.values().collect();
-        mounts.sort_by_key(|mount| std::cmp::Reverse((mount.depth, mount.place.path.components().count())));
+        mounts.sort_by_key(|mount| std::cmp::Reverse((mount.depth(), mount.place.path.components().count())));
         let places = mounts.iter().map(|mount| mount.place.clone()).collect();
         self.run(Work::TearDown, Task::TearDown(places), self.limits.tear_down, now, out);
     }

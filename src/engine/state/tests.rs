@@ -13,6 +13,7 @@ use super::*;
 use crate::discover::facts::MountType;
 use proptest::prelude::*;
 use std::ffi::{OsStr, OsString};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -609,16 +610,16 @@ mod cases;
 fn a_mount_that_was_made_again_is_served() {
     let place = |minor, ino| Place {
         dirs: 0,
-        path: "/i".into(),
+        path: Path::new("/i").into(),
         dev: DevNum::anonymous(minor),
-        ino: Some(ino),
+        ino: NonZeroU64::new(ino),
         kind: MountType::Indirect,
     };
     let packet = |place: &Place| Packet {
         kind: crate::sys::packet::Kind::MissingIndirect,
         token: Token(1),
         dev: place.dev,
-        ino: place.ino.unwrap(),
+        ino: place.ino.unwrap().get(),
         uid: 0,
         gid: 0,
         pid: 1,
@@ -633,7 +634,7 @@ fn a_mount_that_was_made_again_is_served() {
         let mut out = Out::new();
         state.step(Event::Packet(packet(&now)), Instant::now(), &mut out);
         assert!(matches!(out[..], [Action::Unknown(_)]), "{out:?}");
-        assert!(!state.moved(Place { path: "/other".into(), ..now.clone() }));
+        assert!(!state.moved(Place { path: Path::new("/other").into(), ..now.clone() }));
         assert!(state.moved(now.clone()));
         let mut out = Out::new();
         state.step(Event::Packet(packet(&now)), Instant::now(), &mut out);

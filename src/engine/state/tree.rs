@@ -3,14 +3,11 @@
 use super::*;
 
 impl State {
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn insert(
         &mut self,
         group: GroupId,
         place: Arc<Place>,
-        offset: Option<Arc<Offset>>,
-        parent: Option<(MountId, Key)>,
-        depth: usize,
+        below: Option<Below>,
         born: u64,
         out: &mut Out,
     ) -> Option<MountId> {
@@ -21,19 +18,10 @@ impl State {
         }
         let id = MountId(self.number() as u32);
         self.by_dev.insert(place.dev, id);
-        let mount = Mount {
-            place,
-            served,
-            group,
-            offset,
-            parent,
-            depth,
-            born,
-            retired: false,
-            slots: BTreeMap::new(),
-            held: 0,
-        };
-        self.mounts.insert(id, mount);
+        let below = below.map(Box::new);
+        let slots = BTreeMap::new();
+        let mount = Mount { place, served, group, below, born, retired: false, slots, held: 0 };
+        self.mounts.insert(id, Box::new(mount));
         Some(id)
     }
 
@@ -58,7 +46,7 @@ impl State {
             Some(slot) => mount.slots.insert(key.to_vec(), slot),
             None => mount.slots.remove(key),
         };
-        mount.held = mount.held + usize::from(after) - usize::from(holds(&before));
+        mount.held = mount.held + u32::from(after) - u32::from(holds(&before));
         let Some(group) = self.groups.get_mut(&mount.group) else { return };
         if mount.held > 0 {
             group.active.insert(id);
@@ -78,8 +66,8 @@ impl State {
 
     pub(super) fn as_child(&self, id: MountId) -> Option<Child> {
         let mount = self.mounts.get(&id)?;
-        let (parent, _) = mount.parent.as_ref()?;
-        let duty = match &mount.offset {
+        let (parent, _) = &mount.below.as_ref()?.parent;
+        let duty = match mount.offset() {
             Some(offset) => Duty::Offset(offset.clone()),
             None => Duty::Map(mount.served.clone()),
         };
@@ -148,20 +136,21 @@ impl State {
     fn adopt(&mut self, owner: MountId, key: Key, child: Child, now: Instant, out: &mut Out) {
         if let Some(&known) = self.by_dev.get(&child.place.dev) {
             let stays = |mount: &Mount| mount.place == child.place || mount.born > child.born;
-            if self.mounts.get(&known).is_some_and(stays) {
+            if self.mounts.get(&known).is_some_and(|mount| stays(mount)) {
                 return;
             }
         }
         let Some(mount) = self.mounts.get(&owner) else { return };
-        let (group, depth) = (mount.group, mount.depth + 1);
-        let parent = Some((owner, key.clone()));
+        let mut below = Below { parent: (owner, key.clone()), depth: mount.depth() + 1, offset: None };
         let id = match child.duty {
             Duty::Offset(offset) => {
-                self.insert(group, child.place, Some(offset), parent, depth, child.born, out)
+                let group = mount.group;
+                below.offset = Some(offset);
+                self.insert(group, child.place, Some(below), child.born, out)
             }
             Duty::Map(served) => {
                 let group = self.add_group(served);
-                let id = self.insert(group, child.place, None, parent, depth, child.born, out);
+                let id = self.insert(group, child.place, Some(below), child.born, out);
                 if let Some(group) = self.groups.get_mut(&group) {
                     group.submount = id;
                 }
@@ -213,7 +202,7 @@ impl State {
                 self.forget(*child, out);
             }
         }
-        if let Some((parent, key)) = &mount.parent
+        if let Some(Below { parent: (parent, key), .. }) = mount.below.as_deref()
             && let Some(parent) = self.mounts.get_mut(parent)
             && let Some(Slot::Busy { children, .. } | Slot::Mounted { children }) = parent.slots.get_mut(key)
         {

@@ -1,266 +1,54 @@
-//! `scripts/bench engine`: our engine beside real automount and beside a bare loop, in one run.
+//! `scripts/bench`: autofs-cr beside its peers and beside bare loops of the system calls that nobody can do without.
 //!
-//! A visitor in a process group of its own opens a file behind each of [`SAMPLES`] triggers, one after another, and takes the
-//! time of each. The bare loop is what no automounter can do without: read the packet, bind, READY.
+//! | module | what it does |
+//! |---|---|
+//! | [`host`] | dump and restore on a host |
+//! | [`engine`], [`life`] | the engine beside real automount |
+//! | `criu` | containers: [`crate::plugin::scale`] |
+//! | [`figures`] | keeps what was measured |
+//! | [`page`], [`plot`] | make docs/benchmarks.md and its plots of it |
 
+mod engine;
+pub mod figures;
+mod host;
 mod life;
+mod page;
+mod plot;
 
+pub use engine::{resident, visit_main};
 pub use life::storm_main;
 
-use crate::check::{HANG_LIMIT, wait_until};
-use crate::peers::mount_table;
-use crate::process::Process;
-use anyhow::{Context, Result, bail};
-use autofs_cr::sys::DevNum;
-use autofs_cr::sys::control::{Control, MountFd};
-use autofs_cr::sys::mount::{self, AutofsParams, MountFlags, MountType, Unmount};
-use autofs_cr::sys::packet::{packet_pipe, read_packet};
-use nix::sys::signal::Signal;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::CWD;
-use std::collections::HashMap;
-use std::fs;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use anyhow::{Result, bail};
+use figures::Figures;
+use std::path::Path;
 
-/// Triggers that are visited.
-const SAMPLES: usize = 200;
-const SIZES: [usize; 2] = [100, 10_000];
-const SOURCE: &str = "/srv/bench";
+/// Times that everything is measured, unless `--rounds` says otherwise: the peers take minutes.
+const ROUNDS: usize = 3;
 
-/// Run everything and print ratios.
-pub fn engine() -> Result<()> {
-    fs::create_dir_all(SOURCE)?;
-    fs::write(format!("{SOURCE}/f"), "")?;
-    println!(
-        "{:>7}  {:<10} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "entries", "who", "start", "median", "p99", "RSS", "stop"
-    );
-    for size in SIZES {
-        write_map(size)?;
-        let bare = bare_loop(size)?;
-        row(size, "bare loop", &bare);
-        let ours = daemon(size, &mut daemon_command("autofs-cr"))?;
-        row(size, "autofs-cr", &ours);
-        let theirs = daemon(size, &mut daemon_command("automount"))?;
-        row(size, "automount", &theirs);
-        println!(
-            "{size:>7}  autofs-cr / automount: start {:.2}, median 1/{:.0}, p99 1/{:.0}, stop 1/{:.0}; / bare loop: median {:.1}, p99 {:.1}",
-            ours.start.as_secs_f64() / theirs.start.as_secs_f64(),
-            theirs.median().as_secs_f64() / ours.median().as_secs_f64(),
-            theirs.p99().as_secs_f64() / ours.p99().as_secs_f64(),
-            theirs.stop.as_secs_f64() / ours.stop.as_secs_f64(),
-            ours.median().as_secs_f64() / bare.median().as_secs_f64(),
-            ours.p99().as_secs_f64() / bare.p99().as_secs_f64(),
-        );
+/// Where the page is written (`scripts/bench` shows `docs` there).
+const OUT: &str = "/out";
+
+/// `scenarios bench WHAT`: measure, and print the tables; with `all` write the page, too.
+pub fn main(what: &str) -> Result<()> {
+    let rounds = crate::rounds().unwrap_or(ROUNDS);
+    let machine = page::Machine::look()?;
+    let mut figures = Figures::default();
+    let all = what == "all";
+    if !(all || ["host", "engine", "criu"].contains(&what)) {
+        bail!("there is a bench of host, engine and criu, and all of them");
     }
-    life::run()
-}
-
-/// A daemon in the foreground, on `/etc/auto.master`.
-fn daemon_command(who: &str) -> Command {
-    let mut command = Command::new(who);
-    match who {
-        "automount" => command.args(["--foreground", "--dont-check-daemon"]),
-        _ => command.arg("automount"),
-    };
-    command
-}
-
-struct Times {
-    start: Duration,
-    visits: Vec<Duration>,
-    /// Resident memory with all triggers made, KiB.
-    rss: u64,
-    stop: Duration,
-}
-
-impl Times {
-    fn median(&self) -> Duration {
-        self.visits[self.visits.len() / 2]
+    if all || what == "host" {
+        host::run(&mut figures, rounds)?;
     }
-    fn p99(&self) -> Duration {
-        self.visits[self.visits.len() * 99 / 100]
+    if all || what == "engine" {
+        engine::run(&mut figures, rounds)?;
     }
-}
-
-fn row(size: usize, who: &str, times: &Times) {
-    println!(
-        "{size:>7}  {who:<10} {:>6.0} ms {:>6.0} us {:>6.0} us {:>5} KiB {:>6.0} ms",
-        times.start.as_secs_f64() * 1e3,
-        times.median().as_secs_f64() * 1e6,
-        times.p99().as_secs_f64() * 1e6,
-        times.rss,
-        times.stop.as_secs_f64() * 1e3
-    );
-}
-
-fn trigger(n: usize) -> PathBuf {
-    format!("/bench/d{n}").into()
-}
-
-fn write_map(size: usize) -> Result<()> {
-    let lines: String = (0..size).map(|n| format!("{} :{SOURCE}\n", trigger(n).display())).collect();
-    fs::write("/etc/auto.bench", lines)?;
-    fs::write("/etc/auto.master", "/- /etc/auto.bench --timeout=600\n")?;
+    if all || what == "criu" {
+        crate::plugin::scale::bench(&mut figures, rounds)?;
+    }
+    println!("\n{}", page::tables(&figures));
+    if all {
+        page::write(Path::new(OUT), &figures, &machine, rounds)?;
+    }
     Ok(())
-}
-
-/// What is mounted on triggers.
-fn mounted() -> usize {
-    mount_table().iter().filter(|(path, fstype, _)| fstype != "autofs" && path.starts_with("/bench/")).count()
-}
-
-fn triggers() -> usize {
-    mount_table().iter().filter(|(path, fstype, _)| fstype == "autofs" && path.starts_with("/bench/")).count()
-}
-
-/// A daemon that serves the map, when all its triggers are there.
-fn start(size: usize, command: &mut Command) -> Result<Process> {
-    let log = fs::File::create("/tmp/bench.log")?;
-    let process = Process::start(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log))?;
-    // Not the mount table while it starts: reading it slows mounting down. The last trigger is made last.
-    let last = trigger(size - 1);
-    let control = Control::open()?;
-    let up = wait_until_fast(|| control.is_mount_point(&last).is_ok_and(|found| found.is_some()));
-    if !up || !wait_until(|| triggers() == size) {
-        bail!("not all triggers were made: {}", fs::read_to_string("/tmp/bench.log")?);
-    }
-    Ok(process)
-}
-
-/// What a daemon takes.
-fn daemon(size: usize, command: &mut Command) -> Result<Times> {
-    let begin = Instant::now();
-    let mut process = start(size, command)?;
-    let start = begin.elapsed();
-    let rss = resident(process.pid())?;
-    let visits = visit(size)?;
-    let begin = Instant::now();
-    process.signal(Signal::SIGTERM)?;
-    let ended = (0..120_000).any(|_| {
-        std::thread::sleep(Duration::from_millis(1));
-        process.ended()
-    });
-    if !ended {
-        bail!("it does not stop");
-    }
-    let stop = begin.elapsed();
-    clear()?;
-    Ok(Times { start, visits, rss, stop })
-}
-
-fn wait_until_fast(mut condition: impl FnMut() -> bool) -> bool {
-    let begin = Instant::now();
-    while !condition() {
-        if begin.elapsed() > HANG_LIMIT {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    true
-}
-
-/// Resident memory of a process, KiB.
-pub fn resident(pid: i32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-    line.split_whitespace().nth(1).context("no number")?.parse().context("no number")
-}
-
-/// In this process, which is the master.
-fn bare_loop(size: usize) -> Result<Times> {
-    let begin = Instant::now();
-    let pipe = packet_pipe()?;
-    let control = Control::open()?;
-    let mut roots: HashMap<DevNum, (PathBuf, MountFd)> = HashMap::new();
-    for n in 0..size {
-        let path = trigger(n);
-        fs::create_dir_all(&path)?;
-        let params = AutofsParams {
-            pipe: pipe.write.as_fd(),
-            pgrp: None,
-            mount_type: MountType::Direct,
-            protocol: (5, 5),
-            uid: None,
-            gid: None,
-            strict_expire: false,
-            ignore: false,
-        };
-        let detached = mount::autofs(&params, Path::new("bench"), MountFlags::empty())?;
-        detached.attach(CWD, &path)?;
-        let dev = detached.dev()?;
-        let root = control.open_mount(&path, dev)?;
-        control.set_timeout(root.as_fd(), 600)?;
-        roots.insert(dev, (path, root));
-    }
-    let start = begin.elapsed();
-    let visitor = visitor(size)?;
-    for _ in 0..SAMPLES.min(size) {
-        poll(&mut [PollFd::new(&pipe.read, PollFlags::IN)], None)?;
-        let packet = read_packet(pipe.read.as_fd())?.context("no packet")?;
-        let (path, root) = roots.get(&packet.dev).context("another mount's packet")?;
-        mount::bind(CWD, Path::new(SOURCE), false)?.attach(CWD, path)?;
-        control.ready(root.as_fd(), packet.token)?;
-    }
-    let visits = times(visitor)?;
-    let begin = Instant::now();
-    drop(roots);
-    clear()?;
-    Ok(Times { start, visits, rss: resident(std::process::id() as i32)?, stop: begin.elapsed() })
-}
-
-/// Unmount whatever is left below /bench.
-fn clear() -> Result<()> {
-    loop {
-        let table = mount_table();
-        let left: Vec<_> = table.iter().rev().filter(|(path, ..)| path.starts_with("/bench/")).collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        for (path, ..) in left {
-            mount::unmount(Path::new(path), Unmount::Lazy)?;
-        }
-    }
-}
-
-/// A visitor of every so many triggers, in a group of its own.
-fn visitor(size: usize) -> Result<Process> {
-    let exe = std::env::current_exe()?;
-    Process::start(
-        Command::new(exe).args(["visit", &size.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped()),
-    )
-}
-
-fn visit(size: usize) -> Result<Vec<Duration>> {
-    times(visitor(size)?)
-}
-
-/// What a visitor printed, sorted.
-fn times(visitor: Process) -> Result<Vec<Duration>> {
-    let text = visitor.finish(2 * HANG_LIMIT)?;
-    let times: Result<Vec<u64>, _> = text.lines().map(str::parse).collect();
-    let mut times: Vec<_> = times?.into_iter().map(Duration::from_nanos).collect();
-    times.sort();
-    anyhow::ensure!(!times.is_empty(), "the visitor printed {text:?}");
-    Ok(times)
-}
-
-/// `scenarios visit SIZE`: nanoseconds of each visit, a line each.
-pub fn visit_main(size: &str) -> ExitCode {
-    let size: usize = size.parse().unwrap_or(0);
-    for sample in 0..SAMPLES.min(size) {
-        let file = trigger(sample * size / SAMPLES.min(size)).join("f");
-        let begin = Instant::now();
-        let open = fs::File::open(&file);
-        let took = begin.elapsed();
-        if let Err(error) = open {
-            println!("{}: {error}", file.display());
-            return ExitCode::FAILURE;
-        }
-        println!("{}", took.as_nanos());
-    }
-    ExitCode::SUCCESS
 }

@@ -166,7 +166,7 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "scale",
-        about: "1, 100 and 1 000 autofs mounts in a container, beside a stock CRIU; what CRIU cannot carry is refused",
+        about: "1, 100 and 1 000 autofs mounts in a container; what CRIU cannot carry is refused",
         run: plugin::scale::run,
     },
     Scenario {
@@ -210,8 +210,7 @@ fn main() -> ExitCode {
         ["soak", minutes] => return report(engine::soak::long(minutes)),
         ["soak-visit", name] => return engine::soak::visit_main(name),
         ["storm", dir, keys] => return bench::storm_main(dir, keys),
-        ["bench", "engine"] => return report(bench::engine()),
-        ["bench", "criu"] => return report(plugin::scale::all()),
+        ["bench", what] => return report(bench::main(what)),
         ["sit", file] => return programs::sit_main(file),
         ["--settled"] => {
             for scenario in SCENARIOS.iter().filter(|scenario| !UNSETTLED.contains(&scenario.name)) {

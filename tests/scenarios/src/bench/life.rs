@@ -1,11 +1,13 @@
 //! Expiry, a thousand triggers at once with a dead server among them, and reading a large map again.
 
-use super::{clear, daemon_command, mounted, start, visit, wait_until_fast, write_map};
+use super::engine::{clear, daemon_command, log, mounted, start, visit, wait_until_fast, write_map};
+use super::figures::Figures;
 use crate::check::HANG_LIMIT;
-use crate::cli;
 use crate::peers::is_autofs;
 use crate::process::Process;
 use anyhow::{Context, Result, ensure};
+use autofs_cr::engine::control::Request;
+use autofs_cr::engine::control::client::ask;
 use nix::sys::signal::Signal;
 use std::fs;
 use std::process::{Command, ExitCode, Stdio};
@@ -14,22 +16,12 @@ use std::time::{Duration, Instant};
 
 const KEYS: usize = 1000;
 const ENTRIES: usize = 100_000;
+/// Of what takes a moment only.
 const ROUNDS: usize = 5;
 
-pub fn run() -> Result<()> {
-    expire()?;
-    storm()?;
-    reload()
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
 /// USR1 with 100 idle mounts.
-fn expire() -> Result<()> {
+pub fn expire(figures: &mut Figures) -> Result<()> {
     write_map(100)?;
-    let mut times = Vec::new();
     for who in ["autofs-cr", "automount"] {
         let mut process = start(100, &mut daemon_command(who))?;
         visit(100)?;
@@ -37,97 +29,65 @@ fn expire() -> Result<()> {
         let begin = Instant::now();
         process.signal(Signal::SIGUSR1)?;
         ensure!(wait_until_fast(|| mounted() == 0), "{} mounts do not expire", mounted());
-        times.push(begin.elapsed());
+        figures.time("expire", 100, who, begin.elapsed());
         process.kill9()?;
         clear()?;
     }
-    println!(
-        "expire 100 idle mounts: autofs-cr {:.1} ms, automount {:.0} ms, 1/{:.0}",
-        millis(times[0]),
-        millis(times[1]),
-        times[1].as_secs_f64() / times[0].as_secs_f64()
-    );
     Ok(())
 }
 
-/// A thousand visitors at once; with `dead`, one in ten of a server that does not answer.
-fn storm() -> Result<()> {
+/// A thousand visitors at once, without a dead server and with one for every tenth of them.
+pub fn storm(figures: &mut Figures) -> Result<()> {
     crate::engine::dead_server()?;
     fs::write("/etc/autofs.conf", "[ autofs ]\nmount_wait = 5\n")?;
     fs::write("/etc/auto.master", "/storm /etc/auto.storm --timeout=600 nobrowse\n")?;
-    let mut p99 = Vec::new();
-    for dead in [false, true] {
-        let lines = (0..KEYS).map(|n| match n % 10 {
-            0 if dead => format!("k{n} 10.9.9.2:/x\n"),
-            _ => format!("k{n} :/srv/bench\n"),
-        });
-        fs::write("/etc/auto.storm", lines.collect::<String>())?;
-        let mut all = Vec::new();
-        for _ in 0..ROUNDS {
-            let mut process = Process::start(daemon_command("autofs-cr").stdin(Stdio::null()))?;
-            ensure!(wait_until_fast(|| is_autofs("/storm")), "no autofs mount");
-            let mut visitors = Command::new(std::env::current_exe()?);
-            visitors.args(["storm", "/storm", &KEYS.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
-            let told = Process::start(&mut visitors)?.finish(2 * HANG_LIMIT)?;
-            let mut live: Vec<u64> = told
-                .lines()
-                .filter_map(|line| line.split_once(' '))
-                .filter(|(key, _)| !key.ends_with('0'))
-                .map(|(_, nanos)| nanos.parse().context("no number"))
-                .collect::<Result<_>>()?;
-            live.sort();
-            ensure!(live.len() == KEYS * 9 / 10, "the visitors printed {told}");
-            all.push(Duration::from_nanos(live[live.len() * 99 / 100]));
-            process.signal(Signal::SIGTERM)?;
-            ensure!(wait_until_fast(|| process.ended()), "it does not end");
-        }
-        all.sort();
-        p99.push(all);
+    for _ in 0..ROUNDS {
+        figures.time("storm, p99 of the live", KEYS, "all alive", storm_of(false)?);
+        figures.time("storm, p99 of the live", KEYS, "1 in 10 dead", storm_of(true)?);
     }
-    let middle = |all: &[Duration]| all[ROUNDS / 2];
-    println!(
-        "{KEYS} triggers at once, p99 of the live ones, median of {ROUNDS} ({:.1}-{:.1} and {:.1}-{:.1} ms): {:.1} ms, with 1 in 10 on a dead server {:.1} ms, x{:.2}",
-        millis(p99[0][0]),
-        millis(p99[0][ROUNDS - 1]),
-        millis(p99[1][0]),
-        millis(p99[1][ROUNDS - 1]),
-        millis(middle(&p99[0])),
-        millis(middle(&p99[1])),
-        middle(&p99[1]).as_secs_f64() / middle(&p99[0]).as_secs_f64()
-    );
+    fs::remove_file("/etc/autofs.conf")?;
     Ok(())
 }
 
+fn storm_of(dead: bool) -> Result<Duration> {
+    let lines = (0..KEYS).map(|n| match n % 10 {
+        0 if dead => format!("k{n} 10.9.9.2:/x\n"),
+        _ => format!("k{n} :/srv/bench\n"),
+    });
+    fs::write("/etc/auto.storm", lines.collect::<String>())?;
+    let mut process = Process::start(log(&mut daemon_command("autofs-cr"))?)?;
+    ensure!(wait_until_fast(|| is_autofs("/storm")), "no autofs mount");
+    let mut visitors = Command::new(std::env::current_exe()?);
+    visitors.args(["storm", "/storm", &KEYS.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let told = Process::start(&mut visitors)?.finish(2 * HANG_LIMIT)?;
+    let live = told.lines().filter_map(|line| line.split_once(' ')).filter(|(key, _)| !key.ends_with('0'));
+    let live: Result<Vec<u64>> = live.map(|(_, nanos)| nanos.parse().context("no number")).collect();
+    let mut live = live?;
+    live.sort();
+    ensure!(live.len() == KEYS * 9 / 10, "the visitors printed {told}");
+    process.signal(Signal::SIGTERM)?;
+    ensure!(wait_until_fast(|| process.ended()), "it does not end");
+    Ok(Duration::from_nanos(live[live.len() * 99 / 100]))
+}
+
 /// An unchanged map of [`ENTRIES`] entries is read again.
-fn reload() -> Result<()> {
+pub fn reload(figures: &mut Figures) -> Result<()> {
     let lines: String = (0..ENTRIES).map(|n| format!("k{n} -ro,nosuid server{n}:/export/{n}\n")).collect();
     fs::write("/etc/auto.large", lines)?;
     fs::write("/etc/auto.master", "/large /etc/auto.large nobrowse\n")?;
-    let mut process = Process::start(daemon_command("autofs-cr").stdin(Stdio::null()))?;
-    ensure!(wait_until_fast(|| is_autofs("/large") && cli::ok(&["ctl", "status"]).is_ok()), "no engine");
-    let best = |run: &dyn Fn() -> Result<()>| -> Result<Duration> {
-        let mut best = Duration::MAX;
-        for _ in 0..ROUNDS {
-            let begin = Instant::now();
-            run()?;
-            best = best.min(begin.elapsed());
-        }
-        Ok(best)
-    };
-    let read_twice = best(&|| {
+    let mut process = Process::start(log(&mut daemon_command("autofs-cr"))?)?;
+    let status = || ask(None, &Request::Status);
+    ensure!(wait_until_fast(|| is_autofs("/large") && status().is_ok()), "no engine");
+    for _ in 0..ROUNDS {
+        let begin = Instant::now();
         for _ in 0..2 {
             ensure!(!fs::read("/etc/auto.large")?.is_empty());
         }
-        Ok(())
-    })?;
-    let ask = best(&|| cli::ok(&["ctl", "status"]).map(drop))?;
-    let again = best(&|| cli::ok(&["ctl", "reload"]).map(drop))?;
-    println!(
-        "reload of an unchanged map of {ENTRIES} entries: `ctl reload` {:.2} ms, of which `ctl status` takes {:.2} ms, too; reading the file twice {:.2} ms",
-        millis(again),
-        millis(ask),
-        millis(read_twice)
-    );
+        figures.time("reload", ENTRIES, "read twice", begin.elapsed());
+        let begin = Instant::now();
+        ask(None, &Request::Reload)?;
+        figures.time("reload", ENTRIES, "autofs-cr", begin.elapsed());
+    }
     process.signal(Signal::SIGTERM)?;
     ensure!(wait_until_fast(|| process.ended()), "it does not end");
     Ok(())
