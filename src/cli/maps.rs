@@ -8,7 +8,7 @@ use autofs_cr::engine::maps::check::{FileKind, Found, check, guess};
 use autofs_cr::engine::maps::{Severity, Site};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -94,9 +94,15 @@ impl Check {
     fn run(self, output: &mut Output) -> Result<ExitCode> {
         let site = Arc::new(Given { conf: self.conf.clone(), ..Given::default() }.read(&mut Vec::new())?);
         let mut found: Vec<Found> = Vec::new();
+        let mut seen = HashSet::new();
         for (path, kind) in self.files(&site)? {
             let own = check(&path, kind, &site);
-            found.extend(own.with_context(|| format!("cannot read {}", path.display()))?);
+            for one in own.with_context(|| format!("cannot read {}", path.display()))? {
+                // A map may be given by itself and be in a master map, too.
+                if seen.insert((one.0.clone(), one.1.at, one.1.message.clone())) {
+                    found.push(one);
+                }
+            }
         }
         if self.json {
             for one in &found {

@@ -33,6 +33,10 @@ cases! {
     t94_external_mounts: "apps rfs:=/autofs\n" => {
         "apps" => "-t nfs server:/autofs /a/server/autofs, then -t bind /a/server/autofs",
     }
+    everything_of_a_host: "all type:=host;rhost:=exporter;opts:=ro\nnone type:=host;rhost:=silent\n" => {
+        "all" => "/a: -t nfs -o ro,nosuid,nodev exporter:/a; /b/c: -t nfs -o ro,nosuid,nodev exporter:/b/c",
+        "none" => "error: @/map:3:6: silent exports nothing, or does not say what, in the entry of key none",
+    }
     t95_not_from_left_to_right: "ord fs:=${autodir}/${rhost}${rfs};type:=nfs;rhost:=srv3;rfs:=/q\n" => {
         "ord" => "-t nfs srv3:/q /a/srv3/q, then -t bind /a/srv3/q",
     }

@@ -38,6 +38,11 @@ macro_rules! checks {
 }
 
 checks! {
+    maps_that_nobody_serves: Master "/a hesiod:x\n/b nisplus:y\n/c file,hesiod:/etc/z\n" => [
+        "error 1:1 map hesiod:x: maps of hesiod are not served; put it into a file",
+        "error 2:1 map nisplus:y: maps of NIS+ are not served",
+        "error 3:1 map file,hesiod:/etc/z: maps of hesiod are not served",
+    ];
     nothing_is_wrong: Indirect
         "a -ro,soft srv:/x\n\"b c\" / srv:/x \"/d e\" \"srv:/y z\"\nm -fstype=cifs,username=x ://win/share\n* srv1,srv2(3):/&\n" => [];
     t01_indented_line: Indirect "a srv:/a\n  b srv:/b\n" => ["differs 2:3 the line is indented: automount ignores it"];

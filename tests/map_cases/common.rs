@@ -4,6 +4,7 @@ use autofs_cr::engine::maps::conf::Conf;
 use autofs_cr::engine::maps::local::Machine;
 use autofs_cr::engine::maps::master::{Item, parse};
 use autofs_cr::engine::maps::source::RawEntry;
+use autofs_cr::engine::maps::text::Text;
 use autofs_cr::engine::maps::vars::{Environment, Requester, User, Variables};
 use autofs_cr::engine::maps::{Credentials, Map, Replica, Resolved, Site, Warning, What};
 use std::ffi::{OsStr, OsString};
@@ -56,6 +57,12 @@ impl Machine for Fake {
     fn canonical(&self, host: &str) -> Option<String> {
         (host == "alias").then(|| "real.example.com".to_owned())
     }
+
+    fn exports(&self, host: &str, _: &[Vec<u8>]) -> Option<Text<'static>> {
+        let entry: &'static [u8] = b"-nosuid,nodev /a exporter:/a /b/c exporter:/b/c";
+        (host == "exporter").then(|| Text::from(entry))
+    }
+
     fn exists(&self, path: &Path) -> bool {
         path.exists()
     }

@@ -9,18 +9,17 @@ mod parse;
 mod place;
 mod select;
 
+use super::Resolved;
 use super::local::Machine;
 use super::master::MapName;
 use super::options::split_bytes;
 use super::sun::Defaults;
 use super::text::{Char, Position, Text, UnmatchedQuote, Warning};
 use super::vars::Variables;
-use super::{MountSpec, Resolved};
 pub use check::check;
 use expand::Values;
 use parse::Location;
 use std::cell::Cell;
-use std::path::PathBuf;
 
 /// What an entry is read with.
 pub struct Context<'a> {
@@ -120,6 +119,17 @@ pub enum ErrorKind {
     /// No type.
     #[error("the location has no type")]
     NoType,
+    /// Type `host`, and nothing to be had there.
+    #[error("{0} exports nothing, or does not say what")]
+    NoExports(String),
+    /// Type `host`, and exports that cannot be mounted.
+    #[error("exports of {host}: {error}")]
+    Exports {
+        /// The server.
+        host: String,
+        /// What is wrong with them.
+        error: super::sun::ErrorKind,
+    },
     /// Not a type that can be served.
     #[error("locations of type {0} are not supported")]
     Type(String),
@@ -178,7 +188,7 @@ pub fn resolve(
             let layers = [location.options.as_slice(), &common.options, &base];
             let values = Values::new(layers, context, &left);
             if select::all(&location.selectors, &values, context)? {
-                chosen.push((location.at, place::what(location.at, &values, context)));
+                chosen.push((location.at, place::resolve(location.at, &values, context, warnings)));
             }
         }
         // `-type:=link;fs:=/usr` alone: the defaults are all there is.
@@ -186,16 +196,14 @@ pub fn resolve(
             let layers = [common.options.as_slice(), &base];
             let values = Values::new(layers, context, &left);
             let at = entry.position(0);
-            chosen.push((at, place::what(at, &values, context)));
+            chosen.push((at, place::resolve(at, &values, context, warnings)));
         }
         let any = !chosen.is_empty();
         let mut alternatives = None;
-        for (at, what) in chosen.into_iter().rev() {
-            match what {
-                Ok(what) => {
-                    let mounts = vec![MountSpec { offset: PathBuf::new(), what }];
-                    alternatives =
-                        Some(Resolved { mounts, strict: false, otherwise: alternatives.map(Box::new) });
+        for (at, resolved) in chosen.into_iter().rev() {
+            match resolved {
+                Ok(resolved) => {
+                    alternatives = Some(Resolved { otherwise: alternatives.map(Box::new), ..resolved });
                 }
                 Err(error) => {
                     warnings.push(Warning::new(at, format!("the location is left out: {}", error.kind)));

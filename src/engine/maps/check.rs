@@ -78,10 +78,12 @@ fn check_map(entry: Entry, site: &Arc<Site>) -> Vec<Found> {
     found
 }
 
-/// Is the map a file or a program of this machine?
+/// Is the map a file or a program of this machine, or none at all?
 fn is_local(map: &MapName) -> bool {
     match &map.kind {
         MapKind::Path | MapKind::Named | MapKind::File | MapKind::Program => true,
+        // These are refused at once.
+        MapKind::Hesiod | MapKind::Nisplus => true,
         MapKind::Multi(maps) => maps.iter().all(is_local),
         _ => false,
     }

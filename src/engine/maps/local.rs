@@ -1,5 +1,7 @@
 //! What maps ask about this machine and its networks.
 
+use super::source::HostsSource;
+use super::text::Text;
 use std::ffi::CString;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::path::Path;
@@ -16,6 +18,10 @@ pub trait Machine {
     fn is_in_netgroup(&self, netgroup: &str, host: &str) -> bool;
     /// The canonical name of a host; `None` when it is unknown.
     fn canonical(&self, _host: &str) -> Option<String> {
+        None
+    }
+    /// What a host exports, as an entry in sun format with these options; `None`: nothing, or it does not say.
+    fn exports(&self, _host: &str, _options: &[Vec<u8>]) -> Option<Text<'static>> {
         None
     }
     /// Is there a file?
@@ -61,6 +67,11 @@ impl Machine for ThisMachine {
 
     fn canonical(&self, host: &str) -> Option<String> {
         crate::sys::hostname::canonical(&CString::new(host).ok()?)
+    }
+
+    fn exports(&self, host: &str, options: &[Vec<u8>]) -> Option<Text<'static>> {
+        let found = HostsSource::new(options).host(host);
+        Some(found.inspect_err(|error| tracing::warn!("{error}")).ok()??.text)
     }
 
     fn exists(&self, path: &Path) -> bool {

@@ -79,7 +79,7 @@ impl Site {
         match format {
             Format::Sun => Ok(Content::Sun(source)),
             Format::Amd => Ok(Content::Amd(source, self.amd_settings(entry))),
-            Format::Hesiod => Err(MapError::Unsupported(entry.map.to_string())),
+            Format::Hesiod => Err(MapError::Gone { map: entry.map.to_string(), service: "hesiod" }),
         }
     }
 
@@ -159,6 +159,14 @@ pub enum MapError {
         "map {0}: maps of this type or format are not supported; use a file or program map in sun format"
     )]
     Unsupported(String),
+    /// Its name service is no more: hesiod, NIS+.
+    #[error("map {map}: maps of {service} are not served; put it into a file, or into LDAP, SSSD or NIS")]
+    Gone {
+        /// As written.
+        map: String,
+        /// The service.
+        service: &'static str,
+    },
 }
 
 /// Why an entry makes no sense.

@@ -1,5 +1,6 @@
 //! From the name of a map to where its entries come from.
 
+use super::conf::Ldap;
 use super::map::{MapError, Site};
 use super::master::{Entry, Files, Format, Loader, MapKind, MapName};
 use super::source::ldap::{self, Place};
@@ -52,6 +53,9 @@ impl Opener {
 
     /// The source of a map that the files `above` include, each the one after it.
     pub fn included(&self, map: &MapName, above: &[PathBuf]) -> Result<Box<dyn Source>, MapError> {
+        if let Some(service) = gone(map) {
+            return Err(MapError::Gone { map: map.to_string(), service });
+        }
         // The maps of a multi map are all in the format of the first that names one.
         if map.format.is_some_and(|format| format != self.format) {
             return Err(MapError::Unsupported(map.to_string()));
@@ -71,7 +75,7 @@ impl Opener {
             MapKind::Userdir => Ok(Box::new(HomesSource)),
             MapKind::Hosts => Ok(Box::new(HostsSource::new(&self.options))),
             _ => {
-                let service = Service::of(map, &self.site)?;
+                let service = Service::of(map, &self.site, self.ldap())?;
                 let valid = self.site.conf.positive_timeout;
                 Ok(Box::new(RemoteSource::new(
                     map.to_string(),
@@ -122,6 +126,24 @@ impl Opener {
         places.find(|path| path.exists()).unwrap_or_else(|| Path::new(DIRECTORY).join(&map.name))
     }
 
+    /// Where directories are: for amd maps the section `amd` may have its own.
+    fn ldap(&self) -> Ldap {
+        let conf = &self.site.conf;
+        let mut ldap = conf.ldap.clone();
+        if self.format == Format::Amd {
+            let (base, servers) = (conf.amd_value("", "ldap_base"), conf.amd_value("", "ldap_hostports"));
+            if let Some(base) = base.filter(|base| !base.is_empty()) {
+                ldap.search_bases = vec![base.to_owned()];
+            }
+            let servers = servers.unwrap_or_default().split([',', ' ']).filter(|server| !server.is_empty());
+            let servers: Vec<String> = servers.map(|server| format!("ldap://{server}")).collect();
+            if !servers.is_empty() {
+                ldap.uris = servers;
+            }
+        }
+        ldap
+    }
+
     fn program(&self, path: PathBuf) -> Box<dyn Source> {
         Box::new(ProgramSource {
             path,
@@ -129,6 +151,15 @@ impl Opener {
             limit: self.site.conf.program_wait,
             standard_names: self.site.conf.force_standard_program_map_env,
         })
+    }
+}
+
+/// The name service that a map would need, and that nobody has any more.
+fn gone(map: &MapName) -> Option<&'static str> {
+    match map.kind {
+        MapKind::Nisplus => Some("NIS+"),
+        MapKind::Hesiod => Some("hesiod"),
+        _ => (map.format == Some(Format::Hesiod)).then_some("hesiod"),
     }
 }
 
@@ -140,11 +171,10 @@ struct Service {
 }
 
 impl Service {
-    fn of(map: &MapName, site: &Site) -> Result<Self, MapError> {
+    fn of(map: &MapName, site: &Site, conf: Ldap) -> Result<Self, MapError> {
         let name = map.name.to_string_lossy().into_owned();
         let (limit, make): (_, Box<dyn Fn() -> Box<dyn Client> + Send + Sync>) = match map.kind {
             MapKind::Ldap | MapKind::Ldaps => {
-                let conf = site.conf.ldap.clone();
                 let place = Place::parse(&name, map.kind == MapKind::Ldaps, &conf);
                 let limit = ldap::limit(&place, &conf);
                 (limit, Box::new(move || Box::new(LdapClient::new(place.clone(), conf.clone()))))
@@ -178,7 +208,8 @@ impl Texts {
 
     /// All that a service has of a map, as text.
     fn ask(&self, map: &MapName) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
-        let Service { limit, make } = Service::of(map, &self.site).map_err(io::Error::other)?;
+        let Service { limit, make } =
+            Service::of(map, &self.site, self.site.conf.ldap.clone()).map_err(io::Error::other)?;
         let listed = Desk::new(limit, make).ask(|client| client.list()).map_err(|error| {
             let kind = match error {
                 ServiceError::NoMap => io::ErrorKind::NotFound,

@@ -28,9 +28,9 @@ pub fn check(entry: &Text<'_>, is_defaults: bool, context: &Context<'_>, warning
                 common.extend(location.options);
             } else if !is_defaults {
                 let values = Values::new([location.options.as_slice(), &common], context, &left);
-                match place::what(location.at, &values, context) {
+                match place::check(location.at, &values, context) {
                     // What is missing may stand in /defaults.
-                    Err(Error { kind: ErrorKind::NoType | ErrorKind::Missing { .. }, .. }) | Ok(_) => {}
+                    Err(Error { kind: ErrorKind::NoType | ErrorKind::Missing { .. }, .. }) | Ok(()) => {}
                     Err(wrong) => warnings.push(error(wrong)),
                 }
             }

@@ -4,9 +4,10 @@
 //! name it, and makes the key a link or bind mount of that place.
 
 use super::super::options::{join, merge as append, split_bytes};
-use super::super::text::{Position, show};
+use super::super::sun;
+use super::super::text::{Position, Warning, show};
 use super::super::vars::define;
-use super::super::{Replica, What};
+use super::super::{MountSpec, Replica, Resolved, What};
 use super::expand::Values;
 use super::{Context, Error, ErrorKind, merge};
 use std::ffi::{OsStr, OsString};
@@ -23,56 +24,26 @@ pub(super) fn is_for_amd(option: &[u8]) -> bool {
 }
 
 /// What a location that was chosen stands for.
-pub(super) fn what(at: Position, values: &Values<'_>, context: &Context<'_>) -> Result<What, Error> {
+pub(super) fn resolve(
+    at: Position,
+    values: &Values<'_>,
+    context: &Context<'_>,
+    warnings: &mut Vec<Warning>,
+) -> Result<Resolved, Error> {
     let location = Maker { at, values, context };
     let fstype = show(&values.option("type", at)?).into_owned();
-    match fstype.as_str() {
-        "" => Err(ErrorKind::NoType.at(at)),
-        "auto" => location.auto(),
-        "link" => location.link(location.target("fs", &fstype)?, at),
-        "linkx" => {
-            let target = location.target("fs", &fstype)?;
-            if context.machine.exists(&target) {
-                location.link(target, at)
-            } else {
-                Err(ErrorKind::NoTarget(target.display().to_string()).at(at))
-            }
-        }
-        "lofs" => {
-            let source = location.target("rfs", &fstype)?;
-            if values.has("fs") {
-                // The sublink is one of the place.
-                let source = OsString::from_vec(values.option("rfs", at)?);
-                location.external(location.bind(source)?, &default_place(context, "rfs"))
-            } else {
-                location.bind(source.into_os_string())
-            }
-        }
-        "nfsl"
-            if location.is_local()?
-                && context.machine.exists(&location.place(&default_place(context, "rfs"))?) =>
-        {
-            location.link(location.place(&default_place(context, "rfs"))?, at)
-        }
-        "nfs" | "nfs4" | "nfsl" => {
-            let fstype = if fstype == "nfsl" { "nfs" } else { &fstype };
-            location.external(location.nfs(fstype)?, &default_place(context, "rfs"))
-        }
-        "ext2" | "ext3" | "ext4" | "xfs" | "cdfs" | "ufs" => {
-            let kernel = match fstype.as_str() {
-                "cdfs" => "iso9660",
-                "ufs" => &context.settings.ufs,
-                other => other,
-            };
-            let dev = values.option("dev", at)?;
-            if dev.is_empty() {
-                return Err(ErrorKind::Missing { fstype, option: "dev" }.at(at));
-            }
-            let mount = location.mount(kernel, Replica::plain(OsString::from_vec(dev)))?;
-            location.external(mount, &default_place(context, "path"))
-        }
-        "program" => location.program(),
-        _ => Err(ErrorKind::Type(fstype).at(at)),
+    if fstype == "host" {
+        return location.host(warnings);
+    }
+    let mounts = vec![MountSpec { offset: PathBuf::new(), what: location.what(fstype)? }];
+    Ok(Resolved { mounts, strict: false, otherwise: None })
+}
+
+/// Can it stand for something? No server is asked.
+pub(super) fn check(at: Position, values: &Values<'_>, context: &Context<'_>) -> Result<(), Error> {
+    match show(&values.option("type", at)?).into_owned() {
+        host if host == "host" => Ok(()),
+        fstype => Maker { at, values, context }.what(fstype).map(drop),
     }
 }
 
@@ -88,6 +59,75 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
+    fn what(&self, fstype: String) -> Result<What, Error> {
+        match fstype.as_str() {
+            "" => Err(ErrorKind::NoType.at(self.at)),
+            "auto" => self.auto(),
+            "link" => self.link(self.target("fs", &fstype)?, self.at),
+            "linkx" => {
+                let target = self.target("fs", &fstype)?;
+                if self.context.machine.exists(&target) {
+                    self.link(target, self.at)
+                } else {
+                    Err(ErrorKind::NoTarget(target.display().to_string()).at(self.at))
+                }
+            }
+            "lofs" => {
+                let source = self.target("rfs", &fstype)?;
+                if self.values.has("fs") {
+                    // The sublink is one of the place.
+                    let source = OsString::from_vec(self.values.option("rfs", self.at)?);
+                    self.external(self.bind(source)?, &default_place(self.context, "rfs"))
+                } else {
+                    self.bind(source.into_os_string())
+                }
+            }
+            "nfsl"
+                if self.is_local()?
+                    && self.context.machine.exists(&self.place(&default_place(self.context, "rfs"))?) =>
+            {
+                self.link(self.place(&default_place(self.context, "rfs"))?, self.at)
+            }
+            "nfs" | "nfs4" | "nfsl" => {
+                let fstype = if fstype == "nfsl" { "nfs" } else { &fstype };
+                self.external(self.nfs(fstype)?, &default_place(self.context, "rfs"))
+            }
+            "ext2" | "ext3" | "ext4" | "xfs" | "cdfs" | "ufs" => {
+                let kernel = match fstype.as_str() {
+                    "cdfs" => "iso9660",
+                    "ufs" => &self.context.settings.ufs,
+                    other => other,
+                };
+                let dev = self.values.option("dev", self.at)?;
+                if dev.is_empty() {
+                    return Err(ErrorKind::Missing { fstype, option: "dev" }.at(self.at));
+                }
+                let mount = self.mount(kernel, Replica::plain(OsString::from_vec(dev)))?;
+                self.external(mount, &default_place(self.context, "path"))
+            }
+            "program" => self.program(),
+            _ => Err(ErrorKind::Type(fstype).at(self.at)),
+        }
+    }
+
+    /// Everything that a server exports, below the key.
+    fn host(&self, warnings: &mut Vec<Warning>) -> Result<Resolved, Error> {
+        let host = self.rhost()?;
+        let options: Vec<Vec<u8>> = split_bytes(self.options()?.as_bytes()).map(<[u8]>::to_vec).collect();
+        let Some(entry) = self.context.machine.exports(&host, &options) else {
+            return Err(ErrorKind::NoExports(host).at(self.at));
+        };
+        let defaults = sun::Defaults { options, append: true, ..self.context.defaults.clone() };
+        let context = sun::Context {
+            key: host.as_bytes(),
+            variables: self.context.variables,
+            defaults: &defaults,
+            machine: self.context.machine,
+        };
+        let resolved = sun::resolve(&entry, &context, warnings);
+        resolved.map_err(|error| ErrorKind::Exports { host: host.clone(), error: error.kind }.at(self.at))
+    }
+
     fn rhost(&self) -> Result<String, Error> {
         Ok(show(&self.values.option("rhost", self.at)?).into_owned())
     }

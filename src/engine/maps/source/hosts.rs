@@ -42,6 +42,16 @@ impl HostsSource {
         Self { options, limit: LIMIT }
     }
 
+    /// What a host exports; `None`: nothing, or there is no such host.
+    pub fn host(&self, host: &str) -> Result<Option<RawEntry>, SourceError> {
+        if !is_host(host) {
+            return Ok(None);
+        }
+        let failed = |error| SourceError::Exports { host: host.into(), error };
+        let exports = exports(host, Instant::now() + self.limit).map_err(failed)?;
+        Ok(exports.filter(|exports| !exports.is_empty()).map(|exports| self.entry(host, &exports)))
+    }
+
     fn entry(&self, host: &str, exports: &BTreeSet<Vec<u8>>) -> RawEntry {
         // An address with colons would end at the first of them.
         let server = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
@@ -65,14 +75,7 @@ fn escaped(path: &[u8]) -> Vec<u8> {
 
 impl Source for HostsSource {
     fn lookup(&self, key: &[u8], _: &Variables<'_>) -> Result<Option<RawEntry>, SourceError> {
-        let Some(host) = std::str::from_utf8(key).ok().filter(|host| is_host(host)) else {
-            return Ok(None);
-        };
-        let failed = |error| SourceError::Exports { host: host.into(), error };
-        match exports(host, Instant::now() + self.limit).map_err(failed)? {
-            Some(exports) if !exports.is_empty() => Ok(Some(self.entry(host, &exports))),
-            _ => Ok(None),
-        }
+        std::str::from_utf8(key).map_or(Ok(None), |host| self.host(host))
     }
 
     fn visit(&self, each: &mut dyn FnMut(&[u8], &Text<'_>, &Path)) -> Result<bool, SourceError> {

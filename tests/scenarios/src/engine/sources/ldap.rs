@@ -93,6 +93,22 @@ pub fn maps(checks: &mut Checks) -> Result<()> {
     }
     checks.that("no key, no wildcard", read("/nis/nothing/x")?.contains("No such file"));
     checks.that("the case of a key matters", read("/nis/A/two")?.contains("No such file"));
+    for (hosts, base, found) in [
+        ("lab", "dc=example,dc=com", true),
+        ("127.0.0.1:2, 127.0.0.1:389", "dc=example,dc=com", true),
+        ("127.0.0.1:2", "dc=example,dc=com", false),
+        ("lab", "dc=example,dc=org", false),
+    ] {
+        fs::write("/etc/auto.explained", "/amd ldap,amd:amd.links\n")?;
+        fs::write("/tmp/amd.conf", format!("[ amd ]\nldap_hostports = {hosts}\nldap_base = {base}\n"))?;
+        let told = run(
+            LIMIT,
+            "autofs-cr",
+            &["explain", "--master", "/etc/auto.explained", "--conf", "/tmp/amd.conf", "/amd/two"],
+        )?;
+        let what = format!("an amd map, from {hosts} below {base}: {found}");
+        checks.equal(&what, String::from_utf8_lossy(&told.stdout).contains("/srv/data/two"), found);
+    }
     checks.equal("all keys of a map, in pages", fs::read_dir("/browsed")?.count(), MANY);
     Ok(())
 }

@@ -135,6 +135,10 @@ fn hosts(checks: &mut Checks, _: &mut Rpc) -> Result<()> {
     );
     let unknown = read("/net/no-such-host.invalid/x")?;
     checks.that("a host that is not there", unknown.contains("No such file"));
+    fs::write("/etc/auto.explained", "/amd file,amd:/etc/amd.host\n")?;
+    fs::write("/etc/amd.host", "all type:=host;rhost:=localhost\n")?;
+    let told = explain("/amd/all/srv/data/two")?;
+    checks.that(&format!("amd's type host: what it exports ({told})"), told.ends_with("/srv/data/two"));
     exports("/srv/data/one *(ro,fsid=1)\n")?;
     let listed =
         fs::read_dir("/net/lab/srv/data")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
