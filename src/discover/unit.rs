@@ -28,6 +28,27 @@ pub fn name(path: &Path, suffix: &str) -> String {
     format!("{name}.{suffix}")
 }
 
+/// The path, without the slash before it, that a name (or a part of one) without its suffix stands for.
+pub fn unescape(name: &str) -> Vec<u8> {
+    let mut path = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let escaped = rest.strip_prefix(b"\\x").and_then(|hex| str::from_utf8(hex.get(..2)?).ok());
+        let escaped = escaped.filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(escaped) => {
+                path.push(escaped);
+                rest = &rest[4..];
+            }
+            None => {
+                path.push(if byte == b'-' { b'/' } else { byte });
+                rest = after;
+            }
+        }
+    }
+    path
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,7 +67,12 @@ mod tests {
             (b"/net/host:1/\xc3\xa4\xff", r"net-host:1-\xc3\xa4\xff.automount"),
         ] {
             let path = Path::new(OsStr::from_bytes(path));
-            assert_eq!(name(path, "automount"), expected, "{}", path.display());
+            let own = name(path, "automount");
+            assert_eq!(own, expected, "{}", path.display());
+            if own != "-.automount" {
+                let back = unescape(own.strip_suffix(".automount").unwrap());
+                assert_eq!(Path::new("/").join(OsStr::from_bytes(&back)), path, "{own}");
+            }
         }
     }
 }

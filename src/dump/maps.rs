@@ -1,6 +1,7 @@
 //! Map state: which entry of which map serves a mount, and what its keys were mounted from.
 
 mod automount;
+mod specifier;
 mod units;
 
 use crate::attach::space_of;

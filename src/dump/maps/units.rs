@@ -3,6 +3,7 @@
 //! The files of the manager's root are read, not the manager asked: it may be gone, or be the one that waits. What was
 //! edited without a daemon-reload is therefore seen already.
 
+use super::specifier;
 use crate::discover::unit;
 use crate::image::checkpoint::Service;
 use std::collections::{BTreeMap, HashMap};
@@ -54,7 +55,7 @@ fn load(root: &Path, unit: &str) -> Settings {
     let mut settings = Settings::new();
     for file in files(root, unit) {
         if let Ok(text) = std::fs::read(file) {
-            parse(&text, &mut settings);
+            parse(&text, &mut settings, |value| specifier::expand(value, unit, root));
         }
     }
     settings
@@ -86,7 +87,7 @@ fn drop_in_directories(unit: &str) -> Vec<String> {
     [format!("{unit}.d")].into_iter().chain(prefixes).chain([format!("{suffix}.d")]).collect()
 }
 
-fn parse(text: &[u8], settings: &mut Settings) {
+fn parse(text: &[u8], settings: &mut Settings, expand: impl Fn(&[u8]) -> Vec<u8>) {
     let mut section = "";
     for line in logical_lines(text) {
         if let Some(name) = line.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]")) {
@@ -99,7 +100,7 @@ fn parse(text: &[u8], settings: &mut Settings) {
             let name = line[..at].trim_ascii();
             let known = KNOWN.iter().find(|known| known.0 == section && known.1.as_bytes() == name);
             if let Some(&known) = known {
-                settings.insert(known, unescape_percent(line[at + 1..].trim_ascii()));
+                settings.insert(known, expand(line[at + 1..].trim_ascii()));
             }
         }
     }
@@ -132,22 +133,10 @@ fn logical_lines(text: &[u8]) -> Vec<Vec<u8>> {
     lines
 }
 
-/// `%%` is a percent sign. Other specifiers stay: what they stand for is not known here.
-fn unescape_percent(value: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(value.len());
-    let mut rest = value.iter().peekable();
-    while let Some(&byte) = rest.next() {
-        plain.push(byte);
-        if byte == b'%' {
-            rest.next_if_eq(&&b'%');
-        }
-    }
-    plain
-}
-
 /// A time span of systemd.time(7) in whole seconds: `90`, `1min 30s`, `infinity` (0: never).
 fn seconds(span: &[u8]) -> Option<u64> {
-    const UNITS: [(&[&str], f64); 7] = [
+    const UNITS: [(&[&str], f64); 10] = [
+        (&["nsec", "ns"], 1e-9),
         (&["usec", "us", "µs", "μs"], 1e-6),
         (&["msec", "ms"], 1e-3),
         (&["seconds", "second", "sec", "s", ""], 1.0),
@@ -155,6 +144,8 @@ fn seconds(span: &[u8]) -> Option<u64> {
         (&["hours", "hour", "hr", "h"], 3600.0),
         (&["days", "day", "d"], 86_400.0),
         (&["weeks", "week", "w"], 604_800.0),
+        (&["months", "month", "M"], 2_629_800.0),
+        (&["years", "year", "y"], 31_557_600.0),
     ];
     let mut rest = str::from_utf8(span).ok()?.trim();
     if rest == "infinity" {
@@ -227,6 +218,7 @@ mod tests {
             ("2 days 1s", Some(172_801)),
             ("1.5min", Some(90)),
             ("10ms", Some(1)),
+            ("1M 1y", Some(34_187_400)),
             ("5 parsecs", None),
             ("min", None),
         ] {

@@ -8,9 +8,12 @@ use crate::process::{Process, run_ok};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+/// The unit of `/mnt/spec-ial`.
+const SPECIAL: &str = r"mnt-spec\x2dial";
 const DIR: &str = "/tmp/checkpoint";
 const SOON: Duration = Duration::from_secs(20);
 
@@ -20,7 +23,17 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     let units = [
         ("mnt-bind", "/mnt/bind", "What=/srv/data/a\nType=none\nOptions=bind", "600"),
         ("mnt-scratch", "/mnt/scratch", "What=tmpfs\nType=tmpfs\nOptions=size=1M,mode=0755", "2"),
+        // Specifiers and drop-ins, beside systemd's own reading of them.
+        (SPECIAL, "/mnt/spec-ial", "What=/srv/%N\nType=none\nOptions=bind,x-host=%H,x-id=%%%U", "1min 30s"),
     ];
+    for (drop_in, setting) in
+        [("mount.d/10", "What=/srv/data/%J"), ("automount.d/10", "TimeoutIdleSec=2M 1h")]
+    {
+        let kind = if drop_in.starts_with("mount") { "Mount" } else { "Automount" };
+        let path = format!("/etc/systemd/system/{SPECIAL}.{drop_in}.conf");
+        fs::create_dir_all(Path::new(&path).parent().context("no parent")?)?;
+        fs::write(path, format!("[{kind}]\n{setting}\n"))?;
+    }
     let systemd = Systemd::boot(&units)?;
     let tree = systemd.pid().to_string();
     checks.equal("systemd serves", systemd.enter(&["cat", "/mnt/bind/a"])?.trim(), "a");
@@ -37,6 +50,14 @@ pub fn run(checks: &mut Checks) -> Result<()> {
         "What=, Type= and Options= are in the image",
         image["services"].to_string().contains("size=1M,mode=0755"),
     );
+
+    for (unit, name) in [("mount", "What"), ("mount", "Options"), ("automount", "TimeoutIdleUSec")] {
+        let unit = format!("{SPECIAL}.{unit}");
+        let theirs = systemd.enter(&["systemctl", "show", "-P", name, &unit])?;
+        let own = image["services"].to_string();
+        let theirs = theirs.trim().replace("2month 1h", "5263200");
+        checks.that(&format!("{unit}: {name}={theirs}, as in {own}"), own.contains(&theirs));
+    }
 
     // systemd makes way for another init; its pid namespace, its mounts and their pipes remain.
     systemd.become_another_init()?;
