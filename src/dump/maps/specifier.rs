@@ -29,7 +29,7 @@ fn stands_for(letter: u8, unit: &str, root: &Path) -> Option<Vec<u8>> {
     let name = unit.rsplit_once('.').map_or(unit, |(name, _)| name);
     let (prefix, instance) = name.split_once('@').unwrap_or((name, ""));
     let last = prefix.rsplit_once('-').map_or(prefix, |(_, last)| last);
-    let path = |name: &str| [b"/", unescape(name).as_slice()].concat();
+    let path = |name: &str| [&b"/"[..], &unescape(name)].concat();
     let line = |file: &str| Some(std::fs::read(root.join(file)).ok()?.trim_ascii().to_vec());
     let system = rustix::system::uname();
     Some(match letter {
