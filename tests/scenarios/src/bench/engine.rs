@@ -121,6 +121,8 @@ fn daemon(size: usize, command: &mut Command) -> Result<Times> {
     let begin = Instant::now();
     let mut process = start(size, command)?;
     let start = begin.elapsed();
+    // What only the start took may be on its way back.
+    std::thread::sleep(Duration::from_millis(200));
     let before = resident(process.pid())?;
     let visits = visit(size)?;
     let memory = Some((before, resident(process.pid())?));
