@@ -89,6 +89,11 @@ const SCENARIOS: &[Scenario] = &[
         run: plugin::two_hosts::run,
     },
     Scenario {
+        name: "two-hosts-all",
+        about: "virtual machines: the same with every runtime, systemd, taken numbers, no plugin there",
+        run: plugin::two_hosts::run_all,
+    },
+    Scenario {
         name: "package",
         about: "the Debian package beside automount: installed, its services used under systemd, purged",
         run: package::run_scenario,

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdout, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// SIGTERM came.
 pub static STOP: AtomicBool = AtomicBool::new(false);
@@ -26,10 +26,12 @@ pub fn stop_on_term() {
 }
 
 /// `scenarios walk FILE...`: read every file over and over until SIGTERM; print
-/// `LOOKUPS ERRORS` and the first errors. A file's content must be its own name.
+/// `LOOKUPS ERRORS PAUSE` (the longest time between two answers, in milliseconds of the wall clock, which goes on
+/// while a program lies in an image) and the first errors. A file's content must be its own name.
 pub fn walk_main(files: &[&str]) -> ExitCode {
     stop_on_term();
     let (mut lookups, mut errors) = (0u64, Vec::new());
+    let (mut pause, mut answered) = (Duration::ZERO, SystemTime::now());
     'walk: loop {
         for file in files {
             if STOP.load(Ordering::Relaxed) {
@@ -37,14 +39,17 @@ pub fn walk_main(files: &[&str]) -> ExitCode {
             }
             lookups += 1;
             match fs::read_to_string(file) {
-                Ok(text) if file.ends_with(text.trim()) => {}
+                Ok(text) if file.ends_with(text.trim()) => {
+                    pause = pause.max(answered.elapsed().unwrap_or_default());
+                    answered = SystemTime::now();
+                }
                 Ok(text) => errors.push(format!("{file}: holds {text:?}")),
                 Err(error) => errors.push(format!("{file}: {error}")),
             }
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    println!("{lookups} {}", errors.len());
+    println!("{lookups} {} {}", errors.len(), pause.as_millis());
     for error in errors.iter().take(5) {
         println!("{error}");
     }

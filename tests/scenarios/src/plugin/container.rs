@@ -191,9 +191,14 @@ impl Criu {
         Self::new(Some("/tmp/no-plugins".into()), images)
     }
 
+    /// The directory of that name.
+    pub fn images_of(name: &str) -> PathBuf {
+        Path::new("/tmp/images").join(name)
+    }
+
     fn new(libdir: Option<PathBuf>, images: &str) -> Result<Self> {
         fs::create_dir_all("/tmp/no-plugins")?;
-        let images = Path::new("/tmp/images").join(images);
+        let images = Self::images_of(images);
         fs::create_dir_all(&images)?;
         Ok(Self { libdir, images, fault: String::new() })
     }

@@ -96,8 +96,8 @@ pub(super) fn stop(container: &Container, walkers: usize) -> Result<(usize, Vec<
     let mut errors = Vec::new();
     let mut reported = 0;
     for line in text.lines() {
-        match line.split_once(' ').map(|(done, failed)| (done.parse::<usize>(), failed.parse::<usize>())) {
-            Some((Ok(done), Ok(_))) => (lookups, reported) = (lookups + done, reported + 1),
+        match line.split(' ').map(str::parse::<usize>).collect::<Result<Vec<_>, _>>().as_deref() {
+            Ok([done, _, _]) => (lookups, reported) = (lookups + done, reported + 1),
             _ => errors.push(line.to_owned()),
         }
     }

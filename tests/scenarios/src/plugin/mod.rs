@@ -6,6 +6,7 @@ pub mod container;
 pub mod faults;
 pub mod gaps;
 pub mod in_flight;
+pub mod link;
 pub mod master;
 pub mod scale;
 pub mod systemd;

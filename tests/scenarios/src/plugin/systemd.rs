@@ -91,7 +91,7 @@ fn without(checks: &mut Checks) -> Result<()> {
 }
 
 /// Unit files, and a target that needs nothing else.
-fn units() -> Result<()> {
+pub(super) fn units() -> Result<()> {
     let dir = "/etc/systemd/system";
     let plain = "[Unit]\nDefaultDependencies=no\n";
     fs::create_dir_all(dir)?;
@@ -109,7 +109,7 @@ fn units() -> Result<()> {
     Ok(())
 }
 
-fn boot() -> Result<Container> {
+pub(super) fn boot() -> Result<Container> {
     // systemd watches /etc/localtime, which CRIU finds again when it is a file on a tmpfs.
     let start = "cp -a /etc /tmp/etc && mount -t tmpfs etc /etc && cp -a /tmp/etc/. /etc && rm -r /tmp/etc /etc/localtime && : >/etc/localtime && ln -sf /var/log/kmsg /dev/kmsg && : >/var/log/kmsg && \
                  exec env MEMORY_PRESSURE_WATCH=/dev/null /usr/lib/systemd/systemd --system --unit=carried.target \

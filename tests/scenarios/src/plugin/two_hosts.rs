@@ -1,126 +1,270 @@
-//! A container with a real automount and programs that walk its mounts moves from one virtual machine to another, with the
-//! package's plugin. The job is the same on both: host 1 dumps and sends, host 2 receives and restores.
+//! Containers with live autofs mounts and a program that reads from them all the time move from one virtual machine to
+//! another, with the package's plugin. Both hosts run the same list of moves: host 1 checkpoints and sends, host 2 receives
+//! and restores.
 
-use super::container::{Container, Criu};
-use super::in_flight;
-use crate::check::{Checks, wait_until};
+use super::link::Link;
+use super::{Fillers, systemd};
+use crate::check::Checks;
 use crate::process::run_ok;
-use anyhow::{Context, Result, bail, ensure};
+use crate::runtimes::runtime::{Cli, Oci, Podman, Runtime};
+use crate::runtimes::{self, devices};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(120);
-const ADDRESS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
-const PORT: u16 = 7000;
-/// As CRIU's images are called, and where they are.
-const NAME: &str = "two-hosts";
-const IMAGES: &str = "/tmp/images/two-hosts";
-const WALKERS: usize = 4;
-const KEYS: usize = 10;
+const PLUGIN: &str = "/usr/lib/criu/autofs_cr_plugin.so";
+/// The checkpoint, as [`Runtime`] calls it.
+const WAY: &str = "moved";
 
-/// One of the hosts, as `HOST` says.
+/// A way from host 1 to host 2.
+struct Move {
+    name: &'static str,
+    who: Who,
+    there: There,
+    /// Or what is told when it cannot work.
+    refused: Option<&'static str>,
+}
+
+/// Who carries what.
+#[derive(Clone, Copy, PartialEq)]
+enum Who {
+    /// The criu command.
+    Criu,
+    /// The criu command; systemd with automount units.
+    Systemd,
+    Oci(&'static str),
+    Podman(&'static str),
+}
+
+/// What host 2 is like.
+#[derive(Clone, Copy, PartialEq)]
+enum There {
+    Like,
+    /// Its file systems have the device numbers.
+    NumbersTaken,
+    NoPlugin,
+}
+
+const fn works(name: &'static str, who: Who) -> Move {
+    Move { name, who, there: There::Like, refused: None }
+}
+
+/// The first is what `two-hosts` does.
+const MOVES: &[Move] = &[
+    works("criu", Who::Criu),
+    works("criu, systemd", Who::Systemd),
+    works("runc", Who::Oci("runc")),
+    works("crun", Who::Oci("crun")),
+    works("podman, runc", Who::Podman("runc")),
+    works("podman, crun", Who::Podman("crun")),
+    Move { there: There::NumbersTaken, ..works("criu, numbers taken", Who::Criu) },
+    Move {
+        there: There::NumbersTaken,
+        refused: Some("its device number"),
+        ..works("criu, systemd, numbers taken", Who::Systemd)
+    },
+    Move {
+        there: There::NoPlugin,
+        refused: Some("Missing required plugin"),
+        ..works("criu, no plugin on host 2", Who::Criu)
+    },
+];
+
+/// One move.
 pub fn run(checks: &mut Checks) -> Result<()> {
+    all_of(checks, &MOVES[..1])
+}
+
+/// All of them; host 2 prints the column of `docs/support-matrix.md`.
+pub fn run_all(checks: &mut Checks) -> Result<()> {
+    all_of(checks, MOVES)
+}
+
+fn all_of(checks: &mut Checks, moves: &[Move]) -> Result<()> {
     let host: usize = std::env::var("HOST")?.parse()?;
     let package = fs::read_dir("/job")?.filter_map(|file| file.ok()?.path().to_str().map(str::to_owned));
     let package = package.into_iter().find(|path| path.ends_with(".deb")).context("no package in /job")?;
     run_ok(LIMIT, "dpkg", &["--install", &package])?;
-    run_ok(LIMIT, "ip", &["link", "set", "eth0", "up"])?;
-    let address = ADDRESS.get(host - 1).context("there are two hosts")?;
-    run_ok(LIMIT, "ip", &["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
-    let keys: Vec<String> = (0..KEYS).map(|number| format!("k{number}")).collect();
-    super::exports(&keys.iter().map(String::as_str).collect::<Vec<_>>())?;
-    super::program()?;
-    // The root file system of the container is that of its host: it must be the same on both.
-    fs::create_dir_all("/ind")?;
-    fs::write("/etc/auto.master", "/ind /etc/auto.ind --timeout=1\n")?;
-    fs::write("/etc/auto.ind", "* -fstype=bind :/srv/data/&\n")?;
-    match host {
-        1 => source(checks, &keys),
-        _ => destination(checks),
-    }
-}
-
-fn source(checks: &mut Checks, keys: &[String]) -> Result<()> {
-    let container = in_flight::start(Container::start, keys, WALKERS)?;
-    // The destination listens when it has booted.
-    let mut there = connect()?;
-    let dev = container.autofs("/ind").context("no autofs mount in the container")?.dev;
-    std::thread::sleep(Duration::from_secs(2));
-
-    let begin = Instant::now();
-    let criu = Criu::as_installed(NAME)?;
-    checks.step("host 1: the container is dumped", criu.dump(&container)).context(criu.log("dump"))?;
-    checks.that("host 1: and has ended", wait_until(|| container.ended()));
-    let dumped = begin.elapsed();
-    let tar = run_tar(&["-C", IMAGES, "-cf", "-", "."])?;
-    writeln!(there, "{dev} {}", tar.len())?;
-    there.write_all(&tar)?;
-    let mut answered = [0];
-    there.read_exact(&mut answered).context("no lookup was answered on host 2")?;
-    println!(
-        "  {:.1?} from the dump to the first lookup on host 2; of it the dump {dumped:.1?}, {} KiB",
-        begin.elapsed(),
-        tar.len() / 1024
-    );
-    // Until it has ended, so that the network stays.
-    let _ = there.read(&mut answered);
-    Ok(())
-}
-
-fn destination(checks: &mut Checks) -> Result<()> {
-    let (mut from, _) = TcpListener::bind((ADDRESS[1], PORT))?.accept()?;
-    from.set_read_timeout(Some(4 * LIMIT))?;
-    let mut head = Vec::new();
-    while head.last() != Some(&b'\n') {
-        let mut byte = [0];
-        from.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head)?;
-    let (dev, length) = head.trim().split_once(' ').context("no length")?;
-    let mut tar = Vec::new();
-    Read::by_ref(&mut from).take(length.parse()?).read_to_end(&mut tar)?;
-    let criu = Criu::as_installed(NAME)?;
-    fs::write("/tmp/tar", tar)?;
-    run_tar(&["-C", IMAGES, "-xf", "/tmp/tar"])?;
-    let restored = checks.step("host 2: the container is restored", criu.restore());
-    let container = restored.with_context(|| criu.log("restore"))?;
-    container.enter(&["cat", "/ind/k0/k0"])?;
-    from.write_all(b"!")?;
-    let now = container.autofs("/ind").context("the autofs mount is not there")?;
-    checks.equal("host 2: same st_dev", now.dev.as_str(), dev);
-    for key in ["k1", "k5", "k9"] {
-        checks.equal(
-            &format!("host 2: {key} is served"),
-            container.enter(&["cat", &format!("/ind/{key}/{key}")])?.trim(),
-            key,
-        );
-    }
-    std::thread::sleep(Duration::from_secs(2));
-    let (lookups, errors) = in_flight::stop(&container, WALKERS)?;
-    println!("  {lookups} lookups by {WALKERS} programs, before and after");
-    checks.that("host 2: every program walked on", lookups > WALKERS);
-    checks.equal("host 2: no lookup failed", errors, Vec::new());
-    Ok(())
-}
-
-fn connect() -> Result<TcpStream> {
-    let begin = Instant::now();
-    loop {
-        match TcpStream::connect_timeout(&(ADDRESS[1], PORT).into(), Duration::from_secs(2)) {
-            Ok(stream) => return Ok(stream),
-            Err(error) if begin.elapsed() > 4 * LIMIT => bail!("host 2 does not listen: {error}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+    let mut link = Link::new(host)?;
+    for each in moves {
+        let done = match host {
+            1 => source(checks, &mut link, each),
+            _ => destination(checks, &mut link, each),
+        };
+        link.end(&done)?;
+        if let Err(error) = &done {
+            checks.fail(&format!("host {host}: {}", each.name), &format!("{error:#}"));
+        }
+        if host == 2 && moves.len() > 1 {
+            let cell = match (&done, each.refused) {
+                (Ok(()), None) => "works".to_owned(),
+                (Ok(()), Some(_)) => "refused".to_owned(),
+                (Err(error), _) => format!("fails: {}", error.to_string().lines().next().unwrap_or_default()),
+            };
+            println!("cell: {}| {cell}", each.name);
         }
     }
+    Ok(())
 }
 
-/// What it writes to stdout.
-fn run_tar(args: &[&str]) -> Result<Vec<u8>> {
-    let output = Command::new("tar").args(args).stdin(Stdio::null()).output()?;
-    ensure!(output.status.success(), "tar {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
-    Ok(output.stdout)
+fn source(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> {
+    let name = each.name;
+    // So high that the numbers are free on host 2.
+    let below = Fillers::high()?;
+    let mut runtime = each.who.start()?;
+    if each.who != Who::Systemd {
+        runtimes::ready(name, &*runtime)?;
+    }
+    drop(below);
+    link.say(&serde_json::to_string(&devices(&*runtime)?)?)?;
+    if let Who::Podman(_) = each.who {
+        link.send_files(&[Podman::image().into()])?;
+    }
+    link.hear()?;
+    link.tell_clock()?;
+    std::thread::sleep(Duration::from_secs(1));
+
+    let begin = Instant::now();
+    let kept = each.there == There::NoPlugin;
+    let way = if kept { "left" } else { WAY };
+    checks.step(
+        &format!("host 1: {name}: checkpoint"),
+        if kept { runtime.leave_running() } else { runtime.checkpoint(way) },
+    );
+    let dumped = begin.elapsed();
+    let frozen = runtime.logs(way).and_then(|logs| frozen(&logs).ok()).unwrap_or_default();
+    let size = link.send_files(&runtime.moved(way))?;
+    link.hear()?;
+    let copied = begin.elapsed() - dumped;
+    link.say(&format!("{frozen}dump {dumped:.1?}, copy of {} KiB {copied:.1?}", size / 1024))?;
+    link.hear()?;
+    if kept {
+        let key = runtime.exec(&["cat", "/ind/c/c"]);
+        checks.that(&format!("host 1: {name}: the container goes on here"), key.is_ok());
+        runtimes::walked(checks, &format!("host 1: {name}"), &*runtime)?;
+    }
+    Ok(())
+}
+
+fn destination(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> {
+    let name = &format!("host 2: {}", each.name);
+    let was: BTreeMap<String, String> = serde_json::from_str(&link.hear()?)?;
+    if let Who::Podman(_) = each.who {
+        link.receive_files()?;
+    }
+    let mut runtime = each.who.prepare()?;
+    let last =
+        was.values().max_by_key(|dev| dev.rsplit(':').next().and_then(|minor| minor.parse::<u32>().ok()));
+    let _taken = match each.there {
+        There::NumbersTaken => Some(Fillers::take(last.context("no autofs mount")?)?),
+        There::NoPlugin => {
+            fs::rename(PLUGIN, "/tmp/plugin.so")?;
+            None
+        }
+        There::Like => None,
+    };
+    link.say("ready")?;
+    let ahead = link.clock_ahead()?;
+    link.receive_files()?;
+    link.say("here")?;
+    let parts = link.hear()?;
+
+    let begin = Instant::now();
+    let way = if each.there == There::NoPlugin { "left" } else { WAY };
+    let restored = runtime.restore(way);
+    let took = begin.elapsed();
+    if each.there == There::NoPlugin {
+        fs::rename("/tmp/plugin.so", PLUGIN)?;
+    }
+    link.say("done")?;
+    if let Some(reason) = each.refused {
+        let told = restored.err().map(|error| format!("{error:#}")).unwrap_or_default();
+        checks.that(&format!("{name}: refused: {reason}"), told.contains(reason));
+        ensure!(told.contains(reason), "it was to be refused with {reason:?}, and was: {told}");
+        return Ok(());
+    }
+    restored?;
+    let before = checks.failed;
+    let now = devices(&*runtime)?;
+    match each.there {
+        There::NumbersTaken => checks.that(
+            &format!("{name}: other device numbers"),
+            now.len() == was.len()
+                && now.iter().all(|(path, dev)| was.get(path).is_some_and(|old| old != dev)),
+        ),
+        _ => checks.equal(&format!("{name}: same st_dev"), now, was),
+    }
+    let pause = if each.who == Who::Systemd {
+        checks.step(&format!("{name}: a mounted unit"), runtime.exec(&["cat", "/mnt/bind/a"]));
+        checks.step(&format!("{name}: a unit that waits"), runtime.exec(&["touch", "/mnt/scratch/file"]));
+        String::new()
+    } else {
+        runtimes::goes_on(checks, name, &*runtime, "c")?;
+        let pause = runtimes::walked(checks, name, &*runtime)? - ahead;
+        format!("{pause} ms between two lookups of a program; ")
+    };
+    let plugin = runtime.logs(way).map(|logs| in_plugin(&logs)).unwrap_or_default();
+    println!("  {name}: {pause}{parts}, restore {took:.1?}{plugin}");
+    ensure!(checks.failed == before, "{} checks failed", checks.failed - before);
+    Ok(())
+}
+
+impl Who {
+    fn start(self) -> Result<Box<dyn Runtime>> {
+        Ok(match self {
+            Self::Criu => Box::new(Cli::start()?),
+            Self::Systemd => {
+                systemd_files()?;
+                let container = systemd::boot()?;
+                container.enter(&["cat", "/mnt/bind/a"])?;
+                Box::new(Cli::of(Some(container)))
+            }
+            Self::Oci(program) => Box::new(Oci::start(program)?),
+            Self::Podman(program) => {
+                let podman = Podman::start(program)?;
+                podman.save_image()?;
+                Box::new(podman)
+            }
+        })
+    }
+
+    /// The root file system that it wants on another host.
+    fn prepare(self) -> Result<Box<dyn Runtime>> {
+        Ok(match self {
+            Self::Criu => Box::new(Cli::prepare()?),
+            Self::Systemd => {
+                systemd_files()?;
+                Box::new(Cli::of(None))
+            }
+            Self::Oci(program) => Box::new(Oci::prepare(program)?),
+            Self::Podman(program) => Box::new(Podman::prepare(program)?),
+        })
+    }
+}
+
+fn systemd_files() -> Result<()> {
+    super::exports(&["a"])?;
+    systemd::units()
+}
+
+/// From CRIU's statistics: how long stopping took, and how long all were stopped.
+fn frozen(logs: &Path) -> Result<String> {
+    let file = logs.join("stats-dump");
+    let told = run_ok(LIMIT, "crit", &["decode", "-i", &file.to_string_lossy()])?;
+    let told: Value = serde_json::from_str(&told)?;
+    let micros = |name| told["entries"][0]["dump"][name].as_u64().unwrap_or_default() / 1000;
+    Ok(format!("freeze {} ms, frozen {} ms, ", micros("freezing_time"), micros("frozen_time")))
+}
+
+/// What the plugin says of its share of the restore.
+fn in_plugin(logs: &Path) -> String {
+    let log = fs::read_to_string(logs.join("restore.log")).unwrap_or_default();
+    let told = log
+        .lines()
+        .filter_map(|line| line.strip_suffix(" us in the plugin")?.rsplit(' ').next()?.parse::<u64>().ok());
+    format!(", of it the plugin {} ms", told.sum::<u64>() / 1000)
 }

@@ -95,7 +95,7 @@ impl Runtime for Tree {
     }
 
     /// The first time on a terminal, which shows what is being done.
-    fn carry(&mut self, way: &str) -> Result<()> {
+    fn checkpoint(&mut self, way: &str) -> Result<()> {
         let pid = self.container()?.pid().to_string();
         let images = format!("{IMAGES}.{}", way.len());
         let dump = format!("autofs-cr criu dump -t {pid} -D {images} -- --file-locks");
@@ -103,6 +103,11 @@ impl Runtime for Tree {
         ensure!(told.contains("4 autofs mounts"), "it reports {told}");
         ensure!(told.contains(" s  "), "a terminal is shown no progress: {told}");
         self.0 = None;
+        Ok(())
+    }
+
+    fn restore(&mut self, way: &str) -> Result<()> {
+        let images = format!("{IMAGES}.{}", way.len());
         fs::create_dir_all(ROOT)?;
         let mounted = run(HANG_LIMIT, "mountpoint", &["-q", ROOT])?.status.success();
         if !mounted {

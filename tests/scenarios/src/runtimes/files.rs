@@ -88,7 +88,7 @@ pub fn make_content(root: &Path) -> Result<()> {
         fs::create_dir_all(root.join(dir))?;
     }
     for key in KEYS {
-        fs::create_dir(root.join("srv/data").join(key))?;
+        fs::create_dir_all(root.join("srv/data").join(key))?;
         fs::write(root.join("srv/data").join(key).join(key), key)?;
     }
     for (name, text) in ETC {

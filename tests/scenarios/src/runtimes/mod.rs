@@ -5,12 +5,12 @@
 
 pub mod command;
 mod files;
-mod runtime;
+pub mod runtime;
 
 use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::plugin::Fillers;
 use crate::process::{run, run_ok};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use runtime::{Cli, Oci, Podman, Runtime};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,8 +47,7 @@ fn uninstall(checks: &mut Checks) -> Result<()> {
 fn each(checks: &mut Checks, name: &str, start: impl FnOnce() -> Result<Box<dyn Runtime>>) -> Result<()> {
     let below = Fillers::high()?;
     let mut runtime = start().with_context(|| format!("{name} starts a container"))?;
-    let up = wait_until(|| runtime.exec(&["cat", "/tmp/ready"]).is_ok());
-    ensure!(up, "{name}: the container is not ready: {:?}", runtime.exec(&["cat", "/tmp/engine.log"]));
+    ready(name, &*runtime)?;
     drop(below);
     let was = devices(&*runtime)?;
     checks.equal(&format!("{name}: four autofs mounts"), was.len(), 4);
@@ -68,11 +67,18 @@ fn each(checks: &mut Checks, name: &str, start: impl FnOnce() -> Result<Box<dyn 
         checks.equal(&format!("{after}: same st_dev"), devices(&*runtime)?, was.clone());
         goes_on(checks, &after, &*runtime, new())?;
     }
-    walked(checks, name, &*runtime)
+    walked(checks, name, &*runtime).map(drop)
+}
+
+/// Wait until everything in the container runs.
+pub fn ready(name: &str, runtime: &dyn Runtime) -> Result<()> {
+    let up = wait_until(|| runtime.exec(&["cat", "/tmp/ready"]).is_ok());
+    ensure!(up, "{name}: the container is not ready: {:?}", runtime.exec(&["cat", "/tmp/engine.log"]));
+    Ok(())
 }
 
 /// Device numbers of the autofs mounts, by path.
-fn devices(runtime: &dyn Runtime) -> Result<BTreeMap<String, String>> {
+pub fn devices(runtime: &dyn Runtime) -> Result<BTreeMap<String, String>> {
     let table = runtime.exec(&["cat", "/proc/1/mountinfo"])?;
     let autofs = table.lines().filter(|line| line.contains(" - autofs "));
     let words = autofs.map(|line| line.split(' ').collect::<Vec<_>>());
@@ -80,7 +86,7 @@ fn devices(runtime: &dyn Runtime) -> Result<BTreeMap<String, String>> {
 }
 
 /// Programs are where they were, a new key is mounted by both masters, an unknown one fails at once.
-fn goes_on(checks: &mut Checks, after: &str, runtime: &dyn Runtime, key: &str) -> Result<()> {
+pub fn goes_on(checks: &mut Checks, after: &str, runtime: &dyn Runtime, key: &str) -> Result<()> {
     for sitter in runtime.exec(&["cat", "/tmp/sitters"])?.lines() {
         let (pid, place) = sitter.split_once(' ').context("no sitter")?;
         let cwd = runtime.exec(&["readlink", &format!("/proc/{pid}/cwd")]);
@@ -112,8 +118,9 @@ fn pre_checkpoint(checks: &mut Checks, name: &str, runtime: &dyn Runtime) -> Res
     Ok(())
 }
 
-/// The program that read all the time, through everything, saw no error.
-fn walked(checks: &mut Checks, name: &str, runtime: &dyn Runtime) -> Result<()> {
+/// The program that read all the time, through everything, saw no error. The longest time between two answers, in
+/// milliseconds.
+pub fn walked(checks: &mut Checks, name: &str, runtime: &dyn Runtime) -> Result<i64> {
     // Idle direct mounts are served as well.
     checks.step(&format!("{name}: the idle direct mount"), runtime.exec(&["cat", "/direct/two/b"]));
     runtime.exec(&["sh", "-c", "kill -TERM $(cat /tmp/walker)"])?;
@@ -122,11 +129,10 @@ fn walked(checks: &mut Checks, name: &str, runtime: &dyn Runtime) -> Result<()> 
         walked = runtime.exec(&["cat", "/tmp/walked"]).unwrap_or_default();
         !walked.is_empty()
     });
-    let (lookups, errors) = walked.lines().next().and_then(|line| line.split_once(' ')).unwrap_or_default();
-    checks.that(
-        &format!("{name}: a program read {lookups} times"),
-        lookups.parse().is_ok_and(|n: u64| n > 100),
-    );
-    checks.equal(&format!("{name}: without an error"), errors, "0");
-    Ok(())
+    let words: Vec<i64> =
+        walked.lines().next().unwrap_or_default().split(' ').filter_map(|word| word.parse().ok()).collect();
+    let [lookups, errors, pause] = words[..] else { bail!("{name}: the program that read told {walked:?}") };
+    checks.that(&format!("{name}: a program read {lookups} times"), lookups > 100);
+    checks.equal(&format!("{name}: without an error"), errors, 0);
+    Ok(pause)
 }

@@ -1,12 +1,20 @@
 //! The container runtimes, each by its own commands.
 
 use super::files;
-use crate::check::HANG_LIMIT;
 use crate::plugin::container::{Container, Criu};
 use crate::process::{run, run_ok};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// For commands of the runtimes, which are slow where the processor is emulated.
+const LIMIT: Duration = Duration::from_secs(120);
+/// The OCI container's and podman's name.
+const NAME: &str = "carried";
+/// podman's checkpoint, and its image for another host.
+const ARCHIVE: &str = "/tmp/carried.tar";
+const IMAGE: &str = "/tmp/podman-image.tar";
 
 /// A container that a runtime started.
 pub trait Runtime {
@@ -24,8 +32,27 @@ pub trait Runtime {
         &["a restore", "a second restore"]
     }
 
-    /// Checkpoint it, so that it ends, and restore it, in one of [`Self::ways`].
-    fn carry(&mut self, way: &str) -> Result<()>;
+    /// Checkpoint it, so that it ends.
+    fn checkpoint(&mut self, way: &str) -> Result<()>;
+
+    /// Restore what [`Self::checkpoint`] of the same way left: here, or on another host.
+    fn restore(&mut self, way: &str) -> Result<()>;
+
+    /// What another host needs to restore it: the images, and what was written to the root file system.
+    fn moved(&self, _way: &str) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Where CRIU writes its logs and statistics, if that is a directory of ours.
+    fn logs(&self, _way: &str) -> Option<PathBuf> {
+        None
+    }
+
+    /// Checkpoint and restore it, in one of [`Self::ways`].
+    fn carry(&mut self, way: &str) -> Result<()> {
+        self.checkpoint(way)?;
+        self.restore(way)
+    }
 }
 
 /// The criu command.
@@ -33,9 +60,24 @@ pub struct Cli(Option<Container>);
 
 impl Cli {
     pub fn start() -> Result<Self> {
+        Self::prepare()?;
+        Ok(Self(Some(Container::start(&["/start"])?)))
+    }
+
+    /// The files of [`Self::start`], and no container yet.
+    pub fn prepare() -> Result<Self> {
         files::make_content(Path::new("/"))?;
         crate::plugin::program()?;
-        Ok(Self(Some(Container::start(&["/start"])?)))
+        Ok(Self(None))
+    }
+
+    /// A container of somebody else's, or none yet.
+    pub fn of(container: Option<Container>) -> Self {
+        Self(container)
+    }
+
+    fn images(way: &str) -> String {
+        way.replace(' ', "-")
     }
 
     fn container(&self) -> Result<&Container> {
@@ -56,12 +98,24 @@ impl Runtime for Cli {
         Criu::as_installed("pre")?.pre_dump(self.container()?)
     }
 
-    fn carry(&mut self, way: &str) -> Result<()> {
-        let criu = Criu::as_installed(&way.replace(' ', "-"))?;
-        criu.dump(self.container()?)?;
+    fn checkpoint(&mut self, way: &str) -> Result<()> {
+        Criu::as_installed(&Self::images(way))?.dump(self.container()?)?;
         self.0 = None;
-        self.0 = Some(criu.restore()?);
         Ok(())
+    }
+
+    fn restore(&mut self, way: &str) -> Result<()> {
+        let criu = Criu::as_installed(&Self::images(way))?;
+        self.0 = Some(criu.restore().with_context(|| errors(&criu.log("restore")))?);
+        Ok(())
+    }
+
+    fn moved(&self, way: &str) -> Vec<PathBuf> {
+        vec![Criu::images_of(&Self::images(way)), "/direct".into()]
+    }
+
+    fn logs(&self, way: &str) -> Option<PathBuf> {
+        Some(Criu::images_of(&Self::images(way)))
     }
 }
 
@@ -73,13 +127,19 @@ pub struct Oci {
 
 impl Oci {
     pub fn start(program: &'static str) -> Result<Self> {
+        let oci = Self::prepare(program)?;
+        oci.call(&["run", "--detach", "--bundle", &oci.path(""), NAME])?;
+        Ok(oci)
+    }
+
+    /// A bundle, and no container yet.
+    pub fn prepare(program: &'static str) -> Result<Self> {
         let dir = Path::new("/tmp").join(program);
         let oci = Self { program, dir };
         for name in ["images", "left", "pre", "work"] {
             fs::create_dir_all(oci.dir.join(name))?;
         }
         files::make_bundle(program, &oci.dir)?;
-        oci.call(&["run", "--detach", "--bundle", &oci.path(""), "carried"])?;
         Ok(oci)
     }
 
@@ -92,7 +152,7 @@ impl Oci {
         let script = "exec \"$@\" >/dev/null 2>&1";
         let log = self.path("errors");
         let command = [&["-c", script, "sh", self.program, "--log", &log], args].concat();
-        let result = run_ok(HANG_LIMIT, "sh", &command);
+        let result = run_ok(LIMIT, "sh", &command);
         result.map(drop).map_err(|error| {
             let read = |name| fs::read_to_string(self.path(name)).unwrap_or_default();
             let logs = [read("errors"), errors(&read("work/dump.log")), errors(&read("work/restore.log"))];
@@ -100,28 +160,31 @@ impl Oci {
         })
     }
 
-    fn checkpoint(&self, images: &str, options: &[&str]) -> Result<()> {
+    fn checkpoint_to(&self, images: &str, options: &[&str]) -> Result<()> {
         let (images, work) = (self.path(images), self.path("work"));
         let common = ["checkpoint", "--image-path", &images, "--work-path", &work];
-        self.call(&[&common, options, &["carried"]].concat())
+        self.call(&[&common, options, &[NAME]].concat())
     }
 }
 
 impl Runtime for Oci {
     fn exec(&self, command: &[&str]) -> Result<String> {
-        run_ok(HANG_LIMIT, self.program, &[&["exec", "carried"], command].concat())
+        run_ok(LIMIT, self.program, &[&["exec", NAME], command].concat())
     }
 
     fn leave_running(&self) -> Result<()> {
-        self.checkpoint("left", &["--leave-running"])
+        self.checkpoint_to("left", &["--leave-running"])
     }
 
     fn pre_checkpoint(&self) -> Result<()> {
-        self.checkpoint("pre", &["--pre-dump"])
+        self.checkpoint_to("pre", &["--pre-dump"])
     }
 
-    fn carry(&mut self, way: &str) -> Result<()> {
-        self.checkpoint(way, &[])?;
+    fn checkpoint(&mut self, way: &str) -> Result<()> {
+        self.checkpoint_to(way, &[])
+    }
+
+    fn restore(&mut self, way: &str) -> Result<()> {
         let (images, work) = (self.path(way), self.path("work"));
         let bundle = self.path("");
         self.call(&[
@@ -133,14 +196,24 @@ impl Runtime for Oci {
             &work,
             "--bundle",
             &bundle,
-            "carried",
+            NAME,
         ])
+    }
+
+    fn moved(&self, way: &str) -> Vec<PathBuf> {
+        // Places that programs write to: CRIU wants files that are open to have the size that they had.
+        let written = ["direct", "run", "tmp", "var"].map(|dir| self.dir.join("rootfs").join(dir));
+        [self.dir.join(way)].into_iter().chain(written).collect()
+    }
+
+    fn logs(&self, _way: &str) -> Option<PathBuf> {
+        Some(self.dir.join("work"))
     }
 }
 
 impl Drop for Oci {
     fn drop(&mut self) {
-        let _ = run(HANG_LIMIT, self.program, &["delete", "--force", "carried"]);
+        let _ = run(LIMIT, self.program, &["delete", "--force", NAME]);
     }
 }
 
@@ -150,78 +223,104 @@ pub struct Podman {
 }
 
 impl Podman {
+    /// As another host is made ready: [`IMAGE`] is here.
+    pub fn prepare(runtime: &'static str) -> Result<Self> {
+        let podman = Self { runtime };
+        podman.call(&["load", "--input", IMAGE])?;
+        Ok(podman)
+    }
+
+    /// Its image for [`Self::prepare`].
+    pub fn image() -> &'static Path {
+        Path::new(IMAGE)
+    }
+
+    /// Write it.
+    pub fn save_image(&self) -> Result<()> {
+        if !Self::image().exists() {
+            self.call(&["save", "--output", IMAGE, NAME])?;
+        }
+        Ok(())
+    }
+
     pub fn start(runtime: &'static str) -> Result<Self> {
         let podman = Self { runtime };
         let root = Path::new("/tmp/podman");
         if !root.exists() {
             files::make_root(root)?;
-            run_ok(HANG_LIMIT, "tar", &["-C", "/tmp/podman", "-cf", "/tmp/podman.tar", "."])?;
-            podman.call(&["import", "/tmp/podman.tar", "carried"])?;
+            run_ok(LIMIT, "tar", &["-C", "/tmp/podman", "-cf", "/tmp/podman.tar", "."])?;
+            podman.call(&["import", "/tmp/podman.tar", NAME])?;
         }
         podman.call(&[
             "run",
             "--detach",
             "--name",
-            "carried",
+            NAME,
             "--cap-add=SYS_ADMIN,SYS_PTRACE",
             "--device=/dev/autofs",
             "--security-opt=seccomp=unconfined",
             "--security-opt=apparmor=unconfined",
-            "carried",
+            NAME,
             "/start",
         ])?;
         Ok(podman)
     }
 
     fn call(&self, args: &[&str]) -> Result<String> {
-        let result = run_ok(HANG_LIMIT, "podman", &[&["--runtime", self.runtime], args].concat());
+        let result = run_ok(LIMIT, "podman", &[&["--runtime", self.runtime], args].concat());
         result.map_err(|error| error.context(self.criu_errors()))
     }
 
     /// It keeps CRIU's logs in the container's own directory.
     fn criu_errors(&self) -> String {
         let find = "find /var/lib/containers -name dump.log -o -name restore.log | xargs -r grep -h Error";
-        let found = run(HANG_LIMIT, "sh", &["-c", find]);
+        let found = run(LIMIT, "sh", &["-c", find]);
         found.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
     }
 }
 
 impl Runtime for Podman {
     fn exec(&self, command: &[&str]) -> Result<String> {
-        self.call(&[&["exec", "carried"], command].concat())
+        self.call(&[&["exec", NAME], command].concat())
     }
 
     fn leave_running(&self) -> Result<()> {
         // Not exported: podman 5.4 would lay the files of that archive over those of every later restore in place.
-        self.call(&["container", "checkpoint", "--leave-running", "carried"]).map(drop)
+        self.call(&["container", "checkpoint", "--leave-running", NAME]).map(drop)
     }
 
     fn pre_checkpoint(&self) -> Result<()> {
         let archive = "/tmp/pre.tar.gz";
-        self.call(&["container", "checkpoint", "--pre-checkpoint", "--export", archive, "carried"]).map(drop)
+        self.call(&["container", "checkpoint", "--pre-checkpoint", "--export", archive, NAME]).map(drop)
     }
 
     fn ways(&self) -> &'static [&'static str] {
         &["restore", "checkpoint --export, restore --import"]
     }
 
-    fn carry(&mut self, way: &str) -> Result<()> {
+    fn checkpoint(&mut self, way: &str) -> Result<()> {
         if way == "restore" {
-            self.call(&["container", "checkpoint", "carried"])?;
-            self.call(&["container", "restore", "carried"])?;
+            self.call(&["container", "checkpoint", NAME])?;
         } else {
-            let archive = "/tmp/carried.tar.gz";
-            self.call(&["container", "checkpoint", "--export", archive, "carried"])?;
-            self.call(&["rm", "carried"])?;
-            self.call(&["container", "restore", "--import", archive])?;
+            self.call(&["container", "checkpoint", "--compress", "none", "--export", ARCHIVE, NAME])?;
+            self.call(&["rm", NAME])?;
         }
         Ok(())
+    }
+
+    fn restore(&mut self, way: &str) -> Result<()> {
+        let from: &[&str] = if way == "restore" { &[NAME] } else { &["--import", ARCHIVE] };
+        self.call(&[&["container", "restore"], from].concat()).map(drop)
+    }
+
+    fn moved(&self, _way: &str) -> Vec<PathBuf> {
+        vec![ARCHIVE.into()]
     }
 }
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        let _ = self.call(&["rm", "--force", "--time", "0", "carried"]);
+        let _ = self.call(&["rm", "--force", "--time", "0", NAME]);
     }
 }
 
