@@ -104,6 +104,11 @@ const SCENARIOS: &[Scenario] = &[
         run: engine::mounts::run_scenario,
     },
     Scenario {
+        name: "nfs",
+        about: "virtual machine: NFS 3 and 4, replicas, -hosts, a server that is gone for a while; beside real automount",
+        run: engine::nfs::run_scenario,
+    },
+    Scenario {
         name: "map-sources",
         about: "maps from a real slapd, sssd, ypserv and mountd, and nsswitch; then those hang and die",
         run: engine::sources::run_scenario,
@@ -187,11 +192,11 @@ const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Not in `scripts/test`: what passes on some runs only, or takes long.
-/// - `two-hosts`: five minutes, two machines.
+/// - `two-hosts`, `two-hosts-all`, `nfs`: minutes, with machines whose processors are emulated.
 /// - `answers`: in one of three runs a key whose entry is replaced all the time was missing for some lookups.
 /// - `soak`: in one of three runs an engine that followed a killed one could not open a direct mount on which a program
 ///   waited: the laboratory's root file system has no handles ([`autofs_cr::sys::uncovered`]).
-const UNSETTLED: &[&str] = &["two-hosts", "answers", "soak"];
+const UNSETTLED: &[&str] = &["two-hosts", "two-hosts-all", "nfs", "answers", "soak"];
 
 /// After `--rounds`: how often a scenario that repeats itself does so.
 static ROUNDS: OnceLock<usize> = OnceLock::new();
@@ -213,6 +218,7 @@ fn main() -> ExitCode {
         ["master", ref mounts @ ..] => return plugin::master::main(mounts),
         ["visit", size] => return bench::visit_main(size),
         ["soak", minutes] => return report(engine::soak::long(minutes)),
+        ["move", ref names @ ..] => return report(plugin::two_hosts::run_some(names)),
         ["soak-visit", name] => return engine::soak::visit_main(name),
         ["storm", dir, keys] => return bench::storm_main(dir, keys),
         ["bench", what] => return report(bench::main(what)),

@@ -4,6 +4,7 @@ pub mod amd;
 pub mod answers;
 pub mod control;
 pub mod mounts;
+pub mod nfs;
 pub mod reload;
 pub mod soak;
 pub mod sources;

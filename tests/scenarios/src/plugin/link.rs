@@ -26,7 +26,7 @@ impl Link {
     pub fn new(host: usize) -> Result<Self> {
         let own = ADDRESS.get(host.wrapping_sub(1)).context("there are two hosts")?;
         run_ok(LIMIT, "ip", &["link", "set", "eth0", "up"])?;
-        run_ok(LIMIT, "ip", &["address", "add", &format!("{own}/24"), "dev", "eth0"])?;
+        run_ok(LIMIT, "ip", &["address", "replace", &format!("{own}/24"), "dev", "eth0"])?;
         let stream = if host == 1 { connect()? } else { TcpListener::bind((*own, PORT))?.accept()?.0 };
         stream.set_read_timeout(Some(LIMIT))?;
         stream.set_nodelay(true)?;

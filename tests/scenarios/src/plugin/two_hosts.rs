@@ -12,11 +12,14 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const PLUGIN: &str = "/usr/lib/criu/autofs_cr_plugin.so";
+/// Where CRIU takes it for something else.
+const AWAY: &str = "/usr/lib/criu/away";
 /// The checkpoint, as [`Runtime`] calls it.
 const WAY: &str = "moved";
 
@@ -76,19 +79,38 @@ const MOVES: &[Move] = &[
 
 /// One move.
 pub fn run(checks: &mut Checks) -> Result<()> {
-    all_of(checks, &MOVES[..1])
+    all_of(checks, &MOVES.iter().take(1).collect::<Vec<_>>())
+}
+
+/// Those of these names.
+pub fn run_some(names: &[&str]) -> Result<()> {
+    let mut checks = Checks::default();
+    all_of(&mut checks, &MOVES.iter().filter(|each| names.contains(&each.name)).collect::<Vec<_>>())?;
+    ensure!(checks.failed == 0, "{} checks failed", checks.failed);
+    Ok(())
 }
 
 /// All of them; host 2 prints the column of `docs/support-matrix.md`.
 pub fn run_all(checks: &mut Checks) -> Result<()> {
-    all_of(checks, MOVES)
+    let format = "--showformat=${Package} ${Version}, ";
+    let packages = ["criu", "runc", "crun", "podman", "systemd", "autofs"];
+    let versions = run_ok(LIMIT, "dpkg-query", &[&["--show", format], &packages[..]].concat())?;
+    println!("versions: {}", versions.trim_end_matches(", "));
+    all_of(checks, &MOVES.iter().collect::<Vec<_>>())
 }
 
-fn all_of(checks: &mut Checks, moves: &[Move]) -> Result<()> {
+fn all_of(checks: &mut Checks, moves: &[&Move]) -> Result<()> {
     let host: usize = std::env::var("HOST")?.parse()?;
     let package = fs::read_dir("/job")?.filter_map(|file| file.ok()?.path().to_str().map(str::to_owned));
     let package = package.into_iter().find(|path| path.ends_with(".deb")).context("no package in /job")?;
     run_ok(LIMIT, "dpkg", &["--install", &package])?;
+    // The package's program, where this one looks for its companions.
+    let beside = std::env::current_exe()?.with_file_name("autofs-cr");
+    if !beside.exists() {
+        symlink("/usr/bin/autofs-cr", beside)?;
+    }
+    // Once it has run it knows the kernel: the first time is slow.
+    run_ok(LIMIT, "criu", &["check"])?;
     let mut link = Link::new(host)?;
     for each in moves {
         let done = match host {
@@ -103,7 +125,7 @@ fn all_of(checks: &mut Checks, moves: &[Move]) -> Result<()> {
             let cell = match (&done, each.refused) {
                 (Ok(()), None) => "works".to_owned(),
                 (Ok(()), Some(_)) => "refused".to_owned(),
-                (Err(error), _) => format!("fails: {}", error.to_string().lines().next().unwrap_or_default()),
+                (Err(error), _) => format!("fails: {}", short(&format!("{error:#}"))),
             };
             println!("cell: {}| {cell}", each.name);
         }
@@ -162,7 +184,7 @@ fn destination(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> 
     let _taken = match each.there {
         There::NumbersTaken => Some(Fillers::take(last.context("no autofs mount")?)?),
         There::NoPlugin => {
-            fs::rename(PLUGIN, "/tmp/plugin.so")?;
+            fs::rename(PLUGIN, AWAY)?;
             None
         }
         There::Like => None,
@@ -178,7 +200,7 @@ fn destination(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> 
     let restored = runtime.restore(way);
     let took = begin.elapsed();
     if each.there == There::NoPlugin {
-        fs::rename("/tmp/plugin.so", PLUGIN)?;
+        fs::rename(AWAY, PLUGIN)?;
     }
     link.say("done")?;
     if let Some(reason) = each.refused {
@@ -208,7 +230,7 @@ fn destination(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> 
         format!("{pause} ms between two lookups of a program; ")
     };
     let plugin = runtime.logs(way).map(|logs| in_plugin(&logs)).unwrap_or_default();
-    println!("  {name}: {pause}{parts}, restore {took:.1?}{plugin}");
+    println!("time: {}: {pause}{parts}, restore {took:.1?}{plugin}", each.name);
     ensure!(checks.failed == before, "{} checks failed", checks.failed - before);
     Ok(())
 }
@@ -238,6 +260,7 @@ impl Who {
             Self::Criu => Box::new(Cli::prepare()?),
             Self::Systemd => {
                 systemd_files()?;
+                mount_points()?;
                 Box::new(Cli::of(None))
             }
             Self::Oci(program) => Box::new(Oci::prepare(program)?),
@@ -249,6 +272,20 @@ impl Who {
 fn systemd_files() -> Result<()> {
     super::exports(&["a"])?;
     systemd::units()
+}
+
+/// What systemd and the start of its container have made below the root of host 1, where host 2 has its own mounts.
+fn mount_points() -> Result<()> {
+    let root = "mkdir -p /c && { mountpoint -q /c || mount --bind / /c; } && mount --make-private /c";
+    run_ok(LIMIT, "sh", &["-c", &format!("{root} && mkdir -p /c/sys/fs/cgroup /c/mnt/bind /c/mnt/scratch")])
+        .map(drop)
+}
+
+/// The first error of CRIU's in a message, or its first line.
+fn short(message: &str) -> &str {
+    let error = message.split_once("Error (").and_then(|(_, rest)| rest.split_once("): "));
+    let message = error.map_or(message, |(_, text)| text);
+    message.split([';', '\n']).next().unwrap_or_default()
 }
 
 /// From CRIU's statistics: how long stopping took, and how long all were stopped.

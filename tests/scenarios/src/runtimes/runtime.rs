@@ -111,7 +111,8 @@ impl Runtime for Cli {
     }
 
     fn moved(&self, way: &str) -> Vec<PathBuf> {
-        vec![Criu::images_of(&Self::images(way)), "/direct".into()]
+        // The second is made by our engine, the third is systemd's log.
+        vec![Criu::images_of(&Self::images(way)), "/direct".into(), "/var/log/kmsg".into()]
     }
 
     fn logs(&self, way: &str) -> Option<PathBuf> {
