@@ -1,7 +1,7 @@
 //! What happens at each hook: the library is asked, its answers go to CRIU's log.
 
 use crate::criu::{self, Level, MountInfo};
-use autofs_cr::container::{Dump, Lull, LullError, Restore};
+use autofs_cr::container::{Dump, Lull, LullError, RENUMBER, Restore};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::mount::MountFlags;
 use std::ffi::{CStr, c_int, c_ulong};
@@ -53,18 +53,24 @@ struct State {
     mounted: usize,
 }
 
-/// Microseconds that this process has spent here since it began with hooks.
-static SPENT: AtomicU64 = AtomicU64::new(0);
+/// Microseconds that this process has spent here since it began with hooks, and of these on a processor.
+static SPENT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
-/// Count time.
-pub fn spent(time: Duration) {
-    SPENT.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
+/// Count time: by the clock, and on a processor.
+pub fn spent(time: Duration, busy: Duration) {
+    for (all, more) in SPENT.iter().zip([time, busy]) {
+        all.fetch_add(more.as_micros() as u64, Ordering::Relaxed);
+    }
 }
 
 /// To CRIU's log: what we cost.
 pub fn tell_time() {
-    let micros = SPENT.swap(0, Ordering::Relaxed);
-    criu::log(Level::Info, &format!("{micros} us in the plugin"));
+    let [time, busy] = SPENT.each_ref().map(|spent| spent.swap(0, Ordering::Relaxed));
+    criu::log(Level::Info, &format!("{time} us in the plugin, {busy} on a processor"));
+}
+
+fn forget_time() {
+    SPENT.iter().for_each(|spent| spent.store(0, Ordering::Relaxed));
 }
 
 /// In the root task: one more mount. With the last one its time is told; it began as a copy of CRIU's, which tells of
@@ -98,7 +104,7 @@ fn state() -> MutexGuard<'static, State> {
 pub fn init(stage: Stage) {
     let mut state = state();
     *state = State { stage: Some(stage), ..State::default() };
-    SPENT.store(0, Ordering::Relaxed);
+    forget_time();
     if stage == Stage::PreDump {
         return;
     }
@@ -113,7 +119,8 @@ pub fn init(stage: Stage) {
 }
 
 fn open_images(state: &mut State) {
-    match criu::image_dir().map(Restore::open) {
+    let renumber = std::env::var_os(RENUMBER).is_some();
+    match criu::image_dir().map(|dir| Restore::open(dir, renumber)) {
         None | Some(Ok(None)) => {}
         Some(Ok(Some((restore, unclaimed)))) => {
             unclaimed.iter().for_each(|line| criu::log(Level::Warning, line));
@@ -226,14 +233,14 @@ fn write(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
 
 /// Restore, in the root task: one superblock. `None`: the image is CRIU's own.
 pub fn mount(mount: MountInfo, flags: c_ulong) -> Option<c_int> {
-    let state = state();
+    let mut state = state();
     if state.mounted == 0 {
-        SPENT.store(0, Ordering::Relaxed);
+        forget_time();
     }
     if state.failed {
         return Some(-1);
     }
-    let restore = state.restore.as_ref()?;
+    let restore = state.restore.as_mut()?;
     let dev = dev(mount.read()?.s_dev);
     if !restore.has(dev) {
         return None;
@@ -254,7 +261,7 @@ pub fn whole(pid: c_int) {
     if std::mem::replace(&mut state.attached, true) {
         return;
     }
-    let Some(restore) = &state.restore else { return };
+    let Some(restore) = &mut state.restore else { return };
     let errors = restore.attach(pid);
     for error in &errors {
         criu::log(Level::Error, &error.to_string());

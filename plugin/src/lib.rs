@@ -8,6 +8,7 @@
 mod criu;
 mod hooks;
 
+use autofs_cr::sys::process::processor_time;
 use hooks::Stage;
 use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -105,11 +106,11 @@ pub(crate) extern "C" fn mount(
 
 /// No panic leaves the library; time is counted.
 fn guard<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), processor_time());
     let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
         let _ = catch_unwind(|| criu::log(criu::Level::Error, "a panic in the plugin; see standard error"));
         otherwise
     });
-    hooks::spent(start.elapsed());
+    hooks::spent(start.elapsed(), processor_time().saturating_sub(before));
     result
 }

@@ -61,6 +61,10 @@ struct Restore {
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
 
+    /// Where a device number is taken systemd's mounts get another one, and systemd is told by executing itself anew
+    #[arg(long)]
+    renumber: bool,
+
     #[command(flatten)]
     common: Common,
 }
@@ -118,7 +122,7 @@ impl Dump {
         builder.recursive(true).mode(0o700).create(dir).with_context(|| dir.display().to_string())?;
         let mut options: Vec<OsString> = vec!["--tree".into(), self.tree.to_string().into()];
         options.extend(self.leave_running.then(|| "--leave-running".into()));
-        let (summary, seconds) = self.common.criu("dump", options)?;
+        let (summary, seconds) = self.common.criu("dump", options, false)?;
         self.common.report(output, self.tree, &summary, seconds, |mounts, dir| {
             format!("process {} dumped to {dir}: {mounts}, {seconds:.2} s\n", self.tree)
         })
@@ -136,7 +140,7 @@ impl Restore {
         }
         // CRIU does not replace it.
         let _ = std::fs::remove_file(&pidfile);
-        let (summary, seconds) = self.common.criu("restore", options)?;
+        let (summary, seconds) = self.common.criu("restore", options, self.renumber)?;
         let pid = std::fs::read_to_string(&pidfile).context("criu wrote no pid")?;
         let pid = pid.trim().parse().context("criu wrote no pid")?;
         self.common.report(output, pid, &summary, seconds, |mounts, dir| {
@@ -153,8 +157,13 @@ fn stand_alone(root: &Path) -> Result<()> {
 }
 
 impl Common {
-    fn criu(&self, action: &'static str, mut options: Vec<OsString>) -> Result<(Summary, f64)> {
-        let criu = Criu::find(&self.criu, self.libdir.as_deref())?;
+    fn criu(
+        &self,
+        action: &'static str,
+        mut options: Vec<OsString>,
+        renumber: bool,
+    ) -> Result<(Summary, f64)> {
+        let criu = Criu::find(&self.criu, self.libdir.as_deref())?.renumbering(renumber);
         let start = Instant::now();
         options.extend(self.options.iter().cloned());
         let mut progress = Progress::new();

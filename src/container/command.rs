@@ -76,6 +76,7 @@ fn lines(errors: &[String]) -> String {
 pub struct Criu {
     program: PathBuf,
     libdir: PathBuf,
+    renumber: bool,
 }
 
 impl Criu {
@@ -93,7 +94,14 @@ impl Criu {
         }
         let places = libdir.map_or_else(usual_places, |dir| vec![dir.to_owned()]);
         let libdir = places.iter().find(|dir| dir.join(PLUGIN).exists()).cloned();
-        Ok(Self { program: program.into(), libdir: libdir.ok_or(CommandError::NoPlugin(places))? })
+        let libdir = libdir.ok_or(CommandError::NoPlugin(places))?;
+        Ok(Self { program: program.into(), libdir, renumber: false })
+    }
+
+    /// A restore with new device numbers where the old ones are taken, which systemd is told.
+    #[must_use]
+    pub fn renumbering(self, renumber: bool) -> Self {
+        Self { renumber, ..self }
     }
 
     /// Run `criu ACTION OPTION...` on the images in `dir` to its end. `progress` gets every new stage.
@@ -109,6 +117,9 @@ impl Criu {
         command.arg(action).arg("--images-dir").arg(dir).arg("--libdir").arg(&self.libdir);
         // Level 3: the plugin's own lines are there.
         command.args(["-v3", "--log-file"]).arg(format!("{action}.log")).args(options).stdin(Stdio::null());
+        if self.renumber {
+            command.env(super::RENUMBER, "yes");
+        }
         // Of an earlier run.
         let _ = std::fs::remove_file(&log);
         let failed = |error| CommandError::Run { program: self.program.clone(), error };

@@ -106,9 +106,12 @@ impl Dump {
             dump.look(&member, mounts)?;
         }
         dump.check_limits()?;
-        if quiet {
-            let mut live = dump.mounts.iter().filter(|(mount, _)| !mount.catatonic);
-            live.try_for_each(|(mount, _)| drain(mount))?;
+        let mut pipes = HashSet::new();
+        // Of another's pipe nothing is taken.
+        let ours = |mount: &&AutofsMount| !mount.catatonic && dump.is_read_inside(mount);
+        let live = dump.mounts.iter().map(|(mount, _)| mount).filter(ours);
+        for mount in live.filter(|mount| pipes.insert(mount.options.pipe_ino)) {
+            if quiet { drain(mount) } else { unread(mount) }?;
         }
         dump.ask_owners();
         dump.park();
@@ -180,7 +183,6 @@ impl Dump {
             faults::point("container.parked")?;
             if !mount.catatonic {
                 self.master_is_inside(mount)?;
-                unread(mount)?;
             }
             places.push((position, dumped));
         }
@@ -243,11 +245,15 @@ impl Dump {
     }
 
     /// Somebody in the container reads the pipe.
-    fn master_is_inside(&self, mount: &AutofsMount) -> Result<(), DumpError> {
+    fn is_read_inside(&self, mount: &AutofsMount) -> bool {
         let inside = |end: &PipeEnd| self.tree.by_pid(end.process.pid).is_some();
-        let mut readers = mount.pipe_ends.iter().filter(|end| end.end == End::Read);
+        mount.pipe_ends.iter().filter(|end| end.end == End::Read).any(inside)
+    }
+
+    /// Or nobody reads it at all.
+    fn master_is_inside(&self, mount: &AutofsMount) -> Result<(), DumpError> {
         let who = match &mount.master {
-            _ if readers.any(inside) => return Ok(()),
+            _ if self.is_read_inside(mount) => return Ok(()),
             // Nobody will ever read it: the restored mount is catatonic.
             Master::Dead => return Ok(()),
             Master::Automount { process }

@@ -80,16 +80,15 @@ impl Lull {
     /// All tasks below `root` sleep, and no request is open; `None` where there is no autofs mount. To be called before
     /// anybody is stopped.
     pub fn begin(root: i32) -> Result<Option<Self>, LullError> {
-        if !Tree::of(root)
-            .mount_namespaces()
-            .iter()
-            .any(|member| !owners(&mount_table(member.pid)).is_empty())
-        {
+        let tree = Tree::of(root);
+        let tables = tree.mount_namespaces().into_iter().map(|member| mount_table(member.pid));
+        let groups: HashSet<i32> = tables.flat_map(|table| owners(&table)).collect();
+        if groups.is_empty() {
             return Ok(None);
         }
         let socket = apart::start(|socket| {
             // Whoever listens has ended when it cannot be told.
-            let _ = serve(root, socket);
+            let _ = serve(root, groups, socket);
         })?;
         let (text, mut fds) = apart::receive(&socket)?;
         let Some(list) = fds.pop() else { return Err(LullError::Refused(text)) };
@@ -133,10 +132,10 @@ impl Lull {
 }
 
 /// The process apart.
-fn serve(root: i32, socket: &OwnedFd) -> Result<(), Errno> {
+fn serve(root: i32, groups: HashSet<i32>, socket: &OwnedFd) -> Result<(), Errno> {
     // Everybody waits for this: programs that use all processors must not hold it up.
     let _ = rustix::process::setpriority_process(None, -20);
-    let mut settling = Settling::new(root);
+    let mut settling = Settling::new(root, groups);
     if let Err(error) = settling.settle() {
         // Everybody is let go before CRIU tries itself; who still sleeps, by the end of this process.
         drop(settling);
@@ -197,13 +196,7 @@ struct Settling {
 }
 
 impl Settling {
-    fn new(root: i32) -> Self {
-        let tables = Tree::of(root)
-            .mount_namespaces()
-            .into_iter()
-            .map(|member| mount_table(member.pid))
-            .collect::<Vec<_>>();
-        let groups = tables.iter().flat_map(|table| owners(table)).collect();
+    fn new(root: i32, groups: HashSet<i32>) -> Self {
         Self { root, groups, holding: Holding::default(), known: HashSet::new(), warnings: Vec::new() }
     }
 

@@ -1,16 +1,16 @@
 //! The process that holds the device numbers and makes the superblocks.
 //!
 //! It is forked off CRIU before CRIU mounts anything itself, and holds every device number of the images by a
-//! placeholder. When the container's root task comes to its first autofs mount, all of them are made by
+//! placeholder. When the container's root task comes to its first autofs mount, they are made by
 //! [`create::prepare`], in a child that enters the root task's pid namespace, because the pid namespace of
-//! a mount's owner is the mount's for ever. The child is gone before CRIU wants its number for somebody else;
-//! the root task gets the complete mounts one by one and attaches them. Everything is made outside the
-//! container's user namespace, where autofs cannot be mounted.
+//! a mount's owner is the mount's for ever. The root task gets complete mounts, many at a time, and attaches them while
+//! the child makes others. The child is gone before CRIU wants its number for somebody else: with the last mount.
+//! Everything is made outside the container's user namespace, where autofs cannot be mounted.
 //!
 //! One socket joins them, which the root task inherits from CRIU. When nobody has its other end any more,
 //! the maker ends, and with it whatever was not fetched.
 
-use super::apart::{self, BATCH, receive, send, socket_pair};
+use super::apart::{self, receive, send, socket_pair};
 use crate::discover::facts::Master;
 use crate::image::Checkpoint;
 use crate::image::checkpoint::DumpedMount;
@@ -19,7 +19,9 @@ use crate::restore::create;
 use crate::restore::plan::{Action, Attach, Number, RestorePlan, Step};
 use crate::sys::mount::MountError;
 use crate::sys::{DevNum, Errno, fork, mountns};
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use std::collections::VecDeque;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,9 +32,16 @@ const NUMBERS: u32 = u32::MAX;
 /// How many fit into one message.
 const NUMBERS_AT_ONCE: usize = 4000;
 
+/// How many mounts are made, and sent, at a time: few enough for the root task's descriptors.
+const MOUNTS_AT_ONCE: usize = 100;
+
 /// The maker as CRIU and the root task see it. Dropping lets it end.
 #[derive(Debug)]
-pub struct Maker(OwnedFd);
+pub struct Maker {
+    socket: OwnedFd,
+    /// Mounts that came before they were wanted: the number of the first, and the mounts.
+    ahead: (u32, VecDeque<OwnedFd>),
+}
 
 /// No answer, or a bad one.
 #[derive(Debug, thiserror::Error)]
@@ -47,32 +56,39 @@ pub enum AskError {
 
 impl Maker {
     /// Start it for the mounts of `image`, each superblock once. Returns when every number is held, with a line for
-    /// each that cannot be.
-    pub fn start(image: &Checkpoint) -> Result<(Self, Vec<String>), AskError> {
-        let maker = Self(apart::start(|socket| {
+    /// each that cannot be. `renumber`: then systemd's mounts get another one.
+    pub fn start(image: &Checkpoint, renumber: bool) -> Result<(Self, Vec<String>), AskError> {
+        let socket = apart::start(|socket| {
             let served = rustix::net::sockopt::set_socket_passcred(socket, true);
             // Where nobody listens nobody can be told.
-            let _ = served.and_then(|()| serve(socket, image));
-        })?);
-        let (text, _) = receive(&maker.0)?;
-        Ok((maker, text.lines().map(str::to_owned).collect()))
+            let _ = served.and_then(|()| serve(socket, image, renumber));
+        })?;
+        let (text, _) = receive(&socket)?;
+        Ok((Self { socket, ahead: (0, VecDeque::new()) }, text.lines().map(str::to_owned).collect()))
     }
 
-    /// The complete mount number `index`, detached. To be called by the root task.
-    pub fn fetch(&self, index: u32) -> Result<OwnedFd, AskError> {
-        rustix::net::send(&self.0, &index.to_ne_bytes(), SendFlags::NOSIGNAL)?;
-        match receive(&self.0)? {
-            (_, mut fds) if fds.len() == 1 => Ok(fds.remove(0)),
-            (text, _) => Err(AskError::Refused(text)),
+    /// The complete mount number `index`, detached. To be called by the root task. Those that follow come with it:
+    /// CRIU mounts mostly in the order of the images.
+    pub fn fetch(&mut self, index: u32) -> Result<OwnedFd, AskError> {
+        let (next, ahead) = &mut self.ahead;
+        if *next != index || ahead.is_empty() {
+            rustix::net::send(&self.socket, &index.to_ne_bytes(), SendFlags::NOSIGNAL)?;
+            let (text, mounts) = receive(&self.socket)?;
+            if mounts.is_empty() {
+                return Err(AskError::Refused(text));
+            }
+            *ahead = mounts.into();
         }
+        *next = index + 1;
+        ahead.pop_front().ok_or(AskError::Gone(Errno::PIPE))
     }
 
     /// The device numbers of all `count` mounts, as they are made.
     pub fn numbers(&self, count: usize) -> Result<Vec<DevNum>, AskError> {
-        rustix::net::send(&self.0, &NUMBERS.to_ne_bytes(), SendFlags::NOSIGNAL)?;
+        rustix::net::send(&self.socket, &NUMBERS.to_ne_bytes(), SendFlags::NOSIGNAL)?;
         let mut numbers = Vec::with_capacity(count);
         while numbers.len() < count {
-            let (text, _) = receive(&self.0)?;
+            let (text, _) = receive(&self.socket)?;
             let some = text.split_whitespace().map(|minor| minor.parse().map(DevNum::anonymous));
             let Ok(some) = some.collect::<Result<Vec<_>, _>>() else { return Err(AskError::Refused(text)) };
             if some.is_empty() {
@@ -85,29 +101,33 @@ impl Maker {
 }
 
 /// The maker's life.
-fn serve(socket: &OwnedFd, image: &Checkpoint) -> Result<(), Errno> {
-    let (claims, not_held) = match claim(&image.mounts) {
+fn serve(socket: &OwnedFd, image: &Checkpoint, renumber: bool) -> Result<(), Errno> {
+    let (mut claims, not_held) = match claim(&image.mounts) {
         Ok(claimed) => claimed,
         Err(error) => return send(socket, &format!("no device number can be kept: {error}"), &[]),
     };
     let line = |(dev, why): &(DevNum, NoClaim)| format!("device number {dev} cannot be kept: {why}");
     send(socket, &not_held.iter().map(line).collect::<Vec<_>>().join("\n"), &[])?;
+    // CRIU has other things to do first.
+    claims.close_mounts();
     let (mut index, asker) = receive_request(socket)?;
-    let made = make_all(image, claims, asker);
+    let mut making = Making::start(image, claims, asker, renumber);
     loop {
-        answer(socket, &made, index)?;
+        answer(socket, &mut making, index)?;
+        making.as_mut().map_or(Ok(()), |making| making.go_on(socket))?;
         (index, _) = receive_request(socket)?;
     }
 }
 
-fn answer(socket: &OwnedFd, made: &Result<Vec<OwnedFd>, String>, index: u32) -> Result<(), Errno> {
-    match made {
+fn answer(socket: &OwnedFd, making: &mut Result<Making, String>, index: u32) -> Result<(), Errno> {
+    match making.as_mut().map_err(|error| error.clone()).and_then(|making| making.up_to(index as usize)) {
         Ok(mounts) if index == NUMBERS => send_numbers(socket, mounts),
-        Ok(mounts) => match mounts.get(index as usize) {
-            Some(mount) => send(socket, "", &[mount.as_fd()]),
-            None => send(socket, "no such mount", &[]),
-        },
-        Err(error) => send(socket, error, &[]),
+        Ok(mounts) => {
+            let some: Vec<_> =
+                mounts.iter().skip(index as usize).take(MOUNTS_AT_ONCE).map(AsFd::as_fd).collect();
+            send(socket, if some.is_empty() { "no such mount" } else { "" }, &some)
+        }
+        Err(error) => send(socket, &error, &[]),
     }
 }
 
@@ -131,69 +151,104 @@ fn claim(mounts: &[DumpedMount]) -> Result<(Claims, Vec<(DevNum, NoClaim)>), Mou
     Ok((claims, not_held))
 }
 
-/// All mounts, owned by a process group in the pid namespace of `asker`.
-fn make_all(image: &Checkpoint, claims: Claims, asker: i32) -> Result<Vec<OwnedFd>, String> {
-    let call = |what: &'static str| move |errno: Errno| format!("cannot {what}: {errno}");
-    let namespace = rustix::fs::open(
-        format!("/proc/{asker}/ns/pid"),
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )
-    .map_err(call("open the root task's pid namespace"))?;
-    nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWPID)
-        .map_err(|errno| format!("cannot enter the root task's pid namespace: {errno}"))?;
-    let (ours, its) = socket_pair().map_err(call("make a socket pair"))?;
-    let child = fork::fork(move || {
-        // A number is free when nobody has its placeholder any more: first the parent's copies go, with this closure.
-        let alone = receive(&its).map(drop).map_err(call("wait for the parent"));
-        let made = alone.and_then(|()| prepare(image, claims));
-        let sent = made.and_then(|mounts| hand_over(&its, &mounts).map_err(call("hand mounts over")));
-        sent.err().map_or(0, |error| send(&its, &error, &[]).map_or(1, |()| 1))
-    })
-    .map_err(call("start a process in the container"))?;
-    send(&ours, "", &[]).map_err(call("start a process in the container"))?;
-    let mut made = Vec::with_capacity(image.mounts.len());
-    let answer = loop {
-        match receive(&ours) {
-            Ok((text, fds)) if text.is_empty() => made.extend(fds),
-            Ok((text, _)) => break Err(text),
-            Err(_) => break Ok(()),
+/// The mounts, owned by a process group in the pid namespace of the root task, in the order of the images.
+struct Making {
+    /// The child that makes them, until it has ended.
+    child: Option<(fork::Child, OwnedFd)>,
+    made: Vec<OwnedFd>,
+    count: usize,
+    /// Why there are no more.
+    failed: Option<String>,
+}
+
+impl Making {
+    /// Start a child that makes them.
+    fn start(image: &Checkpoint, claims: Claims, asker: i32, renumber: bool) -> Result<Self, String> {
+        let call = |what: &'static str| move |errno: Errno| format!("cannot {what}: {errno}");
+        let namespace = rustix::fs::open(
+            format!("/proc/{asker}/ns/pid"),
+            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(call("open the root task's pid namespace"))?;
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWPID)
+            .map_err(|errno| format!("cannot enter the root task's pid namespace: {errno}"))?;
+        let (ours, its) = socket_pair().map_err(call("make a socket pair"))?;
+        let child = fork::fork(move || {
+            // A number is free when nobody has its placeholder any more: first the parent's copies go, with this closure.
+            let alone = receive(&its).map(drop).map_err(call("wait for the parent"));
+            let sent = alone.and_then(|()| prepare(image, claims, renumber, &its));
+            sent.err().map_or(0, |error| send(&its, &error, &[]).map_or(1, |()| 1))
+        })
+        .map_err(call("start a process in the container"))?;
+        send(&ours, "", &[]).map_err(call("start a process in the container"))?;
+        Ok(Self { child: Some((child, ours)), made: Vec::new(), count: image.mounts.len(), failed: None })
+    }
+
+    /// All that are there, when the one at `index` is.
+    fn up_to(&mut self, index: usize) -> Result<&[OwnedFd], String> {
+        while self.made.len() < self.count.min(index + 1) && self.failed.is_none() {
+            self.take_some();
         }
-    };
-    let _ = child.wait();
-    answer?;
-    match made.len() == image.mounts.len() {
-        true => Ok(made),
-        false => Err("the process that makes autofs mounts died".to_owned()),
+        self.failed.clone().map_or(Ok(&self.made), Err)
+    }
+
+    /// What the child sends next. With the last mount it is gone.
+    fn take_some(&mut self) {
+        match self.child.as_ref().map(|(_, socket)| receive(socket)) {
+            Some(Ok((text, fds))) if text.is_empty() => self.made.extend(fds),
+            Some(Ok((text, _))) => self.failed = Some(text),
+            _ => self.failed = Some("the process that makes autofs mounts died".to_owned()),
+        }
+        if self.made.len() == self.count || self.failed.is_some() {
+            let _ = self.child.take().map(|(child, _)| child.wait());
+        }
+    }
+
+    /// Until somebody asks on `socket`: CRIU may not want all of them, but it wants the child's number.
+    fn go_on(&mut self, socket: &OwnedFd) -> Result<(), Errno> {
+        while let Some((_, its)) = &self.child {
+            let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(its, PollFlags::IN)];
+            rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None))?;
+            if !fds[0].revents().is_empty() {
+                break;
+            }
+            self.take_some();
+        }
+        Ok(())
     }
 }
 
-/// In the child: every mount of the image.
-fn prepare(image: &Checkpoint, claims: Claims) -> Result<Vec<OwnedFd>, String> {
+/// In the child: every mount of the image, some at a time, to `socket`.
+fn prepare(image: &Checkpoint, mut claims: Claims, renumber: bool, socket: &OwnedFd) -> Result<(), String> {
     // The owner: a process group of the container's pid namespace.
     nix::unistd::setsid().map_err(|errno| format!("cannot begin a session: {errno}"))?;
-    let plan = plan(image);
-    let prepared = create::prepare(image, &plan, claims).map_err(|error| error.to_string())?;
-    Ok(prepared.into_mounts().map(OwnedFd::from).collect())
+    let steps: Vec<_> =
+        image.mounts.iter().enumerate().map(|(index, mount)| step(index, mount, renumber)).collect();
+    for some in steps.chunks(MOUNTS_AT_ONCE) {
+        let plan = RestorePlan { steps: some.to_vec(), ..RestorePlan::default() };
+        let prepared = create::prepare(image, &plan, &mut claims).map_err(|error| error.to_string())?;
+        let mounts: Vec<OwnedFd> = prepared.into_mounts().map(OwnedFd::from).collect();
+        send(socket, "", &mounts.iter().map(AsFd::as_fd).collect::<Vec<_>>())
+            .map_err(|errno| format!("cannot hand mounts over: {errno}"))?;
+    }
+    Ok(())
 }
 
 /// Everything is made, at its number: nothing of a new container is there yet.
-fn plan(image: &Checkpoint) -> RestorePlan {
-    let step = |(index, mount): (usize, &DumpedMount)| {
-        let dev = mount.facts.dev;
-        // systemd ignores requests that come with another number.
-        let number = match mount.facts.master {
-            Master::Systemd { .. } => Number::Must(dev),
-            _ => Number::May(dev),
-        };
-        Step {
-            mount: index,
-            path: mount.facts.path.clone(),
-            action: Action::Create { number, in_tree: false },
-            attach: Attach::Nobody,
-        }
+fn step(index: usize, mount: &DumpedMount, renumber: bool) -> Step {
+    let dev = mount.facts.dev;
+    // systemd ignores requests that come with another number. Only the system manager can be told.
+    let number = match mount.facts.master {
+        Master::Systemd { process, .. } if !renumber || process.pid != 1 => Number::Must(dev),
+        _ => Number::May(dev),
     };
-    RestorePlan { steps: image.mounts.iter().enumerate().map(step).collect(), ..RestorePlan::default() }
+    Step {
+        mount: index,
+        path: mount.facts.path.clone(),
+        action: Action::Create { number, in_tree: false },
+        attach: Attach::Nobody,
+    }
 }
 
 /// Placeholders and mounts are descriptors, here and in the child.
@@ -204,12 +259,6 @@ fn raise_limit(mounts: usize) {
     if limit.current.is_some_and(|current| current < wanted) {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     }
-}
-
-fn hand_over(socket: &OwnedFd, mounts: &[OwnedFd]) -> Result<(), Errno> {
-    mounts
-        .chunks(BATCH)
-        .try_for_each(|some| send(socket, "", &some.iter().map(AsFd::as_fd).collect::<Vec<_>>()))
 }
 
 /// Which mount is wanted, and who asks (its number here).
@@ -242,16 +291,17 @@ mod tests {
         let image = Checkpoint { mounts: Vec::new(), services: Vec::new(), ..samples::checkpoint() };
         let (ours, its) = socket_pair().unwrap();
         rustix::net::sockopt::set_socket_passcred(&its, true).unwrap();
-        std::thread::spawn(move || serve(&its, &image));
+        std::thread::spawn(move || serve(&its, &image, false));
         assert_eq!(receive(&ours).unwrap().0, "");
-        Maker(ours)
+        Maker { socket: ours, ahead: (0, VecDeque::new()) }
     }
 
     #[test]
     fn a_mount_that_is_not_there() {
         let (ours, its) = socket_pair().unwrap();
+        let mut nothing = Ok(Making { child: None, made: Vec::new(), count: 0, failed: None });
         for index in [0, 7, NUMBERS - 1] {
-            answer(&its, &Ok(Vec::new()), index).unwrap();
+            answer(&its, &mut nothing, index).unwrap();
             assert_eq!(receive(&ours).unwrap().0, "no such mount");
         }
     }
@@ -259,8 +309,8 @@ mod tests {
     #[test]
     fn requests_of_other_lengths_end_it() {
         for nonsense in [&b""[..], b"1", b"123", &[0; 70_000]] {
-            let maker = maker();
-            rustix::net::send(&maker.0, nonsense, SendFlags::NOSIGNAL).unwrap();
+            let mut maker = maker();
+            rustix::net::send(&maker.socket, nonsense, SendFlags::NOSIGNAL).unwrap();
             assert!(matches!(maker.fetch(0), Err(AskError::Gone(_))), "{}", nonsense.len());
         }
     }
@@ -274,8 +324,8 @@ mod tests {
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
         let request = [IoSlice::new(&[0; 4])];
-        rustix::net::sendmsg(&maker.0, &request, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-        assert!(receive(&maker.0).is_ok());
+        rustix::net::sendmsg(&maker.socket, &request, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        assert!(receive(&maker.socket).is_ok());
         // Nobody has a copy.
         drop(write);
         assert_eq!(rustix::io::read(&read, &mut [0; 1]), Ok(0));

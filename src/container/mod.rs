@@ -22,9 +22,11 @@ mod lull;
 mod maker;
 mod owner;
 mod parked;
+mod renumber;
 mod restore;
 mod tree;
 
 pub use dump::{Dump, DumpError};
 pub use lull::{Lull, LullError};
+pub use renumber::VARIABLE as RENUMBER;
 pub use restore::{Restore, RestoreError};

@@ -76,38 +76,42 @@ impl<'a> Owner<'a> {
 
     /// What only the owner is told: who triggered the mounts last, and the timeouts of single keys.
     pub fn ask(&self, roots: &[MountFd], mounts: &mut [&mut DumpedMount]) -> Result<(), TraceeError> {
-        let asked = self.with_roots(roots, |first, remote| {
-            let some = &mounts[first..first + remote.len()];
-            let each = remote.iter().zip(some);
-            each.map(|(root, mount)| self.ask_one(*root, mount)).collect()
+        self.with_roots(roots, |first, remote| {
+            let mounts = &mut mounts[first..first + remote.len()];
+            self.requesters(remote, mounts);
+            for (root, mount) in remote.iter().zip(mounts) {
+                self.key_timeouts(*root, mount);
+            }
+            vec![(); remote.len()]
         })?;
-        for (mount, (requester, entries)) in mounts.iter_mut().zip(asked) {
-            mount.root_requester = requester;
-            mount.tree = entries;
-        }
         Ok(())
     }
 
-    fn ask_one(&self, root: RemoteFd, mount: &DumpedMount) -> (Option<Requester>, Vec<TreeEntry>) {
-        let facts = &mount.facts;
-        let mut entries = mount.tree.clone();
-        if facts.options.mount_type != MountType::Indirect {
-            // The kernel tells it of roots only: not of the keys of an indirect mount.
-            return (self.requester(root, &facts.path), entries);
+    /// The kernel tells it of roots only: not of the keys of an indirect mount.
+    fn requesters(&self, roots: &[RemoteFd], mounts: &mut [&mut DumpedMount]) {
+        let nobody = Requester { uid: u32::MAX, gid: u32::MAX };
+        let indirect = |mount: &DumpedMount| mount.facts.options.mount_type == MountType::Indirect;
+        let (asked, mut mounts): (Vec<&RemoteFd>, Vec<_>) =
+            roots.iter().zip(mounts).filter(|(_, mount)| !indirect(mount)).unzip();
+        let questions: Vec<_> =
+            asked.into_iter().zip(&mounts).map(|(root, mount)| (*root, mount.facts.path.as_path())).collect();
+        let answers = self.control.requester_all(&questions);
+        for (mount, answer) in mounts.iter_mut().zip(answers) {
+            mount.root_requester = answer.ok().filter(|who| *who != nobody);
         }
-        let key_timeouts = self.control.protocol(root).is_ok_and(|(_, sub)| sub >= KEY_TIMEOUTS);
-        let is_key = |entry: &TreeEntry| entry.symlink.is_none() && entry.path.components().count() == 1;
-        for entry in entries.iter_mut().filter(|entry| is_key(entry)) {
-            if key_timeouts {
-                entry.timeout = self.key_timeout(root, &entry.path, facts.options.timeout);
-            }
-        }
-        (None, entries)
     }
 
-    fn requester(&self, root: RemoteFd, place: &Path) -> Option<Requester> {
-        let nobody = Requester { uid: u32::MAX, gid: u32::MAX };
-        self.control.requester(root, place).ok().filter(|who| *who != nobody)
+    fn key_timeouts(&self, root: RemoteFd, mount: &mut DumpedMount) {
+        let of_mount = mount.facts.options.timeout;
+        let is_key = |entry: &&mut TreeEntry| entry.symlink.is_none() && entry.path.components().count() == 1;
+        let mut keys = mount.tree.iter_mut().filter(is_key).peekable();
+        let indirect = mount.facts.options.mount_type == MountType::Indirect;
+        if !indirect || keys.peek().is_none() {
+            return;
+        }
+        if self.control.protocol(root).is_ok_and(|(_, sub)| sub >= KEY_TIMEOUTS) {
+            keys.for_each(|key| key.timeout = self.key_timeout(root, &key.path, of_mount));
+        }
     }
 
     /// There is no way to read it but to set it; so it is set back.

@@ -56,16 +56,16 @@ impl Parked {
     /// Give it back. The process is stopped and traced by us.
     pub fn unpark(&self) -> Result<(), TraceeError> {
         let mut held = Held::adopt(self.pid);
-        place(&mut held, &self.descriptor, self.copy.as_fd())?;
+        place(&mut held, self.copy.as_fd(), self.descriptor.fd, self.descriptor.cloexec)?;
         held.release()
     }
 }
 
-/// Put `file` into the table of a held process, as `descriptor` says.
-pub fn place(held: &mut Held, descriptor: &Descriptor, file: BorrowedFd<'_>) -> Result<(), TraceeError> {
+/// Put `file` into the table of a held process, with the number `fd`.
+pub fn place(held: &mut Held, file: BorrowedFd<'_>, fd: i32, cloexec: bool) -> Result<(), TraceeError> {
     let sent = held.send_fd(file)?;
-    let flags = if descriptor.cloexec { libc::O_CLOEXEC } else { 0 };
-    let arguments = [sent.0 as u64, descriptor.fd as u64, flags as u64, 0, 0, 0];
+    let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
+    let arguments = [sent.0 as u64, fd as u64, flags as u64, 0, 0, 0];
     let placed = held.call(libc::SYS_dup3, arguments)?;
     held.close_fd(sent)?;
     match i32::try_from(-placed) {

@@ -4,6 +4,7 @@ use super::limits::{self, Limit};
 use super::maker::{AskError, Maker};
 use super::owner::{self, Owner};
 use super::parked::{self, Descriptor};
+use super::renumber::{self, RenumberError};
 use super::tree::Tree;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
 use crate::faults;
@@ -62,6 +63,16 @@ pub enum RestoreError {
         /// What failed.
         error: TraceeError,
     },
+    /// systemd ignores the requests of mounts whose numbers it does not know.
+    #[error(
+        "systemd (process {pid}) does not know the new device numbers of its mounts: {error}; restart its automount units"
+    )]
+    Renumber {
+        /// Its process.
+        pid: i32,
+        /// What failed.
+        error: RenumberError,
+    },
     /// One mount could not be given to its master.
     #[error("{}: {what}; the mount stays catatonic", path.display())]
     NoMaster {
@@ -80,13 +91,15 @@ pub struct Restore {
     by_dev: BTreeMap<DevNum, u32>,
     /// Descriptors on covered roots.
     parked: Vec<Descriptor>,
+    /// Numbers that mounts had, and have now, where these differ.
+    new: HashMap<DevNum, DevNum>,
     maker: Maker,
 }
 
 impl Restore {
     /// Read the images and claim the device numbers; `None` when there are none of ours. Also returns what
-    /// could not be claimed.
-    pub fn open(dir: BorrowedFd<'_>) -> Result<Option<(Self, Vec<String>)>, RestoreError> {
+    /// could not be claimed. `renumber`: also systemd's mounts get another number where theirs is taken.
+    pub fn open(dir: BorrowedFd<'_>, renumber: bool) -> Result<Option<(Self, Vec<String>)>, RestoreError> {
         let mut images = criu::read(dir)?;
         let parked = criu::read_parked(dir)?.into_iter();
         let parked = parked
@@ -109,9 +122,10 @@ impl Restore {
         }
         let pipes = limits::pipes(images.mounts.iter().map(|image| &image.facts));
         limits::buffer().map_or(Ok(()), |buffer| limits::of_restore(&pipes, buffer))?;
-        let (maker, unclaimed) = Maker::start(&images).map_err(RestoreError::NoMaker)?;
+        let (maker, unclaimed) = Maker::start(&images, renumber).map_err(RestoreError::NoMaker)?;
         faults::point("container.claimed")?;
-        Ok(Some((Self { images, by_dev, parked, maker }, unclaimed)))
+        let new = HashMap::new();
+        Ok(Some((Self { images, by_dev, parked, new, maker }, unclaimed)))
     }
 
     /// How many superblocks.
@@ -130,14 +144,16 @@ impl Restore {
     }
 
     /// In the root task: mount superblock `dev` at `path`, catatonic, with its directories.
-    pub fn mount(&self, dev: DevNum, path: &Path, flags: MountFlags) -> Result<(), RestoreError> {
+    pub fn mount(&mut self, dev: DevNum, path: &Path, flags: MountFlags) -> Result<(), RestoreError> {
         let Some(&index) = self.by_dev.get(&dev) else { return Ok(()) };
         let image = &self.images.mounts[index as usize];
         let failed = |error| RestoreError::Make { path: image.facts.path.clone(), error };
         let made = self.maker.fetch(index).map_err(failed)?;
         faults::point("container.made")?;
         let change = Change { set: flags, clear: MountFlags::empty(), propagation: None, recursive: false };
-        change.apply(&made, Path::new(""))?;
+        if !flags.is_empty() {
+            change.apply(&made, Path::new(""))?;
+        }
         rustix::mount::move_mount(
             &made,
             "",
@@ -150,18 +166,13 @@ impl Restore {
 
     /// In CRIU's main process, when all tasks below `root` are whole and stopped (we trace them): give every
     /// mount to its master. A mount that could not be given stays catatonic: lookups fail, none hangs.
-    pub fn attach(&self, root: i32) -> Vec<RestoreError> {
+    pub fn attach(&mut self, root: i32) -> Vec<RestoreError> {
         let tree = Tree::of(root);
         let mut errors = Vec::new();
+        self.take_their_numbers();
         // One stop for each owner, however many mounts it has.
         let mut by_owner: BTreeMap<i32, Vec<&AutofsMount>> = BTreeMap::new();
-        let mounts = self.with_their_numbers();
-        let new: HashMap<DevNum, DevNum> =
-            self.images.mounts.iter().zip(&mounts).map(|(image, now)| (image.facts.dev, now.dev)).collect();
-        let now =
-            |one: &Descriptor| Descriptor { dev: new.get(&one.dev).copied().unwrap_or(one.dev), ..*one };
-        let parked: Vec<_> = self.parked.iter().map(now).collect();
-        for image in &mounts {
+        for image in self.images.mounts.iter().map(|mount| &mount.facts) {
             match owner::of(&tree, image) {
                 Some(owner) => by_owner.entry(owner.pid).or_default().push(image),
                 // Nobody answered it before, and nobody will.
@@ -173,7 +184,8 @@ impl Restore {
             }
         }
         for (pid, mounts) in by_owner {
-            let mut owned = Owned { tree: &tree, pid, parked: &parked, errors: &mut errors };
+            let mut owned =
+                Owned { tree: &tree, pid, parked: &self.parked, new: &self.new, errors: &mut errors };
             if let Err(error) = owned.attach(&mounts) {
                 errors.push(RestoreError::Master { pid, error });
             }
@@ -183,17 +195,18 @@ impl Restore {
 }
 
 impl Restore {
-    /// The facts of every mount, with the number that it really got: the maker has them all, still.
-    fn with_their_numbers(&self) -> Vec<AutofsMount> {
+    /// From now on every mount has the number that it really got: the maker has them all, still.
+    fn take_their_numbers(&mut self) {
         let numbers = self.maker.numbers(self.images.mounts.len()).unwrap_or_default();
-        let mounts = self.images.mounts.iter().enumerate();
-        mounts
-            .map(|(index, image)| {
-                let mut facts = image.facts.clone();
-                facts.dev = numbers.get(index).copied().unwrap_or(facts.dev);
-                facts
-            })
-            .collect()
+        for (image, number) in self.images.mounts.iter_mut().zip(numbers) {
+            let old = std::mem::replace(&mut image.facts.dev, number);
+            if old != number {
+                self.new.insert(old, number);
+            }
+        }
+        for descriptor in &mut self.parked {
+            descriptor.dev = self.new.get(&descriptor.dev).copied().unwrap_or(descriptor.dev);
+        }
     }
 }
 
@@ -204,6 +217,8 @@ struct Owned<'a> {
     pid: i32,
     /// Of all processes.
     parked: &'a [Descriptor],
+    /// Of all mounts.
+    new: &'a HashMap<DevNum, DevNum>,
     errors: &'a mut Vec<RestoreError>,
 }
 
@@ -227,7 +242,12 @@ impl Owned<'_> {
         }
         drop(owner);
         self.place_descriptors(&control, &mut held, mounts)?;
-        if mounts.iter().any(|mount| matches!(mount.master, Master::Systemd { .. })) {
+        let its: Vec<_> =
+            mounts.iter().filter(|mount| matches!(mount.master, Master::Systemd { .. })).collect();
+        if its.iter().any(|mount| self.new.values().any(|new| *new == mount.dev)) {
+            let renumbered = renumber::renumber(&mut held, self.new);
+            self.errors.extend(renumbered.err().map(|error| RestoreError::Renumber { pid: self.pid, error }));
+        } else if !its.is_empty() {
             owner::delay_timers(&mut held)?;
         }
         held.release()
@@ -244,7 +264,7 @@ impl Owned<'_> {
         for descriptor in self.parked.iter().filter(|descriptor| Some(descriptor.inner) == inner) {
             let Some(mount) = mounts.iter().find(|mount| mount.dev == descriptor.dev) else { continue };
             match owner::open_root(control, self.tree, self.pid, mount) {
-                Ok(root) => parked::place(held, descriptor, root.as_fd())?,
+                Ok(root) => parked::place(held, root.as_fd(), descriptor.fd, descriptor.cloexec)?,
                 Err(error) => self.fail(&[mount], |_| error.to_string()),
             }
         }

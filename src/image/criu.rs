@@ -90,7 +90,8 @@ fn read_file(dir: BorrowedFd<'_>, name: &str) -> Result<Vec<u8>, ImageError> {
     let path = Path::new(name);
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = openat(dir, name, flags, Mode::empty()).map_err(io("open", path))?;
-    let mut bytes = Vec::new();
+    // Room for most files at once: without it the kernel is asked for a few bytes first.
+    let mut bytes = Vec::with_capacity(4096);
     let limit = LIMITS.bytes;
     std::fs::File::from(file).take(limit + 1).read_to_end(&mut bytes).map_err(io("read", path))?;
     match bytes.len() as u64 {

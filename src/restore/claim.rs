@@ -35,7 +35,9 @@ const PATIENCE: u32 = 500;
 #[derive(Debug)]
 pub struct Claims {
     /// Placeholders, by the numbers that they hold.
-    held: BTreeMap<DevNum, DetachedMount>,
+    held: BTreeMap<DevNum, OwnedFd>,
+    /// And their mounts, which are not needed any more.
+    mounts: Vec<DetachedMount>,
     /// The first filler: a tmpfs with a directory for each of the others. (A tmpfs made for this alone might take a
     /// number that is wanted.)
     shelf: Option<DetachedMount>,
@@ -63,6 +65,7 @@ impl Claims {
     pub fn new() -> Result<Self, MountError> {
         Ok(Self {
             held: BTreeMap::new(),
+            mounts: Vec::new(),
             shelf: None,
             fillers: 0,
             _turn: turn(),
@@ -80,16 +83,33 @@ impl Claims {
         devs.sort();
         let mut not_held = Vec::new();
         for dev in devs {
-            match self.superblock(dev, tmpfs)? {
-                Ok(placeholder) => drop(self.held.insert(dev, placeholder)),
-                Err(why) => not_held.push((dev, why)),
+            let mut context = None;
+            let new = || -> Result<_, MountError> {
+                drop(context.take());
+                let (its, mount) = mount::placeholder()?;
+                context = Some(its);
+                Ok(mount)
+            };
+            match (self.superblock(dev, new)?, context) {
+                (Ok(mount), Some(context)) => {
+                    self.mounts.push(mount);
+                    self.held.insert(dev, context);
+                }
+                (Ok(_), None) => {}
+                (Err(why), _) => not_held.push((dev, why)),
             }
         }
         self.last = None;
         Ok(not_held)
     }
 
-    /// The superblock that `make` makes, with the number `dev`. To be called in ascending order.
+    /// What is held takes less time to be replaced after this, which takes time itself.
+    pub fn close_mounts(&mut self) {
+        self.mounts.clear();
+    }
+
+    /// The superblock that `make` makes, with the number `dev`. To be called in ascending order, but for numbers that
+    /// are held.
     ///
     /// A number that is held is free for as long as one `make` takes: what is below it is filled up before.
     pub fn superblock<E: From<MountError>>(
@@ -99,8 +119,12 @@ impl Claims {
     ) -> Result<Result<DetachedMount, NoClaim>, E> {
         let mut tries = TRIES;
         loop {
-            // Where the number must be next, the tmpfs is spared.
-            if self.last.is_none_or(|last| last + 1 != dev.minor) {
+            // Where the number must be next, the tmpfs is spared: all below the last one were taken.
+            let filled = self.last.is_some_and(|last| match self.held.contains_key(&dev) {
+                true => dev.minor <= last + 1,
+                false => dev.minor == last + 1,
+            });
+            if !filled {
                 let filler = tmpfs()?;
                 let minor = self.note(&filler)?;
                 if minor < dev.minor {

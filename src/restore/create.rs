@@ -131,7 +131,7 @@ pub struct Prepared<'a> {
 pub fn prepare<'a>(
     image: &'a Checkpoint,
     plan: &'a RestorePlan,
-    claims: Claims,
+    claims: &mut Claims,
 ) -> Result<Prepared<'a>, CreateError> {
     // Modes of the image are meant as they are.
     rustix::process::umask(Mode::empty());

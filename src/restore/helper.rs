@@ -239,8 +239,8 @@ fn make(job: &Job<'_>, undo: &mut UndoStack<'_>) -> Result<(Ready, Option<Packet
     let prepared = match creates {
         true => {
             mountns::unshare_private().map_err(StepError::call("make a mount namespace"))?;
-            let claims = Claims::new().map_err(StepError::from)?;
-            Some(create::prepare(job.image, job.plan, claims)?)
+            let mut claims = Claims::new().map_err(StepError::from)?;
+            Some(create::prepare(job.image, job.plan, &mut claims)?)
         }
         false => None,
     };

@@ -172,6 +172,12 @@ pub(super) fn stat(pid: i32) -> Result<Stat, Errno> {
     Stat::parse(&text).ok_or(Errno::SRCH)
 }
 
+/// How long this process has been on a processor.
+pub fn processor_time() -> std::time::Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@
 //! kernel lets its tasks go. The types here cannot be sent to another thread.
 
 mod descriptors;
+mod exec;
 mod injected;
 mod memory;
 mod session;
@@ -229,6 +230,8 @@ enum Stop {
     Event,
     /// Entry or exit of a system call.
     Syscall,
+    /// It has executed a program, which was asked for.
+    Exec,
     /// A signal is about to be delivered.
     Signal(i32),
 }
@@ -238,7 +241,7 @@ impl Stop {
     fn signal(self) -> usize {
         match self {
             Self::Signal(signal) => signal as usize,
-            Self::Event | Self::Syscall => 0,
+            Self::Event | Self::Syscall | Self::Exec => 0,
         }
     }
 }
@@ -277,6 +280,7 @@ fn wait(tid: i32, limit: Duration) -> Result<Stop, TraceeError> {
             stopped if stopped == tid && libc::WIFSTOPPED(status) => {
                 return Ok(match (libc::WSTOPSIG(status), status >> 16) {
                     (_, libc::PTRACE_EVENT_STOP) => Stop::Event,
+                    (_, libc::PTRACE_EVENT_EXEC) => Stop::Exec,
                     (signal, 0) if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
                     (signal, _) => Stop::Signal(signal),
                 });

@@ -59,14 +59,15 @@ pub(super) fn replay(
     Ok(())
 }
 
-/// The keys of an item that have a requester; `None` for its root.
+/// The keys of an item that have a requester; `None` for its root. A new trigger has root for one.
 fn wanted<'a>(item: &Item<'a>) -> Vec<(Option<&'a Path>, Requester)> {
     let dumped = item.dumped;
+    let other = |who: &Requester| *who != Requester { uid: 0, gid: 0 };
     if dumped.facts.options.mount_type != MountType::Indirect {
-        return dumped.root_requester.map(|who| (None, who)).into_iter().collect();
+        return dumped.root_requester.filter(other).map(|who| (None, who)).into_iter().collect();
     }
     let keys = dumped.tree.iter().filter(|entry| entry.path.components().count() == 1);
-    keys.filter_map(|entry| Some((Some(entry.path.as_path()), entry.requester?))).collect()
+    keys.filter_map(|entry| Some((Some(entry.path.as_path()), entry.requester.filter(other)?))).collect()
 }
 
 fn make_key<'a>(item: &'a Item<'_>, key: &Path) -> Result<Lookup<'a>, StepError> {

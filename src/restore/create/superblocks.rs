@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 pub(super) fn make<'a>(
     image: &'a Checkpoint,
     plan: &'a RestorePlan,
-    mut claims: Claims,
+    claims: &mut Claims,
     pipe: &PacketPipe,
 ) -> Result<Vec<Item<'a>>, CreateError> {
     // Lowest number first, and what gets a new one last, so that it takes none that another wants.

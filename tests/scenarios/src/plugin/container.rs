@@ -173,6 +173,8 @@ pub struct Criu {
     images: PathBuf,
     /// A fault point of the plugin.
     fault: String,
+    /// systemd gets new numbers where the old ones are taken.
+    renumber: bool,
 }
 
 impl Criu {
@@ -200,17 +202,23 @@ impl Criu {
         fs::create_dir_all("/tmp/no-plugins")?;
         let images = Self::images_of(images);
         fs::create_dir_all(&images)?;
-        Ok(Self { libdir, images, fault: String::new() })
+        Ok(Self { libdir, images, fault: String::new(), renumber: false })
     }
 
     /// The same images, with the plugin.
     pub fn and_plugin(&self) -> Result<Self> {
-        Ok(Self { libdir: Some(super::install()?.into()), images: self.images.clone(), fault: String::new() })
+        Ok(Self { libdir: Some(super::install()?.into()), ..self.and_stock()? })
     }
 
     /// The same images, without the plugin.
     pub fn and_stock(&self) -> Result<Self> {
-        Ok(Self { libdir: Some("/tmp/no-plugins".into()), images: self.images.clone(), fault: String::new() })
+        let libdir = Some("/tmp/no-plugins".into());
+        Ok(Self { libdir, images: self.images.clone(), fault: String::new(), renumber: false })
+    }
+
+    /// The same images, with the plugin and new numbers.
+    pub fn and_renumber(&self) -> Result<Self> {
+        Ok(Self { renumber: true, ..self.and_plugin()? })
     }
 
     /// The same images, with the plugin and a fault.
@@ -267,8 +275,10 @@ impl Criu {
             &["-c", "mountpoint -q /c || { mount --bind / /c && mount --make-private /c; }"],
         )?;
         let fault = format!("AUTOFS_CR_FAULT={}", self.fault);
-        let output = run(CRIU_LIMIT, "env", &[&[&fault, "criu"], &common[..], options].concat())
-            .with_context(|| format!("the end of its log: {}", tail(&self.log(action))))?;
+        let renumber: &[&str] = if self.renumber { &["AUTOFS_CR_RENUMBER=yes"] } else { &[] };
+        let output =
+            run(CRIU_LIMIT, "env", &[&[&*fault][..], renumber, &["criu"], &common[..], options].concat())
+                .with_context(|| format!("the end of its log: {}", tail(&self.log(action))))?;
         if !output.status.success() {
             bail!("criu {action} failed: {}", errors(&self.log(action)));
         }

@@ -130,7 +130,13 @@ fn carry(size: usize, checks: Option<&mut Checks>) -> Result<Times> {
         restore_share: share(&criu.log("restore")),
     };
     if let Some(checks) = checks {
-        checks.that(&format!("{size} mounts: same st_dev"), was.len() == size && devices(&container) == was);
+        let now = devices(&container);
+        let others = was.iter().filter(|(path, dev)| now.get(*path) != Some(dev)).count();
+        checks.equal(
+            &format!("{size} mounts: all there, with another st_dev"),
+            (now.len(), others),
+            (size, 0),
+        );
         checks.equal(
             &format!("{size} mounts: served"),
             container.enter(&["cat", "/mnt/one/one"]).ok().as_deref().map(str::trim),
@@ -151,7 +157,7 @@ fn start(mounts: &[String]) -> Result<Container> {
 
 /// The plugin's time, which it tells in CRIU's log, of every process.
 fn share(log: &str) -> Duration {
-    let told = log.lines().filter_map(|line| line.strip_suffix(" us in the plugin"));
+    let told = log.lines().filter_map(|line| Some(line.split_once(" us in the plugin")?.0));
     let micros = told.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
     Duration::from_micros(micros.sum())
 }

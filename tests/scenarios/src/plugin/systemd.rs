@@ -15,6 +15,10 @@ const UNITS: &[(&str, &str, &str, &str)] = &[
     ("mnt-scratch", "/mnt/scratch", "What=tmpfs\nType=tmpfs\nOptions=size=1M,mode=0755", IDLE),
 ];
 
+/// What is booted: the units; and with them a service in a mount namespace of its own.
+pub(super) const TARGET: &str = "carried.target";
+const NESTED: &str = "nested.target";
+
 /// A lookup that hangs is told from one that is slow.
 const HANGS: Duration = Duration::from_secs(4);
 
@@ -25,14 +29,18 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     super::exports(&["a"])?;
     units()?;
     with_plugin(checks)?;
+    namespaces(checks)?;
+    renumbered(checks)?;
     without(checks)
 }
 
 fn with_plugin(checks: &mut Checks) -> Result<()> {
     // Minors above 255 are encoded in another way, and are not the lowest free ones at the restore.
     let below = super::Fillers::high()?;
-    let systemd = boot()?;
+    let systemd = boot(TARGET)?;
     drop(below);
+    let minor = device(&systemd, "/mnt/bind").and_then(|dev| dev.split_once(':')?.1.parse().ok());
+    checks.that("a minor above 255", minor > Some(255));
     checks.equal("systemd serves", systemd.enter(&["cat", "/mnt/bind/a"])?.trim(), "a");
     checks.that("one unit is mounted, one waits", running(&systemd, "bind") && waiting(&systemd, "scratch"));
     let was = (device(&systemd, "/mnt/bind"), device(&systemd, "/mnt/scratch"));
@@ -70,9 +78,85 @@ fn with_plugin(checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
+/// A service with a mount namespace of its own, which has copies of the autofs mounts.
+fn namespaces(checks: &mut Checks) -> Result<()> {
+    let systemd = boot(NESTED)?;
+    let pid = || -> Option<String> {
+        let show = ["systemctl", "show", "--value", "--property=MainPID", "apart.service"];
+        let pid = systemd.enter(&show).ok()?.trim().to_owned();
+        (pid != "0").then_some(pid)
+    };
+    ensure!(wait_until(|| pid().is_some()), "the service does not run: {}", log());
+    let pid = pid().context("no service")?;
+    // What its namespace has at a place.
+    let inside = |systemd: &Container, place: &str, fstype: &str| -> Option<String> {
+        let table = systemd.enter(&["cat", &format!("/proc/{pid}/mountinfo")]).ok()?;
+        let has =
+            |line: &&str| line.contains(&format!(" {place} ")) && line.contains(&format!(" - {fstype} "));
+        Some(table.lines().find(has)?.split(' ').nth(2)?.to_owned())
+    };
+    let namespace =
+        |systemd: &Container, pid: &str| systemd.enter(&["readlink", &format!("/proc/{pid}/ns/mnt")]);
+    checks.that(
+        "a unit has a mount namespace of its own",
+        namespace(&systemd, &pid)? != namespace(&systemd, "1")?,
+    );
+    let was = (device(&systemd, "/mnt/scratch"), inside(&systemd, "/mnt/scratch", "autofs"));
+    checks.that("with copies of the autofs mounts", was.0.is_some() && was.0 == was.1);
+    // What systemd mounts does not propagate from a container's private root: then the walk ends in ELOOP.
+    let look = |systemd: &Container| {
+        systemd.enter_within(HANGS, &["nsenter", "-t", &pid, "-m", "ls", "/mnt/scratch/."]).is_ok()
+    };
+    let as_before = look(&systemd);
+    checks.that("a lookup there reaches systemd", systemd.covering("/mnt/scratch").is_some());
+    checks.soon("which expires the mount", || systemd.covering("/mnt/scratch").is_none());
+
+    let criu = Criu::with_plugin("systemd.nested")?;
+    criu.dump(&systemd)?;
+    ensure!(wait_until(|| systemd.ended()), "the dump left the container running");
+    drop(systemd);
+    let systemd = criu.restore()?;
+    let now = (device(&systemd, "/mnt/scratch"), inside(&systemd, "/mnt/scratch", "autofs"));
+    checks.equal("the same after a restore", now, was);
+    checks.that("still in two namespaces", namespace(&systemd, &pid)? != namespace(&systemd, "1")?);
+    checks.equal("a lookup in the copy is answered as before", look(&systemd), as_before);
+    checks.that("systemd has mounted for it", systemd.covering("/mnt/scratch").is_some());
+    Ok(())
+}
+
+/// The numbers are taken: refused, or (wanted) systemd learns new ones.
+fn renumbered(checks: &mut Checks) -> Result<()> {
+    let systemd = boot(TARGET)?;
+    systemd.enter(&["cat", "/mnt/bind/a"])?;
+    ensure!(wait_until(|| running(&systemd, "bind")), "the unit does not run");
+    let was: Vec<String> = UNITS.iter().filter_map(|(_, place, ..)| device(&systemd, place)).collect();
+    let criu = Criu::with_plugin("systemd.taken")?;
+    criu.dump(&systemd)?;
+    ensure!(wait_until(|| systemd.ended()), "the dump left the container running");
+    drop(systemd);
+    let taken = was.iter().map(|dev| super::Fillers::take(dev)).collect::<Result<Vec<_>>>()?;
+    let refused = criu.restore().map_err(|error| format!("{error:#}"));
+    checks.that(
+        "numbers are taken: the restore is refused",
+        refused.is_err_and(|why| why.contains("its device number")),
+    );
+    let systemd = criu.and_renumber()?.restore()?;
+    let now: Vec<String> = UNITS.iter().filter_map(|(_, place, ..)| device(&systemd, place)).collect();
+    checks.that("wanted: other numbers", now.len() == was.len() && now.iter().all(|dev| !was.contains(dev)));
+    checks.soon("the units are as they were", || running(&systemd, "bind") && waiting(&systemd, "scratch"));
+    checks.equal("what was mounted is there", systemd.enter(&["cat", "/mnt/bind/a"])?.trim(), "a");
+    checks.step("systemd answers", systemd.enter_within(HANGS, &["touch", "/mnt/scratch/file"]));
+    checks.that("and mounts", systemd.covering("/mnt/scratch").is_some());
+    checks.soon("it expires when idle", || systemd.covering("/mnt/scratch").is_none());
+    checks.step("it is mounted again", systemd.enter_within(HANGS, &["ls", "/mnt/scratch/."]));
+    checks.that("no request was ignored", !log().contains(IGNORED));
+    drop(taken);
+    Ok(())
+}
+
 /// The negative control: the same with a stock CRIU, when another file system has the old number.
 fn without(checks: &mut Checks) -> Result<()> {
-    let systemd = boot()?;
+    let systemd = boot(TARGET)?;
     systemd.enter(&["cat", "/mnt/bind/a"])?;
     // While it mounts it has the root open, which a stock CRIU cannot dump.
     ensure!(wait_until(|| running(&systemd, "bind")), "the unit does not run");
@@ -102,19 +186,25 @@ pub(super) fn units() -> Result<()> {
         fs::write(format!("{dir}/{unit}.automount"), automount)?;
         target += &format!("Requires={unit}.automount\nAfter={unit}.automount\n");
     }
-    fs::write(format!("{dir}/carried.target"), target)?;
+    fs::write(format!("{dir}/{TARGET}"), &target)?;
+    let service = "[Service]\nExecStart=/usr/bin/sleep 1000\nPrivateTmp=yes\n";
+    let after: String = UNITS.iter().map(|(unit, ..)| format!("After={unit}.automount\n")).collect();
+    fs::write(format!("{dir}/apart.service"), format!("{plain}{after}{service}"))?;
+    fs::write(format!("{dir}/{NESTED}"), target + "Requires=apart.service\nAfter=apart.service\n")?;
     // CRIU does not restore the trigger of pressure stalls, and PID 1 would spin.
     fs::create_dir_all("/etc/systemd/system.conf.d")?;
     fs::write("/etc/systemd/system.conf.d/psi.conf", "[Manager]\nDefaultMemoryPressureWatch=off\n")?;
     Ok(())
 }
 
-pub(super) fn boot() -> Result<Container> {
+pub(super) fn boot(target: &str) -> Result<Container> {
     // systemd watches /etc/localtime, which CRIU finds again when it is a file on a tmpfs.
-    let start = "cp -a /etc /tmp/etc && mount -t tmpfs etc /etc && cp -a /tmp/etc/. /etc && rm -r /tmp/etc /etc/localtime && : >/etc/localtime && ln -sf /var/log/kmsg /dev/kmsg && : >/var/log/kmsg && \
-                 exec env MEMORY_PRESSURE_WATCH=/dev/null /usr/lib/systemd/systemd --system --unit=carried.target \
-                 --log-target=kmsg --log-level=info --show-status=no --crash-shell=no --dump-core=no";
-    let systemd = Container::start_in_cgroup(&["sh", "-c", start])?;
+    let start = format!(
+        "cp -a /etc /tmp/etc && mount -t tmpfs etc /etc && cp -a /tmp/etc/. /etc && rm -r /tmp/etc /etc/localtime && : >/etc/localtime && ln -sf /var/log/kmsg /dev/kmsg && : >/var/log/kmsg && \
+                 exec env MEMORY_PRESSURE_WATCH=/dev/null /usr/lib/systemd/systemd --system --unit={target} \
+                 --log-target=kmsg --log-level=info --show-status=no --crash-shell=no --dump-core=no"
+    );
+    let systemd = Container::start_in_cgroup(&["sh", "-c", &start])?;
     let up = wait_until(|| UNITS.iter().all(|(_, place, _, _)| systemd.autofs(place).is_some()));
     ensure!(up, "systemd did not come up: {}", log());
     Ok(systemd)

@@ -241,7 +241,7 @@ impl Who {
             Self::Criu => Box::new(Cli::start()?),
             Self::Systemd => {
                 systemd_files()?;
-                let container = systemd::boot()?;
+                let container = systemd::boot(systemd::TARGET)?;
                 container.enter(&["cat", "/mnt/bind/a"])?;
                 Box::new(Cli::of(Some(container)))
             }
@@ -302,6 +302,6 @@ fn in_plugin(logs: &Path) -> String {
     let log = fs::read_to_string(logs.join("restore.log")).unwrap_or_default();
     let told = log
         .lines()
-        .filter_map(|line| line.strip_suffix(" us in the plugin")?.rsplit(' ').next()?.parse::<u64>().ok());
+        .filter_map(|line| line.split_once(" us in the plugin")?.0.rsplit(' ').next()?.parse::<u64>().ok());
     format!(", of it the plugin {} ms", told.sum::<u64>() / 1000)
 }
