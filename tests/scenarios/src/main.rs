@@ -192,11 +192,11 @@ const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Not in `scripts/test`: what passes on some runs only, or takes long.
-/// - `two-hosts`, `two-hosts-all`, `nfs`: minutes, with machines whose processors are emulated.
+/// - `two-hosts-all`, `nfs`: minutes, with machines whose processors are emulated.
 /// - `answers`: in one of three runs a key whose entry is replaced all the time was missing for some lookups.
 /// - `soak`: in one of three runs an engine that followed a killed one could not open a direct mount on which a program
 ///   waited: the laboratory's root file system has no handles ([`autofs_cr::sys::uncovered`]).
-const UNSETTLED: &[&str] = &["two-hosts", "two-hosts-all", "nfs", "answers", "soak"];
+const UNSETTLED: &[&str] = &["two-hosts-all", "nfs", "answers", "soak"];
 
 /// After `--rounds`: how often a scenario that repeats itself does so.
 static ROUNDS: OnceLock<usize> = OnceLock::new();
