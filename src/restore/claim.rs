@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 /// for any number.
 pub const REACH: usize = 1 << 16;
 
+/// How many mounts of placeholders are kept open: descriptors may be few (a hard limit of 20 000 is seen).
+const KEPT: usize = 1000;
+
 /// How often a number that seems taken is tried again (another program may hold it for a moment), and
 /// how long between.
 const TRIES: u32 = 20;
@@ -92,6 +95,9 @@ impl Claims {
             };
             match (self.superblock(dev, new)?, context) {
                 (Ok(mount), Some(context)) => {
+                    if self.mounts.len() == KEPT {
+                        self.close_mounts();
+                    }
                     self.mounts.push(mount);
                     self.held.insert(dev, context);
                 }
