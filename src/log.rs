@@ -66,6 +66,11 @@ impl Levels {
         let Some(level) = level else { return Ok(()) };
         let wrong = || LogError::Level(level.to_owned());
         let Some(mount) = mount else {
+            // `loud` alone would be a target of which everything is logged.
+            let mut words = level.split(',').filter(|part| !part.contains('='));
+            if words.any(|word| word.parse::<LevelFilter>().is_err()) {
+                return Err(wrong());
+            }
             self.base = level.parse().map_err(|_| wrong())?;
             return Ok(());
         };
@@ -262,6 +267,7 @@ mod tests {
         assert_eq!(change("default", Some("/net")), (Ok(()), [None, trace, None]));
         assert_eq!(change("loud", Some("/net")).0, Err(LogError::Level("loud".into())));
         assert_eq!(change("info", Some("net")).0, Err(LogError::NotAbsolute("net".into())));
+        assert_eq!(change("loud", None).0, Err(LogError::Level("loud".into())));
         assert_eq!(change("info,calloop=warn", None).0, Ok(()));
         assert!(levels.base.would_enable("autofs_cr", &tracing::Level::INFO));
         assert_eq!(levels.told().mounts, [MountLevel { mount: "/net/a".into(), level: "trace".into() }]);

@@ -221,6 +221,11 @@ impl Automount {
         })
     }
 
+    /// It does more than print something.
+    pub fn mounts(&self) -> bool {
+        !(self.version || self.dumpmaps || !self.set_log_priority.is_empty())
+    }
+
     /// What the options say over the configuration.
     pub fn given(&self, master: Option<&String>) -> Result<Given> {
         let master = master.map(|name| master_map(name)).transpose()?;

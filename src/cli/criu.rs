@@ -1,6 +1,7 @@
 //! `autofs-cr criu`: CRIU with the plugin, for a tree of processes.
 
 use super::output::{self, Output};
+use super::progress::Progress;
 use anyhow::{Context, Result};
 use autofs_cr::container::command::{Criu, Summary};
 use autofs_cr::sys::mount;
@@ -8,7 +9,6 @@ use autofs_cr::sys::mountns;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -166,8 +166,8 @@ impl Common {
         let criu = Criu::find(&self.criu, self.libdir.as_deref())?.renumbering(renumber);
         let start = Instant::now();
         options.extend(self.options.iter().cloned());
-        let mut progress = Progress::new();
-        let summary = criu.run(action, &self.dir, &options, &mut |stage| progress.show(stage));
+        let progress = Progress::begin("starting criu");
+        let summary = criu.run(action, &self.dir, &options, &mut |stage| progress.stage(stage));
         drop(progress);
         Ok((summary?, start.elapsed().as_secs_f64()))
     }
@@ -192,34 +192,5 @@ impl Common {
             output.print(&line(&mounts, &dir))?;
         }
         Ok(if summary.without_master == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-    }
-}
-
-/// One line on a terminal, gone at the end.
-struct Progress {
-    start: Instant,
-    shown: bool,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self { start: Instant::now(), shown: std::io::stderr().is_terminal() }
-    }
-
-    fn show(&mut self, stage: &str) {
-        self.put(&format!("{:4.1} s  {stage}", self.start.elapsed().as_secs_f32()));
-    }
-
-    fn put(&self, text: &str) {
-        if self.shown {
-            let mut stderr = std::io::stderr();
-            let _ = write!(stderr, "\r\x1b[K{text}").and_then(|()| stderr.flush());
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.put("");
     }
 }

@@ -3,6 +3,7 @@
 use super::human;
 use super::list::shown;
 use super::output::Output;
+use super::progress::Progress;
 use super::table::{Cell, Column, Style, Table};
 use anyhow::{Result, bail};
 use autofs_cr::discover::users::{Users, users};
@@ -87,7 +88,9 @@ impl Ctl {
             Command::Metrics => Request::Metrics,
             Command::Log { level, mount } => Request::Log { level, mount },
         };
+        let progress = Progress::begin("the engine is at work");
         let reply = ask(self.socket.as_deref(), &request)?;
+        drop(progress);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let text = match &reply {
             Reply::Who(who) => {

@@ -3,6 +3,7 @@
 use super::TargetArgs;
 use super::list::shown;
 use super::output::{self, Output};
+use super::progress::Progress;
 use anyhow::{Context, Result};
 use autofs_cr::dump::plan::{Mode, Wishes};
 use autofs_cr::dump::{self, Report, Request, hold};
@@ -93,6 +94,7 @@ impl Dump {
             (None, true) => Mode::Catatonic,
             (None, false) => Mode::LeaveRunning,
         };
+        let progress = Progress::begin("writing the mounts down");
         let report = dump::dump(&Request {
             dir: self.dir.clone(),
             existing: if self.replace { Existing::Replace } else { Existing::Refuse },
@@ -104,6 +106,7 @@ impl Dump {
             },
             program: "/proc/self/exe".into(),
         })?;
+        drop(progress);
         report.warnings.iter().for_each(output::warn);
         if self.json {
             output.json(&printed(&self.dir, &report))?;

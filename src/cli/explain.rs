@@ -1,6 +1,7 @@
 //! `autofs-cr explain`.
 
 use super::output::Output;
+use super::progress::Progress;
 use super::table::{Column, Table};
 use anyhow::{Context, Result};
 use autofs_cr::discover::escaped::escape;
@@ -59,7 +60,10 @@ pub struct Explain {
 
 impl Explain {
     pub fn run(self, output: &mut Output) -> Result<ExitCode> {
-        match self.lookup() {
+        let progress = Progress::begin("asking the maps");
+        let lookup = self.lookup();
+        drop(progress);
+        match lookup {
             Ok(lookup) if self.json => {
                 for step in &lookup.steps {
                     output.print(&(serde_json::to_string(&Line::from(step))? + "\n"))?;

@@ -1,6 +1,7 @@
 //! `autofs-cr maps`.
 
 use super::output::Output;
+use super::progress::Progress;
 use super::table::Style;
 use anyhow::{Context, Result};
 use autofs_cr::engine::config::{CONF, Given};
@@ -93,6 +94,7 @@ impl Maps {
 impl Check {
     fn run(self, output: &mut Output) -> Result<ExitCode> {
         let site = Arc::new(Given { conf: self.conf.clone(), ..Given::default() }.read(&mut Vec::new())?);
+        let progress = Progress::begin("reading the maps");
         let mut found: Vec<Found> = Vec::new();
         let mut seen = HashSet::new();
         for (path, kind) in self.files(&site)? {
@@ -104,6 +106,7 @@ impl Check {
                 }
             }
         }
+        drop(progress);
         if self.json {
             for one in &found {
                 output.print(&(serde_json::to_string(&Line::from(one))? + "\n"))?;
@@ -170,7 +173,10 @@ fn word(severity: Severity) -> &'static str {
 
 /// As compilers show it: what, where, and the line with a mark.
 fn report(found: &[Found], output: &Output) -> String {
-    let mut files: HashMap<&Path, Vec<u8>> = HashMap::new();
+    let mut files: HashMap<&Path, Vec<Vec<u8>>> = HashMap::new();
+    let lines = |path| -> Vec<Vec<u8>> {
+        std::fs::read(path).unwrap_or_default().split(|b| *b == b'\n').map(<[u8]>::to_vec).collect()
+    };
     let mut text = String::new();
     for (path, warning) in found {
         let style = match warning.severity {
@@ -181,8 +187,8 @@ fn report(found: &[Found], output: &Output) -> String {
         let at = warning.at;
         let _ = writeln!(text, "{}: {}", style.paint(word(warning.severity), output), warning.message);
         let _ = writeln!(text, "  --> {}:{at}", path.display());
-        let bytes = files.entry(path).or_insert_with(|| std::fs::read(path).unwrap_or_default());
-        if let Some(line) = bytes.split(|b| *b == b'\n').nth(at.line as usize - 1) {
+        let lines = files.entry(path).or_insert_with(|| lines(path));
+        if let Some(line) = lines.get(at.line as usize - 1) {
             let before = &line[..line.len().min(at.column as usize - 1)];
             let number = at.line.to_string();
             let margin = " ".repeat(number.len());

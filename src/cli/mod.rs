@@ -14,12 +14,13 @@ mod list;
 mod manual;
 mod maps;
 mod output;
+mod progress;
 mod restore;
 mod show;
 mod table;
 mod top;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use autofs_cr::discover::Target;
 use autofs_cr::log;
 use autofs_cr::sys::privilege::{self, Role};
@@ -86,7 +87,21 @@ impl Command {
         }
     }
 
+    /// Commands that mount say so before anything else fails for it.
+    fn check_rights(&self) -> Result<()> {
+        let name = match self {
+            Self::Dump(_) => "dump",
+            Self::Restore(_) => "restore",
+            Self::Criu(_) => "criu",
+            Self::Automount(automount) if automount.mounts() => "automount",
+            _ => return Ok(()),
+        };
+        ensure!(privilege::may_mount(), "autofs-cr {name} needs CAP_SYS_ADMIN: run it as root");
+        Ok(())
+    }
+
     fn run(self, output: &mut Output) -> Result<ExitCode> {
+        self.check_rights()?;
         match self {
             Self::List(list) => list.run(output),
             Self::Check(check) => check.run(output),

@@ -42,7 +42,8 @@ impl Output {
     }
 }
 
-fn width(stream: &(impl IsTerminal + AsFd)) -> Option<usize> {
+/// Columns of a terminal; `None` where it is none.
+pub fn width(stream: &(impl IsTerminal + AsFd)) -> Option<usize> {
     if !stream.is_terminal() {
         return None;
     }

@@ -1,6 +1,7 @@
 //! `autofs-cr restore`.
 
 use super::output::{self, Output};
+use super::progress::Progress;
 use super::table::{Cell, Column, Style, Table};
 use super::{TargetArgs, list};
 use anyhow::{Result, bail};
@@ -93,6 +94,7 @@ impl Restore {
             (false, Some(pid)) => Master::Process(pid),
             (false, None) => Master::Nobody,
         };
+        let progress = Progress::begin("restoring the mounts");
         let restored = restore::restore(&Request {
             image: self.dir.clone(),
             target: self.target.target(),
@@ -102,6 +104,7 @@ impl Restore {
             require_devid: self.require_devid,
             trust_programs: self.trust_programs,
         })?;
+        drop(progress);
         self.report(&restored, output)?;
         let Some(engine) = restored.engine else { return Ok(ExitCode::SUCCESS) };
         // Under a service manager the engine is the main process.

@@ -191,7 +191,7 @@ impl Table {
 }
 
 /// The ends of a text that is too long: both tell more than its middle.
-fn cut(text: &str, width: usize) -> String {
+pub fn cut(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
     }

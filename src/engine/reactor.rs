@@ -216,6 +216,9 @@ impl Engine {
             }),
             Request::Metrics => Reply::Metrics(self.answers.metrics.render(&self.state.counts())),
             Request::Reload => return self.begin(Event::Reload, Until::Read, reply),
+            Request::Expire { mount: Some(path) } if !self.state.serves(&path) => {
+                Reply::Error(format!("{}: no autofs mount of this engine is there", path.display()))
+            }
             Request::Expire { mount } => return self.begin(Event::ExpireNow(mount), Until::Expired, reply),
             Request::Reexec { binary } => match (&self.luggage, binary) {
                 (Some(_), Some(binary)) => {

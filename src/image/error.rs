@@ -26,7 +26,7 @@ pub enum ImageError {
         file: &'static str,
     },
     /// Writing would overwrite something.
-    #[error("{} exists and is not empty; choose another directory or ask for it to be replaced", dir.display())]
+    #[error("{} exists and is not empty; choose another directory, or give --replace", dir.display())]
     Exists {
         /// The directory.
         dir: PathBuf,

@@ -50,6 +50,11 @@ impl Role {
     }
 }
 
+/// Has this process what mounting needs?
+pub fn may_mount() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false)
+}
+
 /// Give up what the role does not need, in this thread and those that it starts from now on: call it before there are others.
 pub fn keep(role: Role) -> Result<(), CapsError> {
     let wanted: CapsHashSet = role.keeps().iter().copied().collect();

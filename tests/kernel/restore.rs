@@ -177,6 +177,56 @@ fn everything_inside_a_mount_comes_back() {
     assert_eq!(control.set_dentry_timeout(root.as_fd(), b"key", Some(1)).unwrap(), 17);
 }
 
+/// What only a master can ask for (requesters, timeouts of keys) is not in it: there is none.
+#[test]
+fn a_dump_of_what_was_restored_is_the_same() {
+    let home = private_mount_namespace();
+    let [first, second] = ["first", "second"].map(|name| home.join(name));
+    let mut direct = dumped(&home.join("data"), 310, MountType::Direct);
+    direct.facts.options.strict_expire = true;
+    direct.facts.mount_flags = vec!["rw".into(), "nosuid".into(), "noatime".into()];
+    (direct.root_uid, direct.root_gid, direct.root_mode) = (10, 20, 0o711);
+    (direct.facts.options.uid, direct.facts.options.gid) = (Some(10), Some(20));
+    let mut indirect = dumped(&home.join("mnt"), 311, MountType::Indirect);
+    indirect.facts.options.timeout = 7;
+    indirect.tree = vec![
+        TreeEntry { uid: 5, gid: 6, ..entry("key", 0o1777) },
+        entry("key/sub", 0o755),
+        TreeEntry { symlink: Some("/srv/x y".into()), ..entry("link", 0o555) },
+    ];
+    write_image(&first, vec![direct, indirect]);
+    let report = restore(&["-D", first.to_str().unwrap()]);
+    let now = |index: usize| &report["mounts"][index]["now"]["dev"];
+    let paths = ["data", "mnt"].map(|name| home.join(name).to_str().unwrap().to_owned());
+    let output = autofs_cr(&["dump", "-D", second.to_str().unwrap(), &paths[0], &paths[1]], None);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let mounts = [first, second].map(|dir| image::read(&dir).unwrap().mounts);
+    assert_eq!(mounts[0].len(), mounts[1].len());
+    for (index, (one, other)) in mounts[0].iter().zip(&mounts[1]).enumerate() {
+        let same = |mount: &DumpedMount| {
+            let DumpedMount { facts, root_mode, root_uid, root_gid, tree, .. } = mount.clone();
+            let o = facts.options;
+            let options =
+                (o.mount_type, o.timeout, o.strict_expire, o.ignore, o.uid, o.gid, o.min_proto, o.max_proto);
+            (
+                facts.path,
+                facts.root,
+                facts.source,
+                options,
+                facts.mount_flags,
+                root_mode,
+                root_uid,
+                root_gid,
+                tree,
+            )
+        };
+        assert_eq!(same(one), same(other));
+        // The number is kept where it was free.
+        assert_eq!(serde_json::from_value::<DevNum>(now(index).clone()).unwrap(), other.facts.dev);
+    }
+}
+
 /// The mounts here, as text.
 fn mount_table() -> String {
     fs::read_to_string("/proc/thread-self/mountinfo").unwrap()

@@ -85,3 +85,37 @@ fn every_attack_has_its_test() {
     }
     assert!(count > 40, "{count}");
 }
+
+/// The documents, from the root of the repository.
+const DOCUMENTS: [&str; 3] = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"];
+
+#[test]
+fn every_link_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|file| file.unwrap().path());
+    let documents = docs.filter(|path| path.extension().is_some_and(|end| end == "md"));
+    let mut count = 0;
+    for document in documents.chain(DOCUMENTS.map(|name| root.join(name))) {
+        let text = std::fs::read_to_string(&document).unwrap();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        for link in links.filter(|link| !link.is_empty() && !link.contains("://") && !link.contains(' ')) {
+            // `scripts/bench` writes it.
+            let is_made = link.ends_with("benchmarks.md");
+            assert!(is_made || document.with_file_name(link).exists(), "{}: {link}", document.display());
+            count += 1;
+        }
+        // Scripts are named as they are called.
+        for script in text
+            .split("scripts/")
+            .skip(1)
+            .filter_map(|rest| rest.split(|c: char| !c.is_ascii_lowercase() && c != '-').next())
+        {
+            assert!(
+                script.is_empty() || root.join("scripts").join(script).exists(),
+                "{}: scripts/{script}",
+                document.display()
+            );
+        }
+    }
+    assert!(count > 20, "{count}");
+}

@@ -26,6 +26,9 @@ pub enum AskError {
         /// Why.
         error: io::Error,
     },
+    /// It is not for us.
+    #[error("{}: only root, and who runs the engine, may ask it; run this as root", .0.display())]
+    NotRoot(PathBuf),
     /// What came is no answer.
     #[error("{}: not an answer of this version of autofs-cr: {error}", path.display())]
     NotAnAnswer {
@@ -59,14 +62,17 @@ pub fn ask(socket: Option<&Path>, request: &Request) -> Result<Reply, AskError> 
 }
 
 fn connect(path: &Path) -> Result<UnixStream, AskError> {
-    UnixStream::connect(path).map_err(|error| AskError::Socket { path: path.to_owned(), error })
+    UnixStream::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => AskError::NotRoot(path.to_owned()),
+        _ => AskError::Socket { path: path.to_owned(), error },
+    })
 }
 
 /// The one engine in a directory.
 fn only(directory: &Path) -> Result<(PathBuf, UnixStream), AskError> {
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(AskError::Socket { path: directory.to_owned(), error });
+            return Err(AskError::NotRoot(directory.to_owned()));
         }
         entries => entries.into_iter().flatten().flatten(),
     };

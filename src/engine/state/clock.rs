@@ -33,6 +33,11 @@ impl State {
         out.push(Action::Expire(id, run));
     }
 
+    /// Is one of our autofs mounts at a path?
+    pub fn serves(&self, path: &Path) -> bool {
+        self.mounts.values().any(|mount| *mount.place.path == *path)
+    }
+
     /// The map of the mount at a path.
     pub(super) fn expire_at(&mut self, path: &Path, out: &mut Out) {
         let group = self.mounts.values().find(|mount| *mount.place.path == *path).map(|mount| mount.group);

@@ -3,6 +3,7 @@ use crate::discover::facts::{AutofsOptions, CoveringMount, End, PipeEnd, Propaga
 use crate::image::When;
 use crate::image::checkpoint::{ActiveKey, Left, Origin, Service};
 use crate::sys::process::ProcessId;
+use proptest::prelude::*;
 
 const DAEMON: ProcessId = ProcessId { pid: 100, start_time: 5 };
 
@@ -348,4 +349,31 @@ fn active_keys_are_visited_by_who_wanted_them() {
 
     let nobody = Wishes { master: NewMaster::Nobody, ..remount };
     assert_eq!(try_plan(&image, &[], "", &nobody).unwrap_err(), [Conflict::NobodyMounts]);
+}
+
+proptest! {
+    /// The plan says of each mount by itself what becomes of it, and says the same each time.
+    #[test]
+    fn what_is_here_is_adopted_and_the_rest_created(
+        mounts in prop::collection::btree_map(40u32..80, (any::<bool>(), any::<bool>()), 1..20),
+    ) {
+        let all: Vec<AutofsMount> = mounts.iter().map(|(minor, (direct, _))| {
+            let kind = if *direct { MountType::Direct } else { MountType::Indirect };
+            mount(&format!("/m{minor}"), *minor, kind)
+        }).collect();
+        let here: Vec<AutofsMount> =
+            all.iter().zip(mounts.values()).filter(|(_, (_, is_here))| *is_here).map(|(m, _)| m.clone()).collect();
+        let image = image(all.clone());
+        let made = try_plan(&image, &here, "", &wishes(NewMaster::Engine)).unwrap();
+        prop_assert_eq!(actions(&made).len(), all.len());
+        for (mount, action) in all.iter().zip(actions(&made)) {
+            let adopted = matches!(action, Action::Adopt { dev, .. } if *dev == mount.dev);
+            let created = *action == may(mount.dev.minor);
+            prop_assert!(if here.contains(mount) { adopted } else { created }, "{}: {action:?}", mount.path.display());
+        }
+        let backwards: Vec<AutofsMount> = here.iter().rev().cloned().collect();
+        for here in [&here, &backwards] {
+            prop_assert_eq!(&try_plan(&image, here, "", &wishes(NewMaster::Engine)).unwrap(), &made);
+        }
+    }
 }

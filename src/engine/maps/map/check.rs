@@ -1,7 +1,7 @@
 //! What is wrong in a map, without asking for a key.
 
 use super::{Content, Map, MapError};
-use crate::engine::maps::local::Machine;
+use crate::engine::maps::local::Nowhere;
 use crate::engine::maps::source::RawEntry;
 use crate::engine::maps::text::Warning;
 use crate::engine::maps::vars::{Requester, Variables};
@@ -9,27 +9,6 @@ use crate::engine::maps::{Credentials, amd, sun};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-
-/// Knows nothing, so that a check asks no name service.
-struct Nowhere;
-
-impl Machine for Nowhere {
-    fn is_local(&self, _: &str) -> bool {
-        false
-    }
-    fn is_on_network(&self, _: &str) -> bool {
-        false
-    }
-    fn is_near(&self, _: &str) -> bool {
-        false
-    }
-    fn is_in_netgroup(&self, _: &str, _: &str) -> bool {
-        false
-    }
-    fn exists(&self, _: &Path) -> bool {
-        true
-    }
-}
 
 impl Map {
     /// Everything that is wrong in its lines, and every entry that could not be mounted, by file and place. Wildcards are

@@ -1,32 +1,8 @@
 use super::*;
 use crate::engine::maps::Credentials;
+use crate::engine::maps::local::Nowhere;
 use crate::engine::maps::vars::{Environment, Requester};
 use proptest::prelude::*;
-
-/// A machine without a name or network.
-struct Nowhere;
-
-impl Machine for Nowhere {
-    fn is_local(&self, _: &str) -> bool {
-        false
-    }
-
-    fn is_on_network(&self, _: &str) -> bool {
-        false
-    }
-
-    fn is_near(&self, _: &str) -> bool {
-        false
-    }
-
-    fn is_in_netgroup(&self, _: &str, _: &str) -> bool {
-        false
-    }
-
-    fn exists(&self, _: &std::path::Path) -> bool {
-        false
-    }
-}
 
 fn with<T>(key: &[u8], defaults: &Defaults, read: impl FnOnce(&Context<'_>) -> T) -> T {
     let environment = Environment { nodename: "client.example.org".into(), ..Environment::default() };
