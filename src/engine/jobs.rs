@@ -9,6 +9,7 @@ use super::task::*;
 use crate::discover::facts::MountType;
 use crate::sys::{DevNum, Errno};
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ pub fn run(kernel: &dyn Kernel, task: &Task) -> Outcome {
         Task::Mount(task) => mount(kernel, task),
         Task::Unmount(task) => unmount(kernel, task),
         Task::Master(master, served) => Outcome::Master(master.read(served).ok()),
-        Task::Reread(served, root, list) => Outcome::Reread(reread(kernel, served, root.as_deref(), *list)),
+        Task::Reread(served, root, list) => reread(kernel, served, root.as_deref(), *list),
         Task::Sync(task) => Outcome::Synced(sync(kernel, task)),
         Task::TearDown(places) => {
             tear_down(kernel, places);
@@ -151,9 +152,15 @@ impl<'a> Made<'a> {
     }
 
     fn symlink(&mut self, to: &Path) -> Result<(), Errno> {
-        // a browse directory may be in its place
-        let _ = self.kernel.remove(self.target);
-        self.kernel.symlink(to, self.target)
+        // A directory for browsing may be in its place, and a reload may make it once more in between.
+        let link = || {
+            let _ = self.kernel.remove(self.target);
+            self.kernel.symlink(to, self.target)
+        };
+        match link() {
+            Err(Errno::EXIST) => link(),
+            linked => linked,
+        }
     }
 
     fn root(&mut self, what: &What) -> Result<(), Errno> {
@@ -378,36 +385,48 @@ fn remove_tree(kernel: &dyn Kernel, dir: &Path) {
 
 // Maps
 
-fn reread(kernel: &dyn Kernel, served: &Served, root: Option<&Place>, list: bool) -> Option<Vec<PathBuf>> {
+fn reread(kernel: &dyn Kernel, served: &Served, root: Option<&Place>, list: bool) -> Outcome {
     let keys = served.source.reload().and_then(|changed| match changed || list {
         true => served.source.keys().map(Some),
         false => Ok(None),
     });
+    let unchanged = Outcome::Reread { wanted: None, stale: Vec::new() };
     let keys = match keys {
-        Ok(None) => return None,
+        Ok(None) => return unchanged,
         Ok(Some(keys)) => keys.unwrap_or_default(),
         Err(errno) => {
             tracing::warn!(map = %served.name.display(), %errno, "a map cannot be read; it stays as it was");
-            return None;
+            return unchanged;
         }
     };
     if served.point.is_none() {
-        return Some(keys.into_iter().map(|key| std::ffi::OsString::from_vec(key).into()).collect());
+        let paths = keys.into_iter().map(|key| OsString::from_vec(key).into());
+        return Outcome::Reread { wanted: Some(paths.collect()), stale: Vec::new() };
     }
-    if let Some(root) = root.filter(|_| served.options.browse) {
-        browse(kernel, served, root, &keys);
-    }
-    None
+    let Some(root) = root.filter(|_| served.options.browse) else { return unchanged };
+    make_key_dirs(kernel, served, root, &keys);
+    // Not removed here: a job may be mounting on one of them.
+    let idle = |key: &Key| !kernel.is_covered(root, &root.target(key)).unwrap_or(true);
+    let stale = others(kernel, root, &keys).into_iter().filter(idle).collect();
+    Outcome::Reread { wanted: None, stale }
 }
 
-/// Directories for exactly these keys; mounted ones cannot be removed, and stay.
+/// Directories for exactly these keys, where no job is at work on one; mounted ones cannot be removed, and stay.
 pub fn browse(kernel: &dyn Kernel, served: &Served, root: &Place, keys: &[Key]) {
-    let wanted: HashSet<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-    for name in kernel.names(&root.path).unwrap_or_default() {
-        if !wanted.contains(name.as_bytes()) {
-            let _ = kernel.remove(&root.path.join(name));
-        }
+    for key in others(kernel, root, keys) {
+        let _ = kernel.remove(&root.target(&key));
     }
+    make_key_dirs(kernel, served, root, keys);
+}
+
+/// Names in a mount that are not among `keys`.
+fn others(kernel: &dyn Kernel, root: &Place, keys: &[Key]) -> Vec<Key> {
+    let wanted: HashSet<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let names = kernel.names(&root.path).unwrap_or_default().into_iter().map(OsString::into_vec);
+    names.filter(|name| !wanted.contains(name.as_slice())).collect()
+}
+
+fn make_key_dirs(kernel: &dyn Kernel, served: &Served, root: &Place, keys: &[Key]) {
     for key in keys {
         if let Err(errno) = kernel.make_dir(&root.target(key), served.options.mode) {
             tracing::warn!(root = %root.path.display(), %errno, "no directory for a key");

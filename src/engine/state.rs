@@ -62,8 +62,9 @@ pub enum Event {
     Packet(Packet),
     /// A job ended.
     Done(JobId, Outcome),
-    /// A run over the idle mounts of a map ended.
-    ExpireEnded(GroupId),
+    /// A run over the idle mounts of a map ended. In these mounts it could not go on: the kernel chooses a key first that
+    /// cannot be unmounted.
+    ExpireEnded(GroupId, Vec<Arc<Place>>),
     /// Time went by ([`State::deadline`]).
     Timer,
     /// Read the maps again.
@@ -213,6 +214,8 @@ struct Job {
     work: Work,
     /// For people.
     what: &'static str,
+    /// It unmounts.
+    unmounts: bool,
     began: Instant,
     alarm: (Instant, u64),
     /// It took too long; its requests are answered.
@@ -316,7 +319,7 @@ impl State {
         match event {
             Event::Packet(packet) => self.packet(packet, None, now, out),
             Event::Done(job, outcome) => self.done(job, outcome, now, out),
-            Event::ExpireEnded(group) => self.expire_ended(group, now, out),
+            Event::ExpireEnded(group, stuck) => self.expire_ended(group, &stuck, now, out),
             Event::Timer => self.timer(now, out),
             Event::Reload => self.reload(now, out),
             Event::ExpireNow(None) => self.expire_all(out),

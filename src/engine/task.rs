@@ -268,9 +268,14 @@ pub enum Outcome {
     /// Of [`Task::Master`]: the maps to be served; those that are served already and did not change are the same ones.
     /// `None`: it cannot be read.
     Master(Option<Vec<Arc<Served>>>),
-    /// Of [`Task::Reread`]: mount points of the direct triggers wanted; `None` for an indirect map, for one that did not
-    /// change, or when the source failed (then nothing changes).
-    Reread(Option<Vec<PathBuf>>),
+    /// Of [`Task::Reread`].
+    Reread {
+        /// Mount points of the direct triggers wanted; `None` for an indirect map, for one that did not change, or when
+        /// the source failed (then nothing changes).
+        wanted: Option<Vec<PathBuf>>,
+        /// Names in the mount of an indirect map that are no keys of it, and that nothing is mounted on.
+        stale: Vec<Key>,
+    },
     /// Of [`Task::Sync`].
     Synced(Synced),
     /// Of [`Task::TearDown`].
@@ -295,7 +300,7 @@ impl Outcome {
     pub fn result(&self) -> Result<(), Errno> {
         match self {
             Self::Mounted { result, .. } | Self::Unmounted { result, .. } => *result,
-            Self::Master(_) | Self::Reread(_) | Self::Synced(_) | Self::TornDown => Ok(()),
+            Self::Master(_) | Self::Reread { .. } | Self::Synced(_) | Self::TornDown => Ok(()),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::answers::Answers;
 use super::jobs;
 use super::kernel::Kernel;
 use super::state::{Event, GroupId, JobId};
-use super::task::{Answer, ExpireRun, Outcome, Task};
+use super::task::{Answer, ExpireRun, Outcome, Place, Task};
 use crate::discover::facts::MountType;
 use crate::log;
 use crate::sys::Errno;
@@ -27,6 +27,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Most expire requests of one run on one mount, so that a forced run ends although visitors mount again what it
 /// unmounts.
 const EXPIRES: usize = 1 << 16;
+/// Most keys of one mount that a run over idle mounts fails to unmount before it gives up.
+const FAILURES: usize = 64;
 
 /// The right to answer a request: the worker and the machine that gives it up may both want it.
 #[derive(Debug)]
@@ -141,12 +143,12 @@ impl Pool {
     pub fn expire(&self, group: GroupId, run: ExpireRun) {
         let shared = self.shared.clone();
         let spawned = std::thread::Builder::new().name("expire".into()).spawn(move || {
-            shared.expire(&run);
-            shared.report(Event::ExpireEnded(group));
+            let stuck = shared.expire(&run);
+            shared.report(Event::ExpireEnded(group, stuck));
         });
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for an expire run");
-            self.shared.report(Event::ExpireEnded(group));
+            self.shared.report(Event::ExpireEnded(group, Vec::new()));
         }
     }
 }
@@ -195,16 +197,34 @@ impl Shared {
         }
     }
 
-    fn expire(&self, run: &ExpireRun) {
+    /// Returns indirect mounts in which a forced run could not go on.
+    fn expire(&self, run: &ExpireRun) -> Vec<Arc<Place>> {
+        let mut stuck = Vec::new();
         for place in run.levels.iter().flatten() {
             // The kernel finds a trigger idle again and again, also when nothing is mounted on it any more.
-            let most = if place.kind == MountType::Indirect { EXPIRES } else { 1 };
-            // An error means that something is in use after all, or that the mount is gone.
-            let expired = || {
-                !self.leaving.load(Ordering::Relaxed)
-                    && self.kernel.expire(place, run.immediate).unwrap_or(false)
+            let (most, indirect) = match place.kind {
+                MountType::Indirect => (EXPIRES, true),
+                _ => (1, false),
             };
-            let _ = (0..most).take_while(|_| expired()).count();
+            let mut failures = 0;
+            for _ in 0..most {
+                if self.leaving.load(Ordering::Relaxed) {
+                    return stuck;
+                }
+                match self.kernel.expire(place, run.immediate) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    // Not unmounted after all, or the mount is gone. The kernel leaves such a key alone for one more
+                    // timeout, but a forced run would get it again and again.
+                    Err(_) if run.immediate && indirect => {
+                        stuck.push(place.clone());
+                        break;
+                    }
+                    Err(_) if failures == FAILURES => break,
+                    Err(_) => failures += 1,
+                }
+            }
         }
+        stuck
     }
 }

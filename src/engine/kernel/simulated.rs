@@ -46,6 +46,8 @@ pub struct World {
     pub wrong: Vec<Token>,
     /// Mount points in use.
     pub used: BTreeSet<PathBuf>,
+    /// Mount points in use where EXPIRE does not look: in another mount namespace.
+    pub used_elsewhere: BTreeSet<PathBuf>,
     /// Paths where nothing can be made or mounted.
     pub broken: BTreeSet<PathBuf>,
     /// What the engine would read from its pipe.
@@ -232,7 +234,8 @@ impl World {
         let at = self.mounts.iter().rposition(|mount| mount.path == path).ok_or(Errno::INVAL)?;
         let SimMount { dev, ino, .. } = self.mounts[at];
         let asked = self.pending.values().any(|request| request.dev == dev);
-        if asked || self.is_held(ino) || self.used.contains(path) || self.mounted_below(path) {
+        let used = self.used.contains(path) || self.used_elsewhere.contains(path);
+        if asked || used || self.is_held(ino) || self.mounted_below(path) {
             return Err(Errno::BUSY);
         }
         self.mounts.remove(at);

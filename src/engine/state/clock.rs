@@ -46,7 +46,10 @@ impl State {
         }
     }
 
-    pub(super) fn expire_ended(&mut self, id: GroupId, now: Instant, out: &mut Out) {
+    pub(super) fn expire_ended(&mut self, id: GroupId, stuck: &[Arc<Place>], now: Instant, out: &mut Out) {
+        for place in stuck {
+            self.unmount_all(place, now, out);
+        }
         let Some(group) = self.groups.get_mut(&id) else { return };
         let again = group.run.take();
         if again == Some(true) {
@@ -61,6 +64,17 @@ impl State {
         }
         self.remove_retired(id, now, out);
         self.arm(id, now);
+    }
+
+    /// Try every key, without the kernel's choice: what is in use says EBUSY.
+    fn unmount_all(&mut self, place: &Place, now: Instant, out: &mut Out) {
+        let known = |id: &MountId| self.mounts.get(id).is_some_and(|mount| *mount.place == *place);
+        let Some(id) = self.find(place.dev).filter(known) else { return };
+        let slots = self.mounts.get(&id).into_iter().flat_map(|mount| &mount.slots);
+        let mounted = slots.filter(|(_, slot)| matches!(slot, Slot::Mounted { .. }));
+        for key in mounted.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.idle(id, key, None, now, out);
+        }
     }
 
     pub(super) fn alarm(&mut self, at: Instant, alarm: Alarm) -> (Instant, u64) {

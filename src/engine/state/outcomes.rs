@@ -13,7 +13,8 @@ impl State {
     ) -> JobId {
         let job = JobId(self.number());
         let alarm = self.alarm(now + limit, Alarm::Job(job));
-        self.jobs.insert(job, Job { work, what: task.what(), began: now, alarm, late: false });
+        let (what, unmounts) = (task.what(), matches!(task, Task::Unmount(_)));
+        self.jobs.insert(job, Job { work, what, unmounts, began: now, alarm, late: false });
         out.push(Action::Run(job, task));
         job
     }
@@ -28,7 +29,10 @@ impl State {
             (Work::Slot(id, key), Outcome::Unmounted { result, below }) => {
                 self.unmounted(job, id, key, result, below, now, out);
             }
-            (Work::Read(group), Outcome::Reread(wanted)) => self.reread(group, wanted, now, out),
+            (Work::Read(group), Outcome::Reread { wanted, stale }) => {
+                self.reread(group, wanted, now, out);
+                self.remove_stale(group, stale, now, out);
+            }
             (Work::Master, Outcome::Master(_)) if late => {}
             (Work::Master, Outcome::Master(served)) => self.master_read(served, now, out),
             (Work::Sync(reload), Outcome::Synced(synced)) => self.synced(reload, synced, now, out),

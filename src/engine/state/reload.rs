@@ -131,10 +131,7 @@ impl State {
             if group.gone {
                 continue;
             }
-            let root = served.point.as_ref().and_then(|point| {
-                let mut mounts = self.mounts.values();
-                mounts.find(|mount| mount.group == id && *mount.place.path == **point)
-            });
+            let root = self.root(id, &served).and_then(|root| self.mounts.get(&root));
             let task = Task::Reread(served, root.map(|mount| mount.place.clone()), list.contains(&id));
             self.run(Work::Read(id), task, self.limits.mount, now, out);
             self.reload.get_or_insert_default().reading.insert(id);
@@ -155,6 +152,26 @@ impl State {
             reload.wanted.insert(id, wanted);
         }
         self.follow(now, out);
+    }
+
+    /// Directories for browsing, of keys that an indirect map does not have any more. Jobs on their slots remove them, so
+    /// that none goes while another job mounts on it; what is mounted stays until it is idle.
+    pub(super) fn remove_stale(&mut self, id: GroupId, stale: Vec<Key>, now: Instant, out: &mut Out) {
+        let root = self.groups.get(&id).and_then(|group| self.root(id, &group.served));
+        let Some(root) = root.filter(|_| self.phase == Phase::Serving) else { return };
+        for key in stale {
+            let slot = self.mounts.get(&root).and_then(|mount| mount.slots.get(&key));
+            if matches!(slot, None | Some(Slot::Failed { .. })) {
+                self.idle(root, key, None, now, out);
+            }
+        }
+    }
+
+    /// The mount of an indirect map.
+    fn root(&self, id: GroupId, served: &Served) -> Option<MountId> {
+        let point = served.point.as_ref()?;
+        let mut mounts = self.mounts.iter();
+        mounts.find(|(_, mount)| mount.group == id && *mount.place.path == **point).map(|(id, _)| *id)
     }
 
     /// A map is not waited for any more.

@@ -158,8 +158,9 @@ impl State {
         self.reload.is_some()
     }
 
-    /// Is a run over idle mounts under way?
+    /// Is a run over idle mounts under way, or something being unmounted?
     pub fn is_expiring(&self) -> bool {
-        self.groups.values().any(|group| group.run.is_some())
+        let unmounting = self.jobs.values().any(|job| job.unmounts && !job.late);
+        unmounting || self.groups.values().any(|group| group.run.is_some())
     }
 }

@@ -223,6 +223,8 @@ impl Job {
 struct Run {
     group: GroupId,
     places: Vec<Arc<Place>>,
+    immediate: bool,
+    stuck: Vec<Arc<Place>>,
     waits: Option<Token>,
 }
 
@@ -313,8 +315,8 @@ impl Bench {
                 let _ = self.kernel.answer(&place, token, Err(errno));
             }
             Action::Expire(group, run) => {
-                let places = run.levels.into_iter().flatten().collect();
-                self.runs.push(Run { group, places, waits: None });
+                let (immediate, places) = (run.immediate, run.levels.into_iter().flatten().collect());
+                self.runs.push(Run { group, places, immediate, stuck: Vec::new(), waits: None });
             }
             // there is no other program
             Action::Leave(mut packets) => {
@@ -390,13 +392,16 @@ impl Bench {
                 Some(None) => continue,
                 // as the workers do it: a trigger once, keys until nothing is idle or one is not unmounted
                 Some(Some(result)) if result.is_err() || run.places[0].kind != MountType::Indirect => {
-                    run.places.remove(0);
+                    let place = run.places.remove(0);
+                    run.stuck.extend(Some(place).filter(|place| {
+                        result.is_err() && run.immediate && place.kind == MountType::Indirect
+                    }));
                 }
                 Some(Some(_)) | None => {}
             }
             let Some(place) = run.places.first() else {
-                let group = self.runs.remove(at).group;
-                self.event(Event::ExpireEnded(group));
+                let Run { group, stuck, .. } = self.runs.remove(at);
+                self.event(Event::ExpireEnded(group, stuck));
                 return true;
             };
             run.waits = self.kernel.world().begin_expire(place);
@@ -468,6 +473,7 @@ enum Step {
     ExpireNow,
     Slow(bool),
     Use(usize),
+    UseElsewhere(usize),
     Leave(usize),
     Break(usize),
     Mend(usize),
@@ -491,6 +497,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::ExpireNow),
         1 => any::<bool>().prop_map(Step::Slow),
         1 => path.clone().prop_map(Step::Use),
+        1 => path.clone().prop_map(Step::UseElsewhere),
         1 => path.clone().prop_map(Step::Leave),
         1 => path.clone().prop_map(Step::Break),
         1 => path.clone().prop_map(Step::Mend),
@@ -523,7 +530,12 @@ fn play(bench: &mut Bench, step: &Step) {
         Step::ExpireNow => bench.event(Event::ExpireNow(None)),
         Step::Slow(slow) => bench.slow = slow,
         Step::Use(at) => _ = bench.kernel.world().used.insert(path(at)),
-        Step::Leave(at) => _ = bench.kernel.world().used.remove(&path(at)),
+        Step::UseElsewhere(at) => _ = bench.kernel.world().used_elsewhere.insert(path(at)),
+        Step::Leave(at) => {
+            let mut world = bench.kernel.world();
+            world.used.remove(&path(at));
+            world.used_elsewhere.remove(&path(at));
+        }
         Step::Break(at) => _ = bench.kernel.world().broken.insert(path(at)),
         Step::Mend(at) => _ = bench.kernel.world().broken.remove(&path(at)),
         // somebody else unmounts; not the triggers of direct maps, which only a new engine would make again
@@ -573,6 +585,7 @@ proptest! {
         {
             let mut world = bench.kernel.world();
             world.used.clear();
+            world.used_elsewhere.clear();
             world.broken.clear();
         }
         bench.restore_maps();

@@ -163,6 +163,42 @@ fn a_link_of_a_browsed_map_follows_its_map() {
 }
 
 #[test]
+fn a_reload_takes_no_directory_away_that_a_job_mounts_on() {
+    for calls in 1..10 {
+        let mut bench = Bench::new();
+        bench.visit("/b/dir");
+        bench.work(0, calls);
+        // the map does not list it any more, and is read while the job goes on
+        bench.change(5);
+        bench.event(Event::Reload);
+        while bench.jobs.len() > 1 {
+            bench.work(1, usize::MAX);
+        }
+        bench.settle().unwrap();
+        assert!(last_answer(&bench) == Ok(()) && mounted(&bench, "/b/dir"), "{calls}");
+    }
+    let mut bench = Bench::new();
+    bench.change(5);
+    reload(&mut bench);
+    assert!(!bench.snapshot().1.contains(Path::new("/b/dir")));
+}
+
+#[test]
+fn a_key_that_cannot_be_unmounted_does_not_keep_the_others() {
+    let mut bench = Bench::new();
+    for path in ["/i/plain", "/i/rooted", "/i/multi/a"] {
+        arrive(&mut bench, path);
+    }
+    // the kernel finds it idle, and first of all
+    bench.kernel.world().used_elsewhere.insert("/i/multi/a".into());
+    bench.expire_now();
+    assert!(bench.state.is_expiring());
+    bench.settle().unwrap();
+    assert!(!bench.state.is_expiring());
+    assert!(mounted(&bench, "/i/multi/a") && !exists(&bench, "/i/plain") && !exists(&bench, "/i/rooted"));
+}
+
+#[test]
 fn a_submount_goes_when_it_is_empty() {
     let mut bench = Bench::new();
     arrive(&mut bench, "/i/sub/in/x");
