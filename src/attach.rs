@@ -26,7 +26,7 @@ use old::OldMasters;
 use remote::Remote;
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A mount to attach: where it is and its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,6 +246,18 @@ fn detach(control: &Control, mounts: &[Opened<'_>], error: AttachError) -> Attac
 }
 
 impl AttachError {
+    /// The one mount that is in the way, where it is one.
+    pub fn mount(&self) -> Option<&Path> {
+        match self {
+            Self::Control { path, .. }
+            | Self::OtherPidNamespace { path, .. }
+            | Self::Hidden { path, .. }
+            | Self::Lid { path, .. }
+            | Self::Waits(path) => Some(path),
+            _ => None,
+        }
+    }
+
     fn of(source: ControlError, target: &Target, master: i32, space: &discover::Target) -> Self {
         let path = target.path.clone();
         match source {

@@ -109,14 +109,20 @@ pub fn serve(start: Start, ready: &mut dyn FnMut(usize)) -> Result<(), EngineErr
     if let Some(master) = master {
         state.set_master(master);
     }
-    let waiters = reconnect::connect(&mut state, &*kernel, &wanted, own_write.as_fd(), &before.dirs)?;
+    // A restore tells what it cannot do; an engine serves what it can.
+    let patient = luggage.is_some();
+    let connected =
+        reconnect::connect(&mut state, &*kernel, &wanted, own_write.as_fd(), &before.dirs, patient)?;
+    if !connected.late.is_empty() {
+        reactor.attach_late(kernel.clone(), connected.late, own_write);
+    }
     let packets = before.packets;
     drop((wanted, before.dirs));
     memory::give_back();
     for listener in listeners {
         reactor.listen(listener)?;
     }
-    ready(waiters);
+    ready(connected.waiters);
     reactor.run(state, kernel, packets, luggage)?;
     Ok(())
 }

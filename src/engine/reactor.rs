@@ -6,6 +6,7 @@ use super::control::server::{Ask, Listener};
 use super::control::{Reply, Request, Status, Who};
 use super::kernel::Kernel;
 use super::ledger::Ledger;
+use super::reconnect::{self, Late};
 use super::state::{Action, Event, Limits, State};
 use super::upgrade::{Before, Luggage};
 use super::workers::Pool;
@@ -116,6 +117,16 @@ impl Reactor<'_> {
         };
         self.events.handle().insert_source(source, accept).map_err(|error| ReactorError(error.error))?;
         Ok(())
+    }
+
+    /// Go on trying to attach mounts, requests written to `pipe`, in a thread of its own: opening one may wait.
+    pub fn attach_late(&self, kernel: Arc<dyn Kernel>, late: Vec<Late>, pipe: OwnedFd) {
+        let sender = self.sender.clone();
+        let report = move |path, found| sender.send(Event::Attached(path, found)).is_ok();
+        let attach = move || reconnect::attach_late(&*kernel, late, pipe.as_fd(), &report);
+        if let Err(error) = std::thread::Builder::new().name("attach".into()).spawn(attach) {
+            tracing::error!(%error, "no thread to attach mounts later");
+        }
     }
 
     /// Serve until a signal ends it. `packets` have been read already. With luggage it can become another program.

@@ -8,17 +8,19 @@ use super::jobs;
 use super::kernel::Kernel;
 use super::maps::{Credentials, What};
 use super::served::Served;
-use super::state::{MountId, State};
+use super::state::{GroupId, MountId, State};
 use super::task::{Child, Duty, Key, Offset, Place, birth};
 use crate::attach::{AttachError, Target, attach_here};
 use crate::discover::facts::{AutofsMount, MountType, Survey};
 use crate::discover::{self, DiscoverError};
-use std::collections::{BTreeMap, HashMap};
+use crate::sys::DevNum;
+use crate::sys::process::own_group;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The engine could not connect to its mounts.
 #[derive(Debug, thiserror::Error)]
@@ -32,65 +34,132 @@ pub enum ConnectError {
     Attach(#[from] AttachError),
 }
 
-/// Attach or make every mount that is wanted (`dirs` of them were made for each of these), and tell the machine about them. Returns how many waiters were handed on.
+/// How often a mount that could not be attached is tried again.
+const AGAIN: Duration = Duration::from_secs(3);
+
+/// How mounts become an engine's.
+#[derive(Debug)]
+pub struct Connected {
+    /// Waiters that were handed on.
+    pub waiters: usize,
+    /// Mounts that exist and cannot be attached now; [`attach_late`] tries again.
+    pub late: Vec<Late>,
+}
+
+/// A mount that exists and cannot be attached now.
+#[derive(Debug)]
+pub struct Late {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its map.
+    pub served: Arc<Served>,
+}
+
+/// A mount that was found, and what is mounted in it.
+#[derive(Debug)]
+pub struct Found {
+    /// It.
+    pub place: Arc<Place>,
+    keys: Vec<FoundKey>,
+}
+
+/// A key that is mounted.
+#[derive(Debug)]
+struct FoundKey {
+    /// In which mount.
+    dev: DevNum,
+    key: Key,
+    /// Autofs mounts below, parents before children.
+    below: Vec<Child>,
+}
+
+impl Found {
+    /// Tell the machine.
+    pub fn enter(self, state: &mut State, group: GroupId, now: Instant) -> Option<MountId> {
+        let id = state.add_mount(group, self.place)?;
+        for FoundKey { dev, key, below } in self.keys {
+            if let Some(mount) = state.find(dev) {
+                state.add_mounted(mount, key, below, now);
+            }
+        }
+        Some(id)
+    }
+}
+
+/// Attach or make every mount that is wanted (`dirs` of them were made for each of these), and tell the machine about them.
+/// `patient`: one that exists and cannot be attached is left for later; nothing else has to wait for it.
 pub fn connect(
     state: &mut State,
     kernel: &dyn Kernel,
     wanted: &[Wanted],
     pipe: BorrowedFd<'_>,
     dirs: &[(Vec<u8>, u32)],
-) -> Result<usize, ConnectError> {
+    patient: bool,
+) -> Result<Connected, ConnectError> {
     let survey = discover::survey(&discover::Target::Own)?;
-    // Of the program that this one was before: its mounts have this pipe and this owner already.
-    let own_pipe = rustix::fs::fstat(pipe).map(|meta| meta.st_ino).ok();
-    let group = rustix::process::getpgrp().as_raw_nonzero().get();
-    let is_ours = |mount: &AutofsMount| {
-        let options = &mount.options;
-        !mount.catatonic
-            && options.pipe_ino.is_some()
-            && options.pipe_ino == own_pipe
-            && options.pgrp == group
-    };
     let dirs: HashMap<&[u8], u32> = dirs.iter().map(|(path, dirs)| (path.as_slice(), *dirs)).collect();
     let existing = Existing::new(&survey);
-    let targets: Vec<Target> = wanted
-        .iter()
-        .flat_map(|map| &map.paths)
-        .filter_map(|path| existing.at(path))
-        .flat_map(|mount| existing.tree(mount))
-        .filter(|mount| !is_ours(mount))
-        .map(|mount| Target { path: mount.path.clone(), dev: mount.dev })
-        .collect();
-    let waiters = if targets.is_empty() { 0 } else { attach_here(&targets, pipe)? };
+    let tops = wanted.iter().flat_map(|map| &map.paths).filter_map(|path| existing.at(path)).collect();
+    let (waiters, absent) = existing.attach(tops, pipe, patient)?;
+    let mut late = Vec::new();
     let now = Instant::now();
     for map in wanted {
         let group = state.add_group(map.served.clone());
         for path in &map.paths {
-            let found = existing.at(path);
-            let place = match found {
-                Some(mount) => {
-                    let dirs = dirs.get(path.as_os_str().as_bytes()).copied().unwrap_or(0);
-                    Place { dirs, ..place_of(mount) }
+            let Some(mount) = existing.at(path) else {
+                match jobs::make(kernel, path, &map.served) {
+                    Ok(place) => _ = state.add_mount(group, Arc::new(place)),
+                    Err(errno) => tracing::error!(path = %path.display(), %errno, "no autofs mount"),
                 }
-                None => match jobs::make(kernel, path, &map.served) {
-                    Ok(place) => place,
-                    Err(errno) => {
-                        tracing::error!(path = %path.display(), %errno, "no autofs mount");
+                continue;
+            };
+            if absent.contains(&mount.dev) {
+                state.add_late(group, path.clone());
+                late.push(Late { path: path.clone(), served: map.served.clone() });
+                continue;
+            }
+            let dirs = dirs.get(path.as_os_str().as_bytes()).copied().unwrap_or(0);
+            existing.find(kernel, mount, &map.served, dirs).enter(state, group, now);
+        }
+    }
+    Ok(Connected { waiters, late })
+}
+
+/// Attach mounts when that has become possible, and report each. Ends when none is left, or nobody listens.
+pub fn attach_late(
+    kernel: &dyn Kernel,
+    mut late: Vec<Late>,
+    pipe: BorrowedFd<'_>,
+    report: &dyn Fn(PathBuf, Option<Found>) -> bool,
+) {
+    while !late.is_empty() {
+        std::thread::sleep(AGAIN);
+        let Ok(survey) = discover::survey(&discover::Target::Own) else { continue };
+        let existing = Existing::new(&survey);
+        for Late { path, served } in std::mem::take(&mut late) {
+            let found = match existing.at(&path) {
+                // Somebody unmounted it.
+                None => None,
+                Some(mount) => {
+                    let attached = !waits(mount) && existing.attach(vec![mount], pipe, false).is_ok();
+                    if !attached {
+                        late.push(Late { path, served });
                         continue;
                     }
-                },
+                    tracing::info!(path = %path.display(), "an autofs mount that could not be attached at the start is");
+                    Some(existing.find(kernel, mount, &served, 0))
+                }
             };
-            let place = Arc::new(place);
-            if found.is_some() && map.served.point.is_some() && map.served.options.browse {
-                let keys = map.served.source.keys().ok().flatten().unwrap_or_default();
-                jobs::browse(kernel, &map.served, &place, &keys);
-            }
-            if let (Some(id), Some(mount)) = (state.add_mount(group, place), found) {
-                Adoption { state, kernel, existing: &existing, now }.keys(id, mount, &map.served, None);
+            if !report(path, found) {
+                return;
             }
         }
     }
-    Ok(waiters)
+}
+
+/// Does another program wait for it? Then opening it waits as well.
+fn waits(mount: &AutofsMount) -> bool {
+    mount.waiters.iter().any(|waiter| waiter.process.pid != rustix::process::getpid().as_raw_pid())
 }
 
 fn place_of(mount: &AutofsMount) -> Place {
@@ -129,6 +198,56 @@ impl<'a> Existing<'a> {
         children.into_iter().filter(|child| child.options.mount_type != MountType::Direct)
     }
 
+    /// Attach mounts with what belongs to them, but for those that are ours already: those of the program that this one was
+    /// before have this pipe and this owner. Returns the number of waiters, and which of `tops` were left out, because they
+    /// or something that belongs to them cannot be attached (only if `patient`).
+    fn attach(
+        &self,
+        mut tops: Vec<&'a AutofsMount>,
+        pipe: BorrowedFd<'_>,
+        patient: bool,
+    ) -> Result<(usize, HashSet<DevNum>), ConnectError> {
+        let own_pipe = rustix::fs::fstat(pipe).map(|meta| meta.st_ino).ok();
+        let group = own_group();
+        let is_ours = |mount: &AutofsMount| {
+            let options = &mount.options;
+            let piped = options.pipe_ino.is_some() && options.pipe_ino == own_pipe;
+            piped && !mount.catatonic && options.pgrp == group
+        };
+        let mut absent = HashSet::new();
+        loop {
+            let members = tops.iter().flat_map(|top| self.tree(top)).filter(|mount| !is_ours(mount));
+            let targets: Vec<Target> =
+                members.map(|mount| Target { path: mount.path.clone(), dev: mount.dev }).collect();
+            if targets.is_empty() {
+                return Ok((0, absent));
+            }
+            let error = match attach_here(&targets, pipe) {
+                Ok(waiters) => return Ok((waiters, absent)),
+                Err(error) => error,
+            };
+            let at_fault = error.mount().filter(|_| patient).and_then(|path| {
+                tops.iter().position(|top| self.tree(top).iter().any(|mount| mount.path == path))
+            });
+            let Some(at) = at_fault else { return Err(error.into()) };
+            let top = tops.remove(at);
+            tracing::error!(path = %top.path.display(), "not served until it can be attached: {error}");
+            absent.insert(top.dev);
+        }
+    }
+
+    /// What is mounted in a mount that is ours. `dirs`: how many directories were made for it.
+    fn find(&self, kernel: &dyn Kernel, mount: &AutofsMount, served: &Arc<Served>, dirs: u32) -> Found {
+        let place = Arc::new(Place { dirs, ..place_of(mount) });
+        if served.point.is_some() && served.options.browse {
+            let keys = served.source.keys().ok().flatten().unwrap_or_default();
+            jobs::browse(kernel, served, &place, &keys);
+        }
+        let mut adoption = Adoption { kernel, existing: self, keys: Vec::new() };
+        adoption.keys(mount, served, None);
+        Found { place, keys: adoption.keys }
+    }
+
     /// A mount and what belongs to it, parents first.
     fn tree(&self, mount: &'a AutofsMount) -> Vec<&'a AutofsMount> {
         let mut tree = vec![mount];
@@ -141,17 +260,16 @@ impl<'a> Existing<'a> {
     }
 }
 
-/// Tells the machine what is mounted.
+/// Collects what is mounted.
 struct Adoption<'s, 'e> {
-    state: &'s mut State,
     kernel: &'s dyn Kernel,
     existing: &'s Existing<'e>,
-    now: Instant,
+    keys: Vec<FoundKey>,
 }
 
 impl Adoption<'_, '_> {
     /// Every key of a mount that has something mounted, and everything below. `part`: for an offset, its entry.
-    fn keys(&mut self, id: MountId, mount: &AutofsMount, served: &Arc<Served>, part: Option<&Offset>) {
+    fn keys(&mut self, mount: &AutofsMount, served: &Arc<Served>, part: Option<&Offset>) {
         let mut keys: BTreeMap<Key, Vec<Child>> = BTreeMap::new();
         for covering in &mount.covering {
             keys.entry(key_of(mount, &covering.path)).or_default();
@@ -170,7 +288,7 @@ impl Adoption<'_, '_> {
             if part.is_none() && served.source.has_places() {
                 self.place(mount, &key, served);
             }
-            self.state.add_mounted(id, key, below.clone(), self.now);
+            self.keys.push(FoundKey { dev: mount.dev, key, below: below.clone() });
             for child in below {
                 self.child(&child, served);
             }
@@ -190,11 +308,10 @@ impl Adoption<'_, '_> {
     }
 
     fn child(&mut self, child: &Child, served: &Arc<Served>) {
-        let mount = self.existing.by_path.get(&*child.place.path).copied();
-        let (Some(id), Some(mount)) = (self.state.find(child.place.dev), mount) else { return };
+        let Some(mount) = self.existing.by_path.get(&*child.place.path).copied() else { return };
         match &child.duty {
-            Duty::Map(own) => self.keys(id, mount, own, None),
-            Duty::Offset(offset) => self.keys(id, mount, served, Some(offset)),
+            Duty::Map(own) => self.keys(mount, own, None),
+            Duty::Offset(offset) => self.keys(mount, served, Some(offset)),
         }
     }
 }

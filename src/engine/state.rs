@@ -34,6 +34,7 @@ mod tree;
 
 pub use report::{Counts, JobReport, MapReport};
 
+use super::reconnect::Found;
 use super::served::{Master, Served};
 use super::task::*;
 use crate::sys::control::Token;
@@ -65,6 +66,8 @@ pub enum Event {
     /// A run over the idle mounts of a map ended. In these mounts it could not go on: the kernel chooses a key first that
     /// cannot be unmounted.
     ExpireEnded(GroupId, Vec<Arc<Place>>),
+    /// A mount that could not be attached at the start is ours now, or gone.
+    Attached(PathBuf, Option<Found>),
     /// Time went by ([`State::deadline`]).
     Timer,
     /// Read the maps again.
@@ -143,6 +146,8 @@ pub struct State {
     retime: Vec<(Arc<Place>, Arc<Served>)>,
     /// Something was unmounted since the last round of the stop.
     progress: bool,
+    /// Mounts that exist and could not be attached yet.
+    late: BTreeMap<PathBuf, LateMount>,
     /// Packets of mounts that no job has reported yet, and when they are given up.
     early: Vec<(Instant, Packet)>,
     /// Requests for the program that this one becomes.
@@ -209,6 +214,13 @@ struct Group {
     submount: Option<MountId>,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct LateMount {
+    group: GroupId,
+    /// As in [`Mount`].
+    retired: bool,
+}
+
 #[derive(Debug)]
 struct Job {
     work: Work,
@@ -261,6 +273,7 @@ impl State {
             reload: None,
             retime: Vec::new(),
             progress: false,
+            late: BTreeMap::new(),
             early: Vec::new(),
             carried: Vec::new(),
             next: 0,
@@ -304,6 +317,11 @@ impl State {
         self.reconcile(mount, &key, below, true, now, &mut Vec::new());
     }
 
+    /// A mount that exists and cannot be attached now.
+    pub fn add_late(&mut self, group: GroupId, path: PathBuf) {
+        self.late.insert(path, LateMount { group, retired: false });
+    }
+
     /// The mount with a number.
     pub fn find(&self, dev: DevNum) -> Option<MountId> {
         self.by_dev.get(&dev).copied()
@@ -320,6 +338,7 @@ impl State {
             Event::Packet(packet) => self.packet(packet, None, now, out),
             Event::Done(job, outcome) => self.done(job, outcome, now, out),
             Event::ExpireEnded(group, stuck) => self.expire_ended(group, &stuck, now, out),
+            Event::Attached(path, found) => self.attached(&path, found, now, out),
             Event::Timer => self.timer(now, out),
             Event::Reload => self.reload(now, out),
             Event::ExpireNow(None) => self.expire_all(out),

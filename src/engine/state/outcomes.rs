@@ -40,6 +40,11 @@ impl State {
             // a worker reports the outcome of its own task, so this does not happen; nothing waits on it
             (Work::Slot(..) | Work::Master | Work::Read(_) | Work::Sync(_), _) => {}
         }
+        self.take_early(now, out);
+    }
+
+    /// Packets whose mounts may be known now.
+    pub(super) fn take_early(&mut self, now: Instant, out: &mut Out) {
         for (until, packet) in std::mem::take(&mut self.early) {
             self.packet(packet, Some(until), now, out);
         }

@@ -243,12 +243,20 @@ impl State {
             .filter(|(_, mount)| mount.below.is_none())
             .map(|(id, mount)| (&*mount.place.path, *id))
             .collect();
+        for late in self.late.values_mut().filter(|late| wanted.contains_key(&late.group)) {
+            late.retired = true;
+        }
         let mut claims: HashMap<MountId, GroupId> = HashMap::new();
         let mut make = Vec::new();
         let mut new = HashSet::new();
         for (&group, paths) in wanted {
             let direct = self.groups.get(&group).is_some_and(|group| group.served.point.is_none());
             for path in paths {
+                // Not another one on top of it.
+                if let Some(late) = self.late.get_mut(path) {
+                    *late = LateMount { group, retired: false };
+                    continue;
+                }
                 let Some(id) = tops.get(path.as_path()) else {
                     if new.insert(path) {
                         make.push((group, path.clone()));
@@ -407,6 +415,14 @@ impl State {
         true
     }
 
+    /// A mount that was there is gone: make it.
+    pub(super) fn make_missing(&mut self, group: GroupId, path: &Path, now: Instant, out: &mut Out) {
+        if let Some(group) = self.groups.get_mut(&group) {
+            group.missing.insert(path.to_path_buf());
+            self.sync_missing(None, now, out);
+        }
+    }
+
     pub(super) fn remove_if_retired(&mut self, id: MountId, now: Instant, out: &mut Out) {
         let Some(mount) = self.mounts.get(&id) else { return };
         if mount.retired && mount.held == 0 && self.phase == Phase::Serving {
@@ -428,7 +444,8 @@ impl State {
     /// Maps that are not served any more, once nothing is left of them.
     fn drop_gone(&mut self) {
         if self.groups.values().any(|group| group.gone) {
-            let used: BTreeSet<GroupId> = self.mounts.values().map(|mount| mount.group).collect();
+            let mut used: BTreeSet<GroupId> = self.mounts.values().map(|mount| mount.group).collect();
+            used.extend(self.late.values().map(|late| late.group));
             self.groups.retain(|id, group| !group.gone || used.contains(id));
         }
     }

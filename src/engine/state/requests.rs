@@ -82,7 +82,7 @@ impl State {
     /// May a mount exist that its job has not reported yet?
     fn making(&self) -> bool {
         let makes = |job: &Job| matches!(job.work, Work::Slot(..) | Work::Sync(..));
-        self.phase < Phase::TearingDown && self.jobs.values().any(makes)
+        self.phase < Phase::TearingDown && (!self.late.is_empty() || self.jobs.values().any(makes))
     }
 
     fn missing(&mut self, id: MountId, key: Key, asker: Asker, now: Instant, out: &mut Out) {

@@ -510,15 +510,9 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Many of them. No upgrade while the master map changes: the new program does not know what is about to go or to
-/// come.
+/// Many of them.
 fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(step(), 1..most).prop_map(|mut steps| {
-        if steps.iter().any(|step| matches!(step, Step::Master(..))) {
-            steps.retain(|step| !matches!(step, Step::Upgrade));
-        }
-        steps
-    })
+    prop::collection::vec(step(), 1..most)
 }
 
 fn play(bench: &mut Bench, step: &Step) {

@@ -1,6 +1,7 @@
 //! Mounts, their slots, and what depends on what.
 
 use super::*;
+use std::path::Path;
 
 impl State {
     pub(super) fn insert(
@@ -36,6 +37,23 @@ impl State {
         self.by_dev.insert(place.dev, id);
         mount.place = Arc::new(place);
         true
+    }
+
+    /// A mount that could not be attached before.
+    pub(super) fn attached(&mut self, path: &Path, found: Option<Found>, now: Instant, out: &mut Out) {
+        let Some(LateMount { group, retired }) = self.late.remove(path) else { return };
+        match found {
+            Some(found) => {
+                let id = found.enter(self, group, now);
+                if let Some(mount) = id.and_then(|id| self.mounts.get_mut(&id)) {
+                    mount.retired = retired;
+                }
+                self.remove_retired(group, now, out);
+            }
+            None if !retired => self.make_missing(group, path, now, out),
+            None => {}
+        }
+        self.take_early(now, out);
     }
 
     pub(super) fn set_slot(&mut self, id: MountId, key: &[u8], slot: Option<Slot>, now: Instant) {

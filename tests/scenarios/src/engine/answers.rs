@@ -42,6 +42,34 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     engine.signal(Signal::SIGUSR1)?;
     checks.that("the engine ends", engine.stop()?);
     checks.that("nothing is left", !is_autofs("/a") && !is_autofs("/p"));
+    one_that_waits(checks)
+}
+
+/// A program waits for a direct mount when the engine is killed, and the file system below has no handles (it is an overlay):
+/// the next engine cannot open that mount before the program ends. It serves all others.
+fn one_that_waits(checks: &mut Checks) -> Result<()> {
+    fs::write("/etc/auto.master", "/a /etc/auto.a\n/- /etc/auto.d\n")?;
+    fs::write("/etc/auto.d", "/direct/dead 10.9.9.2:/x\n/direct/one :/srv/data/one\n")?;
+    let mut first = Daemon::start(&[], &["/a", "/direct/dead"])?;
+    let mut waiter = visitor("/direct/dead/.")?;
+    std::thread::sleep(Duration::from_millis(300));
+    first.kill9()?;
+    let mut second = Daemon::start(&[], &["/a", "/direct/one"])?;
+    checks.that("an engine starts though one mount cannot be opened", !second.serves(&["/direct/dead"]));
+    checks.that("the program that waits for it waits", !waiter.ended());
+    let log = fs::read_to_string(super::LOG)?;
+    checks.that("the log says which", log.contains("/direct/dead: a program waits for it and nobody answers"));
+    checks.step("other mounts are served", read_file("/direct/one/one"));
+    second.signal(Signal::SIGHUP)?;
+    checks.step("after a reload, too", read_file("/a/one/one"));
+    waiter.kill9()?;
+    checks.soon("when the program has ended it is served as well", || second.serves(&["/direct/dead"]));
+    let mut late = visitor("/direct/dead/.")?;
+    std::thread::sleep(Duration::from_millis(300));
+    checks.that("its visitors wait", !late.ended());
+    checks.soon("and are answered", || late.ended());
+    checks.that("the engine ends", second.stop()?);
+    checks.that("nothing is left", !is_autofs("/a") && !is_autofs("/direct/dead") && !is_autofs("/direct/one"));
     Ok(())
 }
 

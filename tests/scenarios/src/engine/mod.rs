@@ -57,7 +57,7 @@ impl Daemon {
     }
 
     /// Is it the master of all these mounts?
-    fn serves(&self, mounts: &[&str]) -> bool {
+    pub fn serves(&self, mounts: &[&str]) -> bool {
         let Ok(list) = cli::list() else { return false };
         let own = |path: &&str| {
             let mount = cli::mount_at(&list, path);
