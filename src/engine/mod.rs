@@ -53,6 +53,7 @@ use kernel::linux::Linux;
 use reactor::{Reactor, ReactorError};
 use reconnect::ConnectError;
 use served::Master;
+use state::Event;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use upgrade::{Before, Luggage};
@@ -115,6 +116,9 @@ pub fn serve(start: Start, ready: &mut dyn FnMut(usize)) -> Result<(), EngineErr
         reconnect::connect(&mut state, &*kernel, &wanted, own_write.as_fd(), &before.dirs, patient)?;
     if !connected.late.is_empty() {
         reactor.attach_late(kernel.clone(), connected.late, own_write);
+    }
+    if connected.unwanted {
+        reactor.post(Event::Reload);
     }
     let packets = before.packets;
     drop((wanted, before.dirs));

@@ -119,6 +119,12 @@ impl Reactor<'_> {
         Ok(())
     }
 
+    /// The first thing to happen when it runs.
+    pub fn post(&self, event: Event) {
+        // The receiver is ours.
+        let _ = self.sender.send(event);
+    }
+
     /// Go on trying to attach mounts, requests written to `pipe`, in a thread of its own: opening one may wait.
     pub fn attach_late(&self, kernel: Arc<dyn Kernel>, late: Vec<Late>, pipe: OwnedFd) {
         let sender = self.sender.clone();

@@ -6,16 +6,17 @@
 use super::config::Wanted;
 use super::jobs;
 use super::kernel::Kernel;
-use super::maps::{Credentials, What};
-use super::served::Served;
+use super::maps::{Credentials, Resolved, What};
+use super::served::{Opener, ServeOptions, Served, Source};
 use super::state::{GroupId, MountId, State};
 use super::task::{Child, Duty, Key, Offset, Place, birth};
 use crate::attach::{AttachError, Target, attach_here};
 use crate::discover::facts::{AutofsMount, MountType, Survey};
 use crate::discover::{self, DiscoverError};
-use crate::sys::DevNum;
 use crate::sys::process::own_group;
+use crate::sys::{DevNum, Errno};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,9 @@ pub struct Connected {
     pub waiters: usize,
     /// Mounts that exist and cannot be attached now; [`attach_late`] tries again.
     pub late: Vec<Late>,
+    /// Some were the program's that this one was before, and no map has them any more: a reload takes them away when they
+    /// are idle.
+    pub unwanted: bool,
 }
 
 /// A mount that exists and cannot be attached now.
@@ -99,8 +103,11 @@ pub fn connect(
     let survey = discover::survey(&discover::Target::Own)?;
     let dirs: HashMap<&[u8], u32> = dirs.iter().map(|(path, dirs)| (path.as_slice(), *dirs)).collect();
     let existing = Existing::new(&survey);
-    let tops = wanted.iter().flat_map(|map| &map.paths).filter_map(|path| existing.at(path)).collect();
+    let tops: Vec<_> =
+        wanted.iter().flat_map(|map| &map.paths).filter_map(|path| existing.at(path)).collect();
+    let unwanted = existing.unwanted(&tops, pipe);
     let (waiters, absent) = existing.attach(tops, pipe, patient)?;
+    let made = |mount: &AutofsMount| dirs.get(mount.path.as_os_str().as_bytes()).copied().unwrap_or(0);
     let mut late = Vec::new();
     let now = Instant::now();
     for map in wanted {
@@ -118,11 +125,15 @@ pub fn connect(
                 late.push(Late { path: path.clone(), served: map.served.clone() });
                 continue;
             }
-            let dirs = dirs.get(path.as_os_str().as_bytes()).copied().unwrap_or(0);
-            existing.find(kernel, mount, &map.served, dirs).enter(state, group, now);
+            existing.find(kernel, mount, &map.served, made(mount)).enter(state, group, now);
         }
     }
-    Ok(Connected { waiters, late })
+    for mount in &unwanted {
+        let served = Arc::new(no_map(mount));
+        let group = state.add_group(served.clone());
+        existing.find(kernel, mount, &served, made(mount)).enter(state, group, now);
+    }
+    Ok(Connected { waiters, late, unwanted: !unwanted.is_empty() })
 }
 
 /// Attach mounts when that has become possible, and report each. Ends when none is left, or nobody listens.
@@ -162,6 +173,48 @@ fn waits(mount: &AutofsMount) -> bool {
     mount.waiters.iter().any(|waiter| waiter.process.pid != rustix::process::getpid().as_raw_pid())
 }
 
+/// The mounts of the program that this one was before have this pipe and this owner.
+fn is_ours(pipe: BorrowedFd<'_>) -> impl Fn(&AutofsMount) -> bool {
+    let own_pipe = rustix::fs::fstat(pipe).map(|meta| meta.st_ino).ok();
+    let group = own_group();
+    move |mount| {
+        let options = &mount.options;
+        let piped = options.pipe_ino.is_some() && options.pipe_ino == own_pipe;
+        piped && !mount.catatonic && options.pgrp == group
+    }
+}
+
+/// What serves a mount that no map has: it answers that there is nothing, until it is idle and goes.
+fn no_map(mount: &AutofsMount) -> Served {
+    let options =
+        ServeOptions { timeout: Duration::from_secs(mount.options.timeout), ..ServeOptions::default() };
+    Served {
+        point: (mount.options.mount_type == MountType::Indirect).then(|| mount.path.clone()),
+        name: mount.source.clone().into(),
+        source: Box::new(NoMap),
+        options,
+        opener: Arc::new(NoMap),
+    }
+}
+
+#[derive(Debug)]
+struct NoMap;
+
+impl Source for NoMap {
+    fn lookup(&self, _key: &[u8], _who: Credentials) -> Result<Option<Resolved>, Errno> {
+        Ok(None)
+    }
+    fn keys(&self) -> Result<Option<Vec<Key>>, Errno> {
+        Ok(None)
+    }
+}
+
+impl Opener for NoMap {
+    fn submount(&self, _: &Served, _: &Path, _: &OsStr, _: &OsStr) -> Result<Served, Errno> {
+        Err(Errno::NOENT)
+    }
+}
+
 fn place_of(mount: &AutofsMount) -> Place {
     Place {
         path: mount.path.as_path().into(),
@@ -198,8 +251,7 @@ impl<'a> Existing<'a> {
         children.into_iter().filter(|child| child.options.mount_type != MountType::Direct)
     }
 
-    /// Attach mounts with what belongs to them, but for those that are ours already: those of the program that this one was
-    /// before have this pipe and this owner. Returns the number of waiters, and which of `tops` were left out, because they
+    /// Attach mounts with what belongs to them, but for those that are ours already. Returns the number of waiters, and which of `tops` were left out, because they
     /// or something that belongs to them cannot be attached (only if `patient`).
     fn attach(
         &self,
@@ -207,13 +259,7 @@ impl<'a> Existing<'a> {
         pipe: BorrowedFd<'_>,
         patient: bool,
     ) -> Result<(usize, HashSet<DevNum>), ConnectError> {
-        let own_pipe = rustix::fs::fstat(pipe).map(|meta| meta.st_ino).ok();
-        let group = own_group();
-        let is_ours = |mount: &AutofsMount| {
-            let options = &mount.options;
-            let piped = options.pipe_ino.is_some() && options.pipe_ino == own_pipe;
-            piped && !mount.catatonic && options.pgrp == group
-        };
+        let is_ours = is_ours(pipe);
         let mut absent = HashSet::new();
         loop {
             let members = tops.iter().flat_map(|top| self.tree(top)).filter(|mount| !is_ours(mount));
@@ -234,6 +280,23 @@ impl<'a> Existing<'a> {
             tracing::error!(path = %top.path.display(), "not served until it can be attached: {error}");
             absent.insert(top.dev);
         }
+    }
+
+    /// Mounts that are ours already, and belong to none of `tops`.
+    fn unwanted(&self, tops: &[&'a AutofsMount], pipe: BorrowedFd<'_>) -> Vec<&'a AutofsMount> {
+        let is_ours = is_ours(pipe);
+        let mut members: HashSet<DevNum> =
+            tops.iter().flat_map(|top| self.tree(top)).map(|mount| mount.dev).collect();
+        let mut ours: Vec<_> = self.by_id.values().copied().filter(|mount| is_ours(mount)).collect();
+        ours.sort_by_key(|mount| mount.path.components().count());
+        ours.retain(|mount| {
+            let top = mount.options.mount_type != MountType::Offset && !members.contains(&mount.dev);
+            if top {
+                members.extend(self.tree(mount).iter().map(|member| member.dev));
+            }
+            top
+        });
+        ours
     }
 
     /// What is mounted in a mount that is ours. `dirs`: how many directories were made for it.

@@ -15,9 +15,9 @@ impl State {
     }
 
     pub(super) fn leave_when_quiet(&mut self, whatever: bool, out: &mut Out) {
-        let quiet = || {
-            self.groups.values().all(|group| group.run.is_none()) && self.jobs.values().all(|job| job.late)
-        };
+        // The next program reads the maps itself.
+        let over = |job: &Job| job.late || matches!(job.work, Work::Master | Work::Read(_));
+        let quiet = || self.groups.values().all(|group| group.run.is_none()) && self.jobs.values().all(over);
         if self.phase != Phase::Leaving || !(whatever || quiet()) {
             return;
         }
@@ -47,10 +47,7 @@ impl State {
         for id in self.groups.keys().copied().collect::<Vec<_>>() {
             self.arm(id, now);
         }
-        // What was read meanwhile was not followed.
-        if self.reload.take().is_some() {
-            self.reload(now, out);
-        }
+        self.follow_again(now, out);
     }
 
     /// Directories that were made for mounts: mount point and how many.

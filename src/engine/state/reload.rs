@@ -31,12 +31,14 @@ pub(super) struct Reload {
 
 impl State {
     pub(super) fn reload(&mut self, now: Instant, out: &mut Out) {
-        if self.phase != Phase::Serving {
-            return;
-        }
-        if let Some(reload) = &mut self.reload {
-            reload.again = true;
-            return;
+        match self.phase {
+            Phase::Serving if self.reload.is_none() => {}
+            // Where the next program does not come about, later.
+            Phase::Serving | Phase::Leaving | Phase::Left => {
+                self.reload.get_or_insert_default().again = true;
+                return;
+            }
+            _ => return,
         }
         self.reload = Some(Reload::default());
         match &self.master {
@@ -190,10 +192,20 @@ impl State {
         }
     }
 
+    /// What did not follow while this program was to become another one.
+    pub(super) fn follow_again(&mut self, now: Instant, out: &mut Out) {
+        for id in self.groups.keys().copied().collect::<Vec<_>>() {
+            self.remove_retired(id, now, out);
+        }
+        self.sync_missing(None, now, out);
+        self.follow(now, out);
+    }
+
     /// Have the mounts follow what has been read.
     fn follow(&mut self, now: Instant, out: &mut Out) {
         let Some(reload) = &mut self.reload else { return };
-        if reload.following || !(reload.reading.is_empty() || reload.apart) {
+        let leaving = matches!(self.phase, Phase::Leaving | Phase::Left);
+        if leaving || reload.following || !(reload.reading.is_empty() || reload.apart) {
             return;
         }
         let wanted = std::mem::take(&mut reload.wanted);

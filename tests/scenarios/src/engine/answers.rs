@@ -58,7 +58,8 @@ fn one_that_waits(checks: &mut Checks) -> Result<()> {
     checks.that("an engine starts though one mount cannot be opened", !second.serves(&["/direct/dead"]));
     checks.that("the program that waits for it waits", !waiter.ended());
     let log = fs::read_to_string(super::LOG)?;
-    checks.that("the log says which", log.contains("/direct/dead: a program waits for it and nobody answers"));
+    checks
+        .that("the log says which", log.contains("/direct/dead: a program waits for it and nobody answers"));
     checks.step("other mounts are served", read_file("/direct/one/one"));
     second.signal(Signal::SIGHUP)?;
     checks.step("after a reload, too", read_file("/a/one/one"));
@@ -69,7 +70,8 @@ fn one_that_waits(checks: &mut Checks) -> Result<()> {
     checks.that("its visitors wait", !late.ended());
     checks.soon("and are answered", || late.ended());
     checks.that("the engine ends", second.stop()?);
-    checks.that("nothing is left", !is_autofs("/a") && !is_autofs("/direct/dead") && !is_autofs("/direct/one"));
+    checks
+        .that("nothing is left", !is_autofs("/a") && !is_autofs("/direct/dead") && !is_autofs("/direct/one"));
     Ok(())
 }
 

@@ -6,8 +6,8 @@ use crate::check::{Checks, HANG_LIMIT};
 use crate::cli;
 use crate::files::export;
 use crate::peers::mount_table;
-use crate::process::Process;
-use anyhow::{Context, Result};
+use crate::process::{Process, run_ok};
+use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -22,15 +22,33 @@ const MOUNTS: &[&str] = &["/s", "/direct/d0"];
 /// No lookup may take longer; the dead server's are given up after two seconds.
 const LONGEST: Duration = Duration::from_secs(8);
 
-/// The short form, for every run of the tests.
-pub fn short(checks: &mut Checks) -> Result<()> {
-    run_for(checks, Duration::from_secs(40))
+/// How long it goes on: until both are reached.
+#[derive(Clone, Copy)]
+struct Goal {
+    time: Duration,
+    triggers: u64,
 }
 
-/// `scenarios soak MINUTES`.
-pub fn long(minutes: &str) -> Result<()> {
+impl Goal {
+    /// So many parts of it are done.
+    fn reached(self, parts: u32, of: u32, begin: Instant, triggers: u64) -> bool {
+        begin.elapsed() >= self.time * parts / of
+            && triggers >= self.triggers * u64::from(parts) / u64::from(of)
+    }
+}
+
+/// The short form, for every run of the tests.
+pub fn short(checks: &mut Checks) -> Result<()> {
+    let time = Duration::from_secs(40);
+    run_for(checks, Goal { time, triggers: 50 * time.as_secs() })
+}
+
+/// `scenarios soak MINUTES [TRIGGERS]`.
+pub fn long(minutes: &str, triggers: Option<&&str>) -> Result<()> {
+    let time = Duration::from_secs(60 * minutes.parse::<u64>()?);
+    let triggers = triggers.map_or(Ok(0), |triggers| triggers.parse())?;
     let mut checks = Checks::default();
-    run_for(&mut checks, Duration::from_secs(60 * minutes.parse::<u64>()?))?;
+    run_for(&mut checks, Goal { time, triggers })?;
     println!("soak: {} passed, {} failed", checks.passed, checks.failed);
     anyhow::ensure!(checks.failed == 0, "the soak failed");
     Ok(())
@@ -57,9 +75,28 @@ fn size(pid: i32) -> Result<Size> {
     Ok(Size { kib: crate::bench::resident(pid)?, descriptors })
 }
 
-fn run_for(checks: &mut Checks, duration: Duration) -> Result<()> {
+/// What happened.
+#[derive(Debug, Default)]
+struct Counts {
+    triggers: u64,
+    expiries: u64,
+    reloads: u64,
+    killed: u64,
+    restored: u64,
+    lookups: u64,
+    dead_lookups: u64,
+    errors: u64,
+    hangs: u64,
+    slowest: Duration,
+}
+
+fn run_for(checks: &mut Checks, goal: Goal) -> Result<()> {
     export("f")?;
     dead_server()?;
+    // A program that waits when its engine is killed: the next one opens that mount by its handle (`sys::uncovered`),
+    // which the laboratory's root, an overlay, does not have. `answers` shows what happens there.
+    fs::create_dir_all("/direct")?;
+    run_ok(HANG_LIMIT, "mount", &["-t", "tmpfs", "direct", "/direct"])?;
     write_maps(false)?;
     fs::write("/etc/autofs.conf", "[ autofs ]\nmount_wait = 2\nnegative_timeout = 1\n")?;
     fs::write("/etc/auto.master", "/s /etc/auto.s --timeout=1\n/- /etc/auto.direct --timeout=1\n")?;
@@ -70,51 +107,88 @@ fn run_for(checks: &mut Checks, duration: Duration) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
 
     // Engines come and go, then one stays.
-    let (mut triggers, mut rounds) = (0, 0);
+    let mut counts = Counts::default();
     let begin = Instant::now();
-    while begin.elapsed() < duration / 2 {
-        trouble(engine.pid(), Duration::from_secs(4))?;
-        triggers += requests()?;
-        engine = replace(engine, rounds % 2 == 0)?;
-        rounds += 1;
+    while !goal.reached(1, 2, begin, counts.triggers) {
+        trouble(engine.pid(), Duration::from_secs(4), &mut counts)?;
+        counts.triggers += requests()?;
+        engine = replace(engine, &mut counts)?;
     }
-    trouble(engine.pid(), Duration::from_secs(2))?;
+    trouble(engine.pid(), Duration::from_secs(2), &mut counts)?;
     let first = size(engine.pid())?;
-    while begin.elapsed() < duration {
-        trouble(engine.pid(), Duration::from_secs(4))?;
+    let before = counts.triggers;
+    while !goal.reached(1, 1, begin, counts.triggers) {
+        trouble(engine.pid(), Duration::from_secs(4), &mut counts)?;
+        counts.triggers = before + requests()?;
     }
-    triggers += requests()?;
     let last = size(engine.pid())?;
+    let time = begin.elapsed();
 
-    let (mut lookups, mut slowest) = (0, Duration::ZERO);
     for (n, visitor) in visitors.into_iter().enumerate() {
-        visitor.signal(Signal::SIGTERM)?;
-        let told = visitor.finish(HANG_LIMIT).context("a visitor hangs")?;
-        let mut lines = told.lines();
-        let first = lines.next().unwrap_or_default();
-        let numbers: Vec<u64> = first.split(' ').filter_map(|number| number.parse().ok()).collect();
-        let [done, failed, millis] = numbers[..] else { anyhow::bail!("a visitor printed {told:?}") };
-        lookups += done;
-        slowest = slowest.max(Duration::from_millis(millis));
-        if n < VISITORS {
-            checks.equal("a visitor without an error", (failed, lines.next()), (0, None));
-        } else {
-            checks.equal("every lookup on the dead server got its error", failed, done);
-        }
+        ask(checks, n < VISITORS, visitor, &mut counts)?;
     }
-    println!(
-        "  {triggers} triggers, {lookups} lookups, the longest {slowest:.1?}; {rounds} engines killed; {first:?}, then {last:?}"
-    );
-    checks.that("there was something to do", triggers > 50 * duration.as_secs());
-    checks.that("nobody hung", slowest < LONGEST);
-    checks.that("no descriptor leaked", last.descriptors <= first.descriptors + 16);
-    checks.that("the engine has not grown", last.kib <= first.kib + first.kib / 2);
     checks.soon("idle mounts expire", || {
         mount_table().iter().all(|(path, kind, _)| kind == "autofs" || !ours(path))
     });
     checks.that("the engine ends", engine.stop()?);
-    checks.that("no mount is left", !mount_table().iter().any(|(path, ..)| ours(path)));
+    let left = mount_table().iter().filter(|(path, ..)| ours(path)).count();
+    checks.equal("mounts that are left", left, 0);
     checks.soon("no holder is left", || !holders());
+    let Counts {
+        triggers,
+        expiries,
+        reloads,
+        killed,
+        restored,
+        lookups,
+        dead_lookups,
+        errors,
+        hangs,
+        slowest,
+    } = counts;
+    println!(
+        "  {time:.0?}: {triggers} triggers, {lookups} lookups, {errors} errors, {hangs} hangs, the longest took {slowest:.1?}"
+    );
+    println!("  {dead_lookups} lookups on the dead server, each with its error");
+    println!(
+        "  {expiries} times all that was idle unmounted, {reloads} reloads, {killed} engines killed, {restored} of them restored from a dump"
+    );
+    println!(
+        "  leaked: {left} mounts, {} descriptors ({} and {}); memory {} KiB, then {} KiB",
+        last.descriptors.saturating_sub(first.descriptors),
+        first.descriptors,
+        last.descriptors,
+        first.kib,
+        last.kib
+    );
+    checks.that("there was something to do", triggers >= goal.triggers.max(50 * goal.time.as_secs()));
+    checks.equal("hangs", hangs, 0);
+    checks.that("no descriptor leaked", last.descriptors <= first.descriptors + 16);
+    checks.that("the engine has not grown", last.kib <= first.kib + first.kib / 2);
+    Ok(())
+}
+
+/// What a visitor has seen. Those on the dead server see errors only, all others none.
+fn ask(checks: &mut Checks, live: bool, visitor: Process, counts: &mut Counts) -> Result<()> {
+    visitor.signal(Signal::SIGTERM)?;
+    let Ok(told) = visitor.finish(HANG_LIMIT) else {
+        counts.hangs += 1;
+        return Ok(());
+    };
+    let mut lines = told.lines();
+    let first = lines.next().unwrap_or_default();
+    let numbers: Vec<u64> = first.split(' ').filter_map(|number| number.parse().ok()).collect();
+    let [lookups, errors, hangs, millis] = numbers[..] else { anyhow::bail!("a visitor printed {told:?}") };
+    counts.hangs += hangs;
+    counts.slowest = counts.slowest.max(Duration::from_millis(millis));
+    if live {
+        counts.lookups += lookups;
+        counts.errors += errors;
+        checks.equal("a visitor without an error", (errors, lines.next()), (0, None));
+    } else {
+        counts.dead_lookups += lookups;
+        checks.equal("every lookup on the dead server got its error", errors, lookups);
+    }
     Ok(())
 }
 
@@ -130,11 +204,12 @@ fn holders() -> bool {
 }
 
 /// For a time: what is idle goes, and every second the maps change.
-fn trouble(pid: i32, time: Duration) -> Result<()> {
+fn trouble(pid: i32, time: Duration, counts: &mut Counts) -> Result<()> {
     let begin = Instant::now();
     let mut reloads = 0;
     while begin.elapsed() < time {
         kill(Pid::from_raw(pid), Signal::SIGUSR1)?;
+        counts.expiries += 1;
         std::thread::sleep(Duration::from_millis(20));
         if begin.elapsed().as_secs() > reloads {
             reloads += 1;
@@ -142,17 +217,20 @@ fn trouble(pid: i32, time: Duration) -> Result<()> {
             kill(Pid::from_raw(pid), Signal::SIGHUP)?;
         }
     }
+    counts.reloads += reloads;
     Ok(())
 }
 
 /// The engine is killed between a dump and what comes after: another engine, or a restore.
-fn replace(mut engine: Daemon, by_restore: bool) -> Result<Daemon> {
+fn replace(mut engine: Daemon, counts: &mut Counts) -> Result<Daemon> {
     cli::ok(&["dump", "-D", DIR, "--replace", "--hold"])?;
     engine.kill9()?;
     drop(engine);
-    if !by_restore {
+    counts.killed += 1;
+    if counts.killed % 2 == 0 {
         return Daemon::start(&[], MOUNTS);
     }
+    counts.restored += 1;
     cli::ok(&["restore", "-D", DIR, "--serve"])?;
     Daemon::start(&["--replace"], MOUNTS)
 }
@@ -169,14 +247,14 @@ fn visitor(what: &str) -> Result<Process> {
     Process::start(command.args(["soak-visit", what]).stdin(Stdio::null()).stdout(Stdio::piped()))
 }
 
-/// `scenarios soak-visit NAME`: read files behind triggers until SIGTERM; print `LOOKUPS ERRORS LONGEST` (milliseconds)
-/// and the first errors.
+/// `scenarios soak-visit NAME`: read files behind triggers until SIGTERM; print `LOOKUPS ERRORS HANGS LONGEST`
+/// (milliseconds) and the first errors.
 pub fn visit_main(name: &str) -> ExitCode {
     crate::programs::stop_on_term();
     let mut seed = name.bytes().fold(0x9e37_79b9_7f4a_7c15, |seed: u64, byte| {
         (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
     });
-    let (mut lookups, mut longest, mut errors) = (0u64, Duration::ZERO, Vec::new());
+    let (mut lookups, mut hangs, mut longest, mut errors) = (0u64, 0u64, Duration::ZERO, Vec::new());
     while !crate::programs::STOP.load(Ordering::Relaxed) {
         seed ^= seed << 13;
         seed ^= seed >> 7;
@@ -191,13 +269,14 @@ pub fn visit_main(name: &str) -> ExitCode {
         let begin = Instant::now();
         let read = fs::read_to_string(&file);
         longest = longest.max(begin.elapsed());
+        hangs += u64::from(begin.elapsed() > LONGEST);
         lookups += 1;
         if let Err(error) = read {
             errors.push(format!("{file}: {error}"));
         }
         std::thread::sleep(Duration::from_micros(500));
     }
-    println!("{lookups} {} {}", errors.len(), longest.as_millis());
+    println!("{lookups} {} {hangs} {}", errors.len(), longest.as_millis());
     for error in errors.iter().take(3) {
         println!("{error}");
     }

@@ -67,6 +67,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     checks.that("metrics are told as before", cli::ok(&["ctl", "metrics"])?.contains("autofs_cr_mounts "));
 
     in_flight(checks)?;
+    maps_change(checks)?;
     cli::ok(&["ctl", "reexec", OTHER])?;
     checks.equal("it is another program", exe()?.to_str(), Some(OTHER));
     let refused = cli::run(&["ctl", "reexec", "/bin/true"])?;
@@ -78,6 +79,35 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     checks.that("it ends", daemon.stop()?);
     checks.that("and nothing is left", MOUNTS.iter().all(|path| !is_autofs(path) && !is_mounted(path)));
     checks.that("no directory either", !std::path::Path::new("/direct/one").exists());
+    Ok(())
+}
+
+/// The maps change, and the next program is the first to see that: what is in use and not wanted any more stays until it is
+/// idle, and what is new comes.
+fn maps_change(checks: &mut Checks) -> Result<()> {
+    let master = "/- /etc/auto.direct\n/ind /etc/auto.ind\n/slow /etc/auto.slow\n";
+    let old = fs::read("/etc/auto.master")?;
+    fs::write("/etc/auto.master", format!("/gone /etc/auto.short\n{master}"))?;
+    fs::write("/etc/auto.direct", "/direct/one :/srv/data/one\n/direct/gone :/srv/data/late\n")?;
+    cli::ok(&["ctl", "reload"])?;
+    let mut sitters = Sitter::start_all(&["/gone/k0/k0", "/direct/gone/late"])?;
+    fs::write("/etc/auto.master", format!("/new /etc/auto.short\n{master}"))?;
+    fs::write("/etc/auto.direct", "/direct/one :/srv/data/one\n/direct/new :/srv/data/late\n")?;
+    cli::ok(&["ctl", "reexec"])?;
+    checks.step("new maps and keys are served", read_file("/new/k1/k1").and(read_file("/direct/new/late")));
+    checks.that("who sits where no map is any more goes on", sitters.iter_mut().all(Sitter::goes_on));
+    cli::ok(&["ctl", "reexec"])?;
+    checks.that("over one more upgrade, too", sitters.iter_mut().all(Sitter::goes_on) && is_autofs("/gone"));
+    drop(sitters);
+    checks.soon("when that is idle it goes", || {
+        cli::ok(&["ctl", "expire"]).is_ok() && !is_autofs("/gone") && !is_autofs("/direct/gone")
+    });
+    fs::write("/etc/auto.master", old)?;
+    fs::write("/etc/auto.direct", "/direct/one :/srv/data/one\n")?;
+    cli::ok(&["ctl", "reload"])?;
+    checks.soon("what was new as well", || {
+        cli::ok(&["ctl", "expire"]).is_ok() && !is_autofs("/new") && !is_autofs("/direct/new")
+    });
     Ok(())
 }
 
