@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// How long a moment is waited for in which the old master mounts and unmounts nothing.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(20);
+/// The old master runs this many times as long as it was stopped before it is stopped again, so that those it serves
+/// hardly notice.
+const RUNS: u32 = 4;
 
 /// Masters that are stopped. They go on when this is dropped.
 #[derive(Debug)]
@@ -26,6 +29,7 @@ pub fn stop(wanted: &[Wanted]) -> Result<OldMasters, DiscoverError> {
     loop {
         let survey = discover::survey(&discover::Target::Own)?;
         let found = masters(&survey, wanted);
+        let begin = Instant::now();
         // Those that have ended since need not be stopped.
         let stopped =
             OldMasters(found.iter().copied().filter(|master| master.signal(Signal::STOP).is_ok()).collect());
@@ -37,7 +41,7 @@ pub fn stop(wanted: &[Wanted]) -> Result<OldMasters, DiscoverError> {
             return Ok(stopped);
         }
         drop(stopped);
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(PAUSE.max(begin.elapsed() * RUNS));
     }
 }
 
