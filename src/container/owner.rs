@@ -114,7 +114,8 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// There is no way to read it but to set it; so it is set back.
+    /// There is no way to read it but to set it; so it is set back. One that never expires (0) cannot be told from one without
+    /// a timeout of its own, and has the mount's afterwards.
     fn key_timeout(&self, root: RemoteFd, key: &Path, of_mount: u64) -> Option<u64> {
         let key = key.as_os_str().as_encoded_bytes();
         let own = self.control.set_dentry_timeout(root, key, None).ok().filter(|own| *own != of_mount)?;

@@ -23,23 +23,30 @@ impl Answers {
         Self { kernel, metrics: Arc::default() }
     }
 
-    /// Give one.
+    /// Give one, by the mount's path.
     pub fn give(&self, answer: &Answer) {
+        let _ = self.give_by(answer, || self.kernel.answer(&answer.place, answer.token, answer.result));
+    }
+
+    /// Give one by this call; returns what that says.
+    pub fn give_by(&self, answer: &Answer, call: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
         let _about = log::about(&answer.place.path);
         let told = answer.asker.filter(|_| tracing::enabled!(target: TARGET, tracing::Level::INFO));
         // Later the requester may have ended.
         let told = told.map(|asker| (asker, ledger::comm(asker.pid)));
-        if let Err(errno) = self.kernel.answer(&answer.place, answer.token, answer.result) {
+        let called = call();
+        if let Err(errno) = called {
             // The kernel does not know it any more when its visitors were killed; nothing else can be wrong that
             // could be mended here.
             let path = answer.place.path.display();
             tracing::debug!(%path, token = answer.token.0, %errno, "an answer was not wanted any more");
         }
-        let Some(asker) = answer.asker else { return };
+        let Some(asker) = answer.asker else { return called };
         let took = self.metrics.request(answer.result, asker.since);
         if let Some((asker, comm)) = told {
             tell(answer, asker, &comm, took);
         }
+        called
     }
 
     /// An answer to a request of a mount that nobody remembers.

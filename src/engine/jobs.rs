@@ -1,7 +1,7 @@
 //! What workers do: one function for each [`Task`]. Each ends in the state it reports, and leaves
 //! nothing behind when it fails.
 
-use super::kernel::Kernel;
+use super::kernel::{Hold, Kernel};
 use super::maps::{MountSpec, Resolved, What};
 use super::mount::MountError;
 use super::served::Served;
@@ -15,10 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Run a task to its end.
-pub fn run(kernel: &dyn Kernel, task: &Task) -> Outcome {
+/// Tells the kernel how a lookup ended, through its mount.
+pub type Tell<'a> = &'a dyn Fn(&dyn Hold, Result<(), Errno>);
+
+/// Run a task to its end. A lookup is answered as long as its mount is held: somebody may have taken the mount out of the
+/// namespace meanwhile.
+pub fn run(kernel: &dyn Kernel, task: &Task, tell: Tell<'_>) -> Outcome {
     match task {
-        Task::Mount(task) => mount(kernel, task),
+        Task::Mount(task) => mount(kernel, task, tell),
         Task::Unmount(task) => unmount(kernel, task),
         Task::Master(master, served) => Outcome::Master(master.read(served).ok()),
         Task::Reread(served, root, list) => reread(kernel, served, root.as_deref(), *list),
@@ -32,14 +36,23 @@ pub fn run(kernel: &dyn Kernel, task: &Task) -> Outcome {
 
 // Mounting
 
-fn mount(kernel: &dyn Kernel, task: &MountTask) -> Outcome {
-    let target = task.place.target(&task.key);
-    let refused = |errno| Outcome::Mounted { result: Err(errno), children: Vec::new() };
+fn mount(kernel: &dyn Kernel, task: &MountTask, tell: Tell<'_>) -> Outcome {
     // Nobody takes the trigger away under the job, even when its visitor has been answered and gone.
-    let _held = match kernel.hold(&task.place) {
+    let held = match kernel.hold(&task.place) {
         Ok(held) => held,
         Err(errno) => return refused(errno),
     };
+    let outcome = mount_held(kernel, task);
+    tell(&*held, outcome.result());
+    outcome
+}
+
+fn refused(errno: Errno) -> Outcome {
+    Outcome::Mounted { result: Err(errno), children: Vec::new() }
+}
+
+fn mount_held(kernel: &dyn Kernel, task: &MountTask) -> Outcome {
+    let target = task.place.target(&task.key);
     if task.check && is_mounted(kernel, task, &target) {
         return Outcome::Mounted { result: Ok(()), children: task.known.clone() };
     }
@@ -242,6 +255,7 @@ fn level<'a>(entry: &'a Resolved, top: &Path) -> Vec<&'a MountSpec> {
 // Unmounting
 
 fn unmount(kernel: &dyn Kernel, task: &UnmountTask) -> Outcome {
+    std::thread::sleep(task.settle);
     let target = task.place.target(&task.key);
     let _held = match kernel.hold(&task.place) {
         Ok(held) => held,

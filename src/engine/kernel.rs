@@ -16,7 +16,10 @@ pub mod linux;
 pub mod simulated;
 
 /// A use of a mount, until it is dropped.
-pub trait Hold {}
+pub trait Hold {
+    /// [`Kernel::answer`], also when no path leads to the mount any more (`umount -l`).
+    fn answer(&self, token: Token, result: Result<(), Errno>) -> Result<(), Errno>;
+}
 
 /// The kernel, as far as jobs need it. Every call may block, so only workers make them.
 pub trait Kernel: Send + Sync {

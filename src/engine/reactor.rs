@@ -307,13 +307,7 @@ impl Engine {
     fn act(&mut self, action: Action) {
         match action {
             Action::Run(job, task) => self.pool.run(job, task),
-            Action::GiveUp(job) => {
-                if let Some(answer) = self.pool.give_up(job) {
-                    let path = answer.place.target(&answer.key);
-                    tracing::warn!(path = %path.display(), "a job takes too long; its request is answered without it");
-                    self.answers.give(&answer);
-                }
-            }
+            Action::GiveUp(job) => self.pool.give_up(job),
             Action::Answer(answer) => self.answers.give(&answer),
             Action::Unknown(packet) => match self.answers.kernel.find(packet.dev) {
                 Ok(place)

@@ -193,9 +193,20 @@ struct Below {
 
 #[derive(Debug)]
 enum Slot {
-    Busy { job: JobId, kept: Vec<Asker>, children: Vec<MountId> },
-    Mounted { children: Vec<MountId> },
-    Failed { errno: Errno, until: Instant },
+    Busy {
+        job: JobId,
+        kept: Vec<Asker>,
+        children: Vec<MountId>,
+    },
+    /// `since`: when it was mounted, where that was seen.
+    Mounted {
+        children: Vec<MountId>,
+        since: Option<Instant>,
+    },
+    Failed {
+        errno: Errno,
+        until: Instant,
+    },
 }
 
 #[derive(Debug)]
@@ -313,7 +324,7 @@ impl State {
 
     /// A key that was found mounted, with the autofs mounts below it (parents before children).
     pub fn add_mounted(&mut self, mount: MountId, key: Key, below: Vec<Child>, now: Instant) {
-        self.set_slot(mount, &key, Some(Slot::Mounted { children: Vec::new() }), now);
+        self.set_slot(mount, &key, Some(Slot::Mounted { children: Vec::new(), since: None }), now);
         self.reconcile(mount, &key, below, true, now, &mut Vec::new());
     }
 

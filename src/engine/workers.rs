@@ -122,9 +122,18 @@ impl Pool {
         self.tickets.remove(&id);
     }
 
-    /// Answer the request of a running job in its place, if nobody has.
-    pub fn give_up(&mut self, id: JobId) -> Option<Answer> {
-        self.tickets.remove(&id)?.claim(Err(Errno::TIMEDOUT))
+    /// Answer the request of a running job in its place, if nobody has. Where that cannot be (no path leads to the mount any
+    /// more) it is left to the job.
+    pub fn give_up(&mut self, id: JobId) {
+        let Some(ticket) = self.tickets.remove(&id) else { return };
+        let Some(answer) = ticket.claim(Err(Errno::TIMEDOUT)) else { return };
+        let path = answer.place.target(&answer.key);
+        tracing::warn!(path = %path.display(), "a job takes too long; its request is answered without it");
+        let kernel = &self.shared.kernel;
+        let call = || kernel.answer(&answer.place, answer.token, answer.result);
+        if self.shared.answers.give_by(&answer, call).is_err() {
+            ticket.answered.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Runs over idle mounts end before the next mount, or go on as ever.
@@ -168,8 +177,13 @@ impl Shared {
         while let Some((id, task, ticket)) = self.next() {
             let _about = log::about(task.place().map_or(Path::new("/"), |place| &place.path));
             let begin = Instant::now();
-            let outcome = jobs::run(&*self.kernel, &task);
-            if let Some(answer) = ticket.and_then(|ticket| ticket.claim(outcome.result())) {
+            let claim = |result| ticket.as_ref().and_then(|ticket| ticket.claim(result));
+            let outcome = jobs::run(&*self.kernel, &task, &|held, result| {
+                if let Some(answer) = claim(result) {
+                    let _ = self.answers.give_by(&answer, || held.answer(answer.token, result));
+                }
+            });
+            if let Some(answer) = claim(outcome.result()) {
                 self.answers.give(&answer);
             }
             if let Outcome::Unmounted { result, .. } = &outcome {

@@ -287,6 +287,14 @@ fn timeouts_of_keys() {
     assert_eq!(control.set_dentry_timeout(fd, b"key", Some(5)), Ok(300));
     assert_eq!(control.set_dentry_timeout(fd, b"key", Some(0)), Ok(5));
     assert_eq!(control.set_dentry_timeout(fd, b"key", None), Ok(300));
+    // One that never expires cannot be told from one without a timeout of its own, whatever the mount's is; one that has the
+    // mount's can, when that is another for a moment.
+    for (own, mount, told) in [(Some(0), 300, 300), (Some(0), 77, 77), (None, 77, 77), (Some(300), 77, 300)] {
+        control.set_timeout(fd, 300).unwrap();
+        control.set_dentry_timeout(fd, b"key", own).unwrap();
+        control.set_timeout(fd, mount).unwrap();
+        assert_eq!(control.set_dentry_timeout(fd, b"key", None), Ok(told), "{own:?} {mount}");
+    }
     assert_eq!(control.set_dentry_timeout(fd, b"none", Some(1)), Err(ControlError::NoSuchKey("none".into())));
 }
 

@@ -7,7 +7,7 @@ use autofs_cr::engine::maps::{Credentials, MountSpec, Replica, Resolved, What};
 use autofs_cr::engine::served::{Opener, PropagationType, ServeOptions, Served, Source};
 use autofs_cr::engine::task::{Asker, Child, Duty, MountTask, Outcome, Place, Task, UnmountTask};
 use autofs_cr::sys::control::Control;
-use autofs_cr::sys::mount::{Change, MountType, Propagation};
+use autofs_cr::sys::mount::{Change, MountType, Propagation, Unmount, unmount};
 use autofs_cr::sys::packet::{Kind, Packet, packet_pipe};
 use autofs_cr::sys::{DevNum, Errno};
 use rustix::fs::CWD;
@@ -376,7 +376,7 @@ fn jobs_mount_a_tree_and_take_it_away() {
             check: false,
             known: Vec::new(),
         };
-        match jobs::run(&bench.kernel, &Task::Mount(task)) {
+        match jobs::run(&bench.kernel, &Task::Mount(task), &|_, _| ()) {
             Outcome::Mounted { result: Ok(()), children } => below.extend(children),
             other => panic!("{other:?}"),
         }
@@ -393,9 +393,10 @@ fn jobs_mount_a_tree_and_take_it_away() {
                 key: request.name,
                 served: bench.served.clone(),
                 token: Some(request.token),
+                settle: Duration::ZERO,
                 below: below.clone(),
             };
-            let outcome = jobs::run(&bench.kernel, &Task::Unmount(task));
+            let outcome = jobs::run(&bench.kernel, &Task::Unmount(task), &|_, _| ());
             bench.kernel.answer(&top, request.token, outcome.result()).unwrap();
             outcome
         });
@@ -411,4 +412,49 @@ fn jobs_mount_a_tree_and_take_it_away() {
     }
     assert!(below.iter().all(|child| bench.kernel.find(child.place.dev) == Err(Errno::NOENT)));
     assert!(bench.kernel.names(&top.path).unwrap().is_empty());
+}
+
+/// A map whose mount somebody takes away while it is asked.
+#[derive(Debug)]
+struct TakesAway(PathBuf);
+
+impl Source for TakesAway {
+    fn lookup(&self, _key: &[u8], _who: Credentials) -> Result<Option<Resolved>, Errno> {
+        unmount(&self.0, Unmount::Lazy).unwrap();
+        Ok(None)
+    }
+    fn keys(&self) -> Result<Option<Vec<Vec<u8>>>, Errno> {
+        Ok(None)
+    }
+}
+
+#[test]
+fn a_visitor_of_a_mount_that_was_taken_out_of_the_namespace_is_answered() {
+    let mut bench = Bench::new();
+    let place = bench.trigger("indirect", MountType::Indirect);
+    let visitor = Visitor::run("stat", &[&place.path.join("key")]);
+    let Packet { token, name: key, uid, gid, tgid: pid, .. } = bench.request();
+    let since = std::time::Instant::now();
+    let task = MountTask {
+        place: place.clone(),
+        key,
+        served: Arc::new(Served {
+            point: Some(place.path.clone()),
+            name: "a map".into(),
+            source: Box::new(TakesAway(place.path.clone())),
+            options: ServeOptions::default(),
+            opener: Arc::new(Every::default()),
+        }),
+        offset: None,
+        asker: Asker { token, who: Credentials { uid, gid }, pid, since },
+        check: false,
+        known: Vec::new(),
+    };
+    let outcome = jobs::run(&bench.kernel, &Task::Mount(task), &|held, result| {
+        // no path leads there
+        assert_eq!(bench.kernel.answer(&place, token, result), Err(Errno::NOENT));
+        assert_eq!(held.answer(token, result), Ok(()));
+    });
+    assert_eq!(outcome.result(), Err(Errno::NOENT));
+    assert!(!visitor.outcome().0.success());
 }

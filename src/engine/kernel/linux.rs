@@ -52,7 +52,21 @@ impl Linux {
     }
 }
 
-impl Hold for MountFd {}
+/// A mount's root.
+struct Held<'a> {
+    control: &'a Control,
+    root: MountFd,
+}
+
+impl Hold for Held<'_> {
+    fn answer(&self, token: Token, result: Result<(), Errno>) -> Result<(), Errno> {
+        match result {
+            Ok(()) => self.control.ready(self.root.as_fd(), token),
+            Err(errno) => self.control.fail(self.root.as_fd(), token, errno),
+        }
+        .map_err(errno_of)
+    }
+}
 
 impl Kernel for Linux {
     fn answer(&self, place: &Place, token: Token, result: Result<(), Errno>) -> Result<(), Errno> {
@@ -61,11 +75,7 @@ impl Kernel for Linux {
             Err(Errno::NOENT) => self.open(&self.find(place.dev)?)?,
             opened => opened?,
         };
-        match result {
-            Ok(()) => self.control.ready(root.as_fd(), token),
-            Err(errno) => self.control.fail(root.as_fd(), token, errno),
-        }
-        .map_err(errno_of)
+        Held { control: &self.control, root }.answer(token, result)
     }
 
     fn find(&self, dev: DevNum) -> Result<Place, Errno> {
@@ -86,7 +96,7 @@ impl Kernel for Linux {
         let root = self.open(place)?;
         // Any command that only the owner may give.
         self.control.protocol(root.as_fd()).map_err(errno_of)?;
-        Ok(Box::new(root))
+        Ok(Box::new(Held { control: &self.control, root }))
     }
 
     fn expire(&self, place: &Place, immediate: bool) -> Result<bool, Errno> {

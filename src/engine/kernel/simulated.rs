@@ -345,9 +345,13 @@ impl Simulated {
 }
 
 /// A held mount.
-struct Held<'a>(&'a Simulated, u64);
+struct Held<'a>(&'a Simulated, u64, Place);
 
-impl Hold for Held<'_> {}
+impl Hold for Held<'_> {
+    fn answer(&self, token: Token, result: Result<(), Errno>) -> Result<(), Errno> {
+        self.0.answer(&self.2, token, result)
+    }
+}
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
@@ -384,7 +388,7 @@ impl Kernel for Simulated {
         let at = world.find(place).ok_or(Errno::NOENT)?;
         let ino = world.mounts[at].ino;
         world.held.push(ino);
-        Ok(Box::new(Held(self, ino)))
+        Ok(Box::new(Held(self, ino, place.clone())))
     }
 
     fn expire(&self, place: &Place, _immediate: bool) -> Result<bool, Errno> {

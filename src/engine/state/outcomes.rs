@@ -70,7 +70,7 @@ impl State {
         let slot = match result {
             Err(errno) if children.is_empty() => self.failed(id, errno, now),
             // what could not be cleaned up expires later
-            _ => Some(Slot::Mounted { children }),
+            _ => Some(Slot::Mounted { children, since: Some(now) }),
         };
         self.set_slot(id, &key, slot, now);
         self.remove_if_retired(id, now, out);
@@ -92,7 +92,7 @@ impl State {
         let children = self.children(id, &key);
         let gone = result.is_ok() && children.is_empty();
         self.progress |= gone;
-        let slot = (!gone).then_some(Slot::Mounted { children });
+        let slot = (!gone).then_some(Slot::Mounted { children, since: None });
         self.set_slot(id, &key, slot, now);
         if kept.is_empty() {
             self.remove_if_retired(id, now, out);

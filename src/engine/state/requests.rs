@@ -4,6 +4,10 @@ use super::*;
 use crate::engine::maps::Credentials;
 use crate::sys::packet::Kind;
 
+/// How long those that waited for a key have to go on before it can be unmounted. One whose directory was removed before
+/// looks for the new one when it wakes; if that is gone again by then, the kernel says ENOENT.
+const SETTLE: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 50 });
+
 impl State {
     /// `until`: set for a packet that has waited already.
     pub(super) fn packet(&mut self, packet: Packet, until: Option<Instant>, now: Instant, out: &mut Out) {
@@ -123,7 +127,7 @@ impl State {
             return mount.answer_all(&key, &askers, Err(Errno::HOSTDOWN), out);
         }
         let (check, children) = match mount.slots.get(&key) {
-            Some(Slot::Mounted { children }) => (true, children.clone()),
+            Some(Slot::Mounted { children, .. }) => (true, children.clone()),
             _ => (false, Vec::new()),
         };
         let task = MountTask {
@@ -142,9 +146,15 @@ impl State {
     /// The kernel says that a slot is idle (or a submount has nothing mounted): unmount it.
     pub(super) fn idle(&mut self, id: MountId, key: Key, token: Option<Token>, now: Instant, out: &mut Out) {
         let Some(mount) = self.mounts.get(&id) else { return };
+        let mut settle = Duration::ZERO;
         let children = match mount.slots.get(&key) {
             Some(Slot::Busy { .. }) => None,
-            Some(Slot::Mounted { children }) => Some(children.clone()),
+            Some(Slot::Mounted { children, since }) => {
+                if let Some(since) = since.filter(|_| !key.is_empty()) {
+                    settle = (since + SETTLE).saturating_duration_since(now);
+                }
+                Some(children.clone())
+            }
             Some(Slot::Failed { .. }) | None => Some(Vec::new()),
         };
         // a job that the kernel does not see (its visitor has gone, it has not begun) is a use as well
@@ -164,6 +174,7 @@ impl State {
             key: key.clone(),
             served: mount.served.clone(),
             token,
+            settle,
             below: self.descendants(&children),
         };
         let limit = self.limits.unmount;

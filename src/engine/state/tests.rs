@@ -193,7 +193,7 @@ impl Job {
         std::thread::spawn(move || {
             Baton { stopped: stop, go: wait }.take();
             // nobody listens when the test is over
-            let _ = report.send(jobs::run(&*kernel, &task));
+            let _ = report.send(jobs::run(&*kernel, &task, &|_, _| ()));
         });
         // up to its first call
         let _ = stopped.recv();
@@ -204,7 +204,7 @@ impl Job {
     fn work(&mut self, kernel: &Arc<Simulated>, calls: usize) -> Option<Outcome> {
         if self.thread.is_none() && calls == usize::MAX {
             // nothing comes in between
-            return Some(jobs::run(&**kernel, &self.task));
+            return Some(jobs::run(&**kernel, &self.task, &|_, _| ()));
         }
         if self.thread.is_none() {
             self.thread = Some(self.begin(kernel));

@@ -77,7 +77,7 @@ impl State {
 
     pub(super) fn children(&self, id: MountId, key: &[u8]) -> Vec<MountId> {
         match self.mounts.get(&id).and_then(|mount| mount.slots.get(key)) {
-            Some(Slot::Busy { children, .. } | Slot::Mounted { children }) => children.clone(),
+            Some(Slot::Busy { children, .. } | Slot::Mounted { children, .. }) => children.clone(),
             _ => Vec::new(),
         }
     }
@@ -103,7 +103,7 @@ impl State {
             all.extend(self.as_child(id));
             let slots = self.mounts.get(&id).into_iter().flat_map(|mount| mount.slots.values());
             for slot in slots {
-                if let Slot::Busy { children, .. } | Slot::Mounted { children } = slot {
+                if let Slot::Busy { children, .. } | Slot::Mounted { children, .. } = slot {
                     ids.extend(children);
                 }
             }
@@ -116,7 +116,7 @@ impl State {
         let mounts = mounts.iter().filter_map(|id| self.mounts.get(id));
         mounts.flat_map(|mount| mount.slots.values()).any(|slot| match slot {
             Slot::Busy { .. } => true,
-            Slot::Mounted { children } => self.busy_below(children),
+            Slot::Mounted { children, .. } => self.busy_below(children),
             Slot::Failed { .. } => false,
         })
     }
@@ -179,10 +179,10 @@ impl State {
         let Some(id) = id else { return };
         let slots = self.mounts.get_mut(&owner).map(|mount| &mut mount.slots);
         match slots.and_then(|slots| slots.get_mut(&key)) {
-            Some(Slot::Busy { children, .. } | Slot::Mounted { children }) => children.push(id),
+            Some(Slot::Busy { children, .. } | Slot::Mounted { children, .. }) => children.push(id),
             _ => {
                 let children = vec![id];
-                self.set_slot(owner, &key, Some(Slot::Mounted { children }), now);
+                self.set_slot(owner, &key, Some(Slot::Mounted { children, since: None }), now);
             }
         }
     }
@@ -213,7 +213,7 @@ impl State {
                     mount.answer_all(key, kept, Err(Errno::NOENT), out);
                     children
                 }
-                Slot::Mounted { children } => children,
+                Slot::Mounted { children, .. } => children,
                 Slot::Failed { .. } => continue,
             };
             for child in children {
@@ -222,7 +222,8 @@ impl State {
         }
         if let Some(Below { parent: (parent, key), .. }) = mount.below.as_deref()
             && let Some(parent) = self.mounts.get_mut(parent)
-            && let Some(Slot::Busy { children, .. } | Slot::Mounted { children }) = parent.slots.get_mut(key)
+            && let Some(Slot::Busy { children, .. } | Slot::Mounted { children, .. }) =
+                parent.slots.get_mut(key)
         {
             children.retain(|child| *child != id);
         }
