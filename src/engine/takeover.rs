@@ -3,11 +3,12 @@
 //! Killed, not ended with TERM: then it would unmount what is idle, under the programs that use it next.
 
 use super::config::Wanted;
-use crate::discover::facts::{Master, Survey};
+use crate::discover::facts::{AutofsMount, Master, Survey};
 use crate::discover::{self, DiscoverError, proc};
-use crate::sys::process::ProcessId;
+use crate::sys::packet::V5_SIZE;
+use crate::sys::process::{self, ProcessId};
 use rustix::process::Signal;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ pub fn stop(wanted: &[Wanted]) -> Result<OldMasters, DiscoverError> {
         // Those that have ended since need not be stopped.
         let stopped =
             OldMasters(found.iter().copied().filter(|master| master.signal(Signal::STOP).is_ok()).collect());
-        if stopped.0.is_empty() || stopped.have_nothing_to_do()? {
+        if stopped.0.is_empty() || stopped.have_nothing_to_do(&survey)? {
             return Ok(stopped);
         }
         if Instant::now() > deadline {
@@ -62,18 +63,30 @@ impl OldMasters {
         self.0.iter().map(|process| process.pid)
     }
 
-    /// Nobody waits for them, and none of their programs (mount(8), maps) runs.
-    fn have_nothing_to_do(&self) -> Result<bool, DiscoverError> {
+    /// Whoever waits for them does so with a request that they have not read, and none of their programs (mount(8), maps)
+    /// runs. `before`: what was so before they were stopped.
+    fn have_nothing_to_do(&self, before: &Survey) -> Result<bool, DiscoverError> {
+        // Those that they serve come to their next request.
+        std::thread::sleep(PAUSE);
+        let own = |mount: &AutofsMount| self.0.iter().any(|master| mount.master.process() == Some(*master));
+        let pipe = |mount: &AutofsMount| Some((mount.master.process()?.pid, mount.read_end()?));
+        // Counted before those who wait: who comes in between makes this moment look busy, not free.
+        let pipes: HashSet<_> = before.mounts.iter().filter(|mount| own(mount)).filter_map(pipe).collect();
+        let mut unread: HashMap<_, usize> =
+            pipes.into_iter().map(|(pid, fd)| ((pid, fd), unread(pid, fd))).collect();
         let survey = discover::survey(&discover::Target::Own)?;
-        let awaited = |process: ProcessId| {
-            let own = survey.mounts.iter().filter(|mount| mount.master.process() == Some(process));
-            own.into_iter().any(|mount| !mount.waiters.is_empty())
-        };
+        for mount in survey.mounts.iter().filter(|mount| own(mount) && !mount.waiters.is_empty()) {
+            let Some(left) = pipe(mount).and_then(|pipe| unread.get_mut(&pipe)) else { return Ok(false) };
+            match left.checked_sub(mount.waiters.len()) {
+                Some(rest) => *left = rest,
+                None => return Ok(false),
+            }
+        }
         let runs = |pid: i32| {
             ProcessId::of(pid).is_ok_and(ProcessId::is_alive) && !self.pids().any(|master| master == pid)
         };
-        let programs = |master: i32| proc::tree(master).unwrap_or_default().into_iter().any(runs);
-        Ok(!self.0.iter().any(|master| awaited(*master) || programs(master.pid)))
+        let programs = |master: &ProcessId| proc::tree(master.pid).unwrap_or_default().into_iter().any(runs);
+        Ok(!self.0.iter().any(programs))
     }
 
     /// Their mounts are ours: end them. Returns how many there were.
@@ -85,6 +98,12 @@ impl OldMasters {
         }
         masters.len()
     }
+}
+
+/// How many requests are in a pipe.
+fn unread(pid: i32, fd: i32) -> usize {
+    let bytes = process::copy_fd(pid, fd).and_then(rustix::io::ioctl_fionread);
+    bytes.map_or(0, |bytes| usize::try_from(bytes).unwrap_or(0) / V5_SIZE)
 }
 
 impl Drop for OldMasters {
