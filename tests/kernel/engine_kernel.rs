@@ -439,9 +439,9 @@ fn a_visitor_of_a_mount_that_was_taken_out_of_the_namespace_is_answered() {
         place: place.clone(),
         key,
         served: Arc::new(Served {
-            point: Some(place.path.clone()),
+            point: Some(place.path.to_path_buf()),
             name: "a map".into(),
-            source: Box::new(TakesAway(place.path.clone())),
+            source: Box::new(TakesAway(place.path.to_path_buf())),
             options: ServeOptions::default(),
             opener: Arc::new(Every::default()),
         }),
