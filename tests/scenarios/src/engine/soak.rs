@@ -227,7 +227,7 @@ fn replace(mut engine: Daemon, counts: &mut Counts) -> Result<Daemon> {
     engine.kill9()?;
     drop(engine);
     counts.killed += 1;
-    if counts.killed % 2 == 0 {
+    if counts.killed.is_multiple_of(2) {
         return Daemon::start(&[], MOUNTS);
     }
     counts.restored += 1;
