@@ -215,8 +215,10 @@ fn main() -> ExitCode {
         ["walk", ref keys @ ..] => return programs::walk_main(keys),
         ["master", ref mounts @ ..] => return plugin::master::main(mounts),
         ["visit", size] => return bench::visit_main(size),
-/// - `two-hosts`, `two-hosts-all`, `nfs`: minutes, with machines whose processors are emulated.
-const UNSETTLED: &[&str] = &["two-hosts", "two-hosts-all", "nfs"];
+        ["soak", minutes, ref triggers @ ..] => {
+            return report(engine::soak::long(minutes, triggers.first()));
+        }
+        ["move", ref names @ ..] => return report(plugin::two_hosts::run_some(names)),
         ["soak-visit", name] => return engine::soak::visit_main(name),
         ["storm", dir, keys] => return bench::storm_main(dir, keys),
         ["bench", what] => return report(bench::main(what)),

@@ -121,7 +121,6 @@ fn run_for(checks: &mut Checks, goal: Goal) -> Result<()> {
         trouble(engine.pid(), Duration::from_secs(4), &mut counts)?;
         counts.triggers = before + requests()?;
     }
-    let last = size(engine.pid())?;
     let time = begin.elapsed();
 
     for (n, visitor) in visitors.into_iter().enumerate() {
@@ -130,6 +129,7 @@ fn run_for(checks: &mut Checks, goal: Goal) -> Result<()> {
     checks.soon("idle mounts expire", || {
         mount_table().iter().all(|(path, kind, _)| kind == "autofs" || !ours(path))
     });
+    let last = size(engine.pid())?;
     checks.that("the engine ends", engine.stop()?);
     let left = mount_table().iter().filter(|(path, ..)| ours(path)).count();
     checks.equal("mounts that are left", left, 0);
