@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(60);
 const POINTS: [&str; 3] = ["/nfs", "/net", "/direct/nfs"];
 const NAMES: [&str; 10] =
     ["v3", "v4", "v41", "typed", "plain", "replica", "weighted", "multi", "sub", "direct"];
-const IMAGES: &str = "/tmp/images/nfs";
+const IMAGES: &str = "/tmp/nfs-images";
 
 const MASTER: &str = "/nfs /etc/auto.nfs --timeout=600\n/net -hosts --timeout=600\n/- /etc/auto.nfs-direct\n";
 const DIRECT: &str = "/direct/nfs -fstype=nfs,vers=4.2 10.1.0.2:/srv/data/direct\n";
