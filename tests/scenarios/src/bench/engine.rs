@@ -30,6 +30,9 @@ const SOURCE: &str = "/srv/bench";
 
 pub fn run(figures: &mut Figures, rounds: usize) -> Result<()> {
     fs::create_dir_all(SOURCE)?;
+    // A mount of its own: binding from one that holds 10 000 others costs the kernel 0.4 ms.
+    let source = mount::new_superblock::<&str>("tmpfs", Path::new("bench"), &[], MountFlags::empty())?;
+    source.attach(CWD, Path::new(SOURCE))?;
     fs::write(format!("{SOURCE}/f"), "")?;
     for _ in 0..rounds {
         for size in SIZES {
