@@ -25,6 +25,9 @@ use std::path::Path;
 /// Times that everything is measured, unless `--rounds` says otherwise: the peers take minutes.
 const ROUNDS: usize = 3;
 
+/// Measures something so many times.
+type Bench = fn(&mut Figures, usize) -> Result<()>;
+
 /// Where the page is written (`scripts/bench` shows `docs` there).
 const OUT: &str = "/out";
 
@@ -37,7 +40,7 @@ pub fn main(what: &str) -> Result<()> {
     if !(all || ["host", "engine", "criu"].contains(&what)) {
         bail!("there is a bench of host, engine and criu, and all of them");
     }
-    let benches: [(&str, fn(&mut Figures, usize) -> Result<()>); 3] =
+    let benches: [(&str, Bench); 3] =
         [("host", host::run), ("engine", engine::run), ("criu", crate::plugin::scale::bench)];
     let mut result = Ok(());
     for (_, bench) in benches.into_iter().filter(|(name, _)| all || *name == what) {
