@@ -191,8 +191,8 @@ impl std::fmt::Display for MapName {
                 Ok(())
             }
             (MapKind::Path | MapKind::Named, _) | (_, None) => f.write_str(&name),
-            // `-hosts`; but `hosts:x` is one, too
-            (MapKind::Hosts, _) if name.starts_with('-') && self.format.is_none() => f.write_str(&name),
+            // Others are written as `hosts:NAME`.
+            (MapKind::Hosts, _) if name == "-hosts" && self.format.is_none() => f.write_str(&name),
             // `//server/dn`
             (MapKind::Ldap, _) if name.starts_with("//") && self.format.is_none() => f.write_str(&name),
             (_, Some(word)) => write!(f, "{word}{format}:{name}"),
