@@ -43,6 +43,9 @@ pub const RESTORE: &[&str] = &[
 pub const CONTAINER: &[&str] =
     &["container.asleep", "container.awake", "container.parked", "container.claimed", "container.made"];
 
+/// Those of a restore of a container that has mounts of the host's, before the others.
+pub const FOREIGN: &[&str] = &["foreign.mounted", "foreign.copied"];
+
 /// The fault that a test asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("stopped at fault point {0}, as {VARIABLE} asks")]
@@ -54,10 +57,10 @@ enum How {
     Kill,
 }
 
-/// Does nothing, unless [`VARIABLE`] names this point. `name` is in [`DUMP`], [`RESTORE`] or [`CONTAINER`].
+/// Does nothing, unless [`VARIABLE`] names this point. `name` is in [`DUMP`], [`RESTORE`], [`CONTAINER`] or [`FOREIGN`].
 pub fn point(name: &'static str) -> Result<(), Fault> {
     static CHOSEN: OnceLock<Option<(String, How)>> = OnceLock::new();
-    debug_assert!([DUMP, RESTORE, CONTAINER].concat().contains(&name), "{name}");
+    debug_assert!([DUMP, RESTORE, CONTAINER, FOREIGN].concat().contains(&name), "{name}");
     match CHOSEN.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?)) {
         Some((chosen, how)) if chosen == name => fail(name, *how),
         _ => Ok(()),
@@ -97,7 +100,7 @@ mod tests {
 
     #[test]
     fn no_name_is_used_twice() {
-        let mut names: Vec<_> = DUMP.iter().chain(RESTORE).chain(CONTAINER).collect();
+        let mut names: Vec<_> = DUMP.iter().chain(RESTORE).chain(CONTAINER).chain(FOREIGN).collect();
         let all = names.len();
         names.sort();
         names.dedup();

@@ -98,6 +98,16 @@ pub fn mountpoint(mount: MountInfo) -> Option<PathBuf> {
     (!path.is_null()).then(|| OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()).into())
 }
 
+/// CRIU shall take this for an external resource, as with `--external KEY`. False when it does not.
+pub fn add_external(key: &[u8]) -> bool {
+    type Add = unsafe extern "C" fn(*mut c_char) -> c_int;
+    let (Some(add), Ok(key)) = (symbol(c"add_external"), CString::new(key)) else { return false };
+    // SAFETY: the signature of `add_external`.
+    let add = unsafe { std::mem::transmute::<*mut c_void, Add>(add) };
+    // SAFETY: NUL-ended; CRIU makes a copy.
+    unsafe { add(key.into_raw()) == 0 }
+}
+
 /// Note in the inventory that a restore needs this plugin. CRIU 4.0 and older cannot.
 pub fn require_at_restore(name: &CStr) {
     type Add = unsafe extern "C" fn(*const c_char) -> c_int;

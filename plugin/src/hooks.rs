@@ -1,13 +1,14 @@
 //! What happens at each hook: the library is asked, its answers go to CRIU's log.
 
 use crate::criu::{self, Level, MountInfo};
-use autofs_cr::container::{Dump, Lull, LullError, RENUMBER, Restore};
+use autofs_cr::container::{Copies, Dump, ForeignError, Lull, LullError, RENUMBER, Restore};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::mount::MountFlags;
 use std::ffi::{CStr, c_int, c_ulong};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,6 +48,8 @@ struct State {
     /// The facts or the images could not be read: no autofs mount is dumped or restored, rather than half of it.
     failed: bool,
     restore: Option<Restore>,
+    /// Of the host's mounts.
+    copies: Option<Copies>,
     /// The mounts have their masters.
     attached: bool,
     /// In the root task: how many mounts are made.
@@ -91,6 +94,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     dump: None,
     failed: false,
     restore: None,
+    copies: None,
     attached: false,
     mounted: 0,
 });
@@ -115,7 +119,23 @@ pub fn init(stage: Stage) {
     if stage == Stage::Restore {
         criu::is_required(NAME);
         open_images(&mut state);
+        // Where this fails CRIU finds no mapping for the mounts, and ends.
+        match take_externals() {
+            Ok(copies) => state.copies = copies,
+            Err(error) => criu::log(Level::Error, &error.to_string()),
+        }
     }
+}
+
+/// Restore: CRIU binds the host's mounts from copies.
+fn take_externals() -> Result<Option<Copies>, ForeignError> {
+    let Some(dir) = criu::image_dir() else { return Ok(None) };
+    let copies = autofs_cr::container::copies(dir)?;
+    copies.warnings.iter().for_each(|line| criu::log(Level::Warning, line));
+    for (name, place) in &copies.places {
+        criu::add_external(&[b"mnt[", name.as_bytes(), b"]:", place.as_os_str().as_bytes()].concat());
+    }
+    Ok(Some(copies))
 }
 
 fn open_images(state: &mut State) {
@@ -177,7 +197,8 @@ pub fn stopped(pid: c_int) {
             criu::log(Level::Info, &format!("{} autofs mounts in the container", dump.places()));
             dump.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
             criu::require_at_restore(NAME);
-            state.failed = dump.parked_image().is_some_and(|file| !save(&file));
+            let files = [dump.parked_image(), dump.roots_image(), dump.foreign_image()];
+            state.failed = files.into_iter().flatten().any(|file| !save(&file)) || !give_externals(&dump);
             state.dump = Some(dump);
         }
         Err(error) => {
@@ -185,6 +206,21 @@ pub fn stopped(pid: c_int) {
             state.failed = true;
         }
     }
+}
+
+/// The host's mounts are not CRIU's.
+fn give_externals(dump: &Dump) -> bool {
+    let host = criu::image_dir().map(|dir| dump.record_host(dir)).unwrap_or_default();
+    host.iter().for_each(|line| criu::log(Level::Warning, line));
+    dump.externals().all(|(place, name)| {
+        criu::log(Level::Info, &format!("{} is the host's: {name}", place.display()));
+        let key = [b"mnt[", place.as_os_str().as_bytes(), b"]:", name.as_bytes()].concat();
+        let added = criu::add_external(&key);
+        if !added {
+            criu::log(Level::Error, "CRIU takes no external mounts from a plugin");
+        }
+        added
+    })
 }
 
 /// Dump: the image of one superblock.
@@ -272,6 +308,9 @@ pub fn whole(pid: c_int) {
 /// CRIU ends. What is held goes back.
 pub fn exit() {
     let state = std::mem::take(&mut *state());
+    if let (Some(dump), Some(dir)) = (&state.dump, criu::image_dir()) {
+        dump.name_externals(dir).err().iter().for_each(|error| criu::log(Level::Error, &error.to_string()));
+    }
     let errors = state.dump.map(Dump::end).unwrap_or_default();
     errors.iter().for_each(|error| criu::log(Level::Error, error));
 }

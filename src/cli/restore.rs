@@ -68,6 +68,10 @@ pub struct Restore {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+
+    /// Only the mounts at these paths, and those below them
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
 }
 
 /// What `--json` prints.
@@ -99,6 +103,7 @@ impl Restore {
             image: self.dir.clone(),
             target: self.target.target(),
             root: self.root.clone(),
+            paths: self.paths.clone(),
             master,
             remount_active: self.remount_active,
             require_devid: self.require_devid,

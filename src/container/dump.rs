@@ -1,24 +1,26 @@
 //! A dump, seen from CRIU's main process: every task of the container is stopped.
 
+use super::foreign::{self, Seen};
 use super::inside::{self, Inside};
 use super::limits::{self, Limit};
 use super::owner::{self, Owner};
 use super::parked::{self, Parked};
+use super::relay;
 use super::tree::{Member, Tree};
 use crate::attach;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
 use crate::discover::{DiscoverError, Target, survey};
 use crate::faults;
 use crate::image::checkpoint::DumpedMount;
-use crate::image::{File, criu};
+use crate::image::{File, ImageError, criu};
 use crate::sys::control::Control;
 use crate::sys::packet::V5_SIZE;
 use crate::sys::process::{ProcessId, copy_fd};
 use crate::sys::tracee::Held;
 use crate::sys::{DevNum, Errno};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 /// A mount cannot be dumped, and so neither can the container.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +85,10 @@ pub struct Dump {
     places: HashMap<DevNum, Vec<usize>>,
     warnings: Vec<String>,
     parked: Vec<Parked>,
+    /// By which inode automount(8) knows the root of a direct or offset mount.
+    inodes: HashMap<DevNum, u64>,
+    /// Mounts of the host's automounter, and what is mounted below them.
+    foreign: Vec<Seen>,
 }
 
 impl Dump {
@@ -97,25 +103,64 @@ impl Dump {
             places: HashMap::new(),
             warnings: Vec::new(),
             parked: Vec::new(),
+            inodes: HashMap::new(),
+            foreign: Vec::new(),
         };
         let mut known: HashSet<DevNum> = HashSet::new();
         for member in dump.tree.mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
             let mut mounts = survey(&Target::Process(member.pid))?.mounts;
             mounts.retain(|mount| !known.contains(&mount.dev));
+            dump.inodes.extend(relay::look_behind(&dump.tree, &mut mounts));
+            if member.pid == root {
+                dump.foreign = foreign::find(root, &mounts, |mount| dump.is_inside(mount))?;
+                let foreign: HashSet<u64> = dump.foreign.iter().map(|seen| seen.mount.mount_id).collect();
+                let foreign = |mount: &&AutofsMount| foreign.contains(&mount.mount_id);
+                known.extend(mounts.iter().filter(foreign).map(|mount| mount.dev));
+                mounts.retain(|mount| !known.contains(&mount.dev));
+            }
             known.extend(mounts.iter().map(|mount| mount.dev));
             dump.look(&member, mounts)?;
         }
         dump.check_limits()?;
         let mut pipes = HashSet::new();
         // Of another's pipe nothing is taken.
-        let ours = |mount: &&AutofsMount| !mount.catatonic && dump.is_read_inside(mount);
+        let ours = |mount: &&AutofsMount| !mount.catatonic && dump.is_inside(mount);
         let live = dump.mounts.iter().map(|(mount, _)| mount).filter(ours);
         for mount in live.filter(|mount| pipes.insert(mount.options.pipe_ino)) {
             if quiet { drain(mount) } else { unread(mount) }?;
         }
         dump.ask_owners();
         dump.park();
-        Ok((!dump.mounts.is_empty()).then_some(dump))
+        Ok((!dump.mounts.is_empty() || !dump.foreign.is_empty()).then_some(dump))
+    }
+
+    /// What CRIU must take for external mounts: where the container has them, and their names.
+    pub fn externals(&self) -> impl Iterator<Item = (&Path, String)> {
+        self.foreign.iter().map(|seen| (seen.place.as_path(), seen.mount.name()))
+    }
+
+    /// When CRIU has written its images: where several are stacked at one place, it gave all of them one name.
+    pub fn name_externals(&self, dir: BorrowedFd<'_>) -> Result<(), ImageError> {
+        let mut places = HashSet::new();
+        match self.foreign.iter().all(|seen| places.insert(&seen.place)) {
+            true => Ok(()),
+            false => criu::name_externals(dir),
+        }
+    }
+
+    /// The image of the inodes by which masters know their mounts; `None` when no master does.
+    pub fn roots_image(&self) -> Option<File> {
+        (!self.inodes.is_empty()).then(|| criu::encode_roots(&self.inodes))
+    }
+
+    /// The image of those; `None` when there are none.
+    pub fn foreign_image(&self) -> Option<File> {
+        (!self.foreign.is_empty()).then(|| criu::encode_foreign(self.foreign.iter().map(|seen| &seen.mount)))
+    }
+
+    /// Write down what serves them on the host, into CRIU's image directory. Returns what could not be.
+    pub fn record_host(&self, dir: BorrowedFd<'_>) -> Vec<String> {
+        if self.foreign.is_empty() { Vec::new() } else { foreign::record(dir, &self.foreign) }
     }
 
     /// How many places have an autofs mount.
@@ -236,6 +281,11 @@ impl Dump {
                 |mount: &&mut DumpedMount| owner::open_root(&control, &self.tree, pid, &mount.facts).ok();
             let (roots, mut mounts): (Vec<_>, Vec<_>) =
                 mounts.into_iter().filter_map(|mount| Some((open(&mount)?, mount))).unzip();
+            for (root, mount) in roots.iter().zip(&mounts).filter(|(_, mount)| mount.facts.known_by_inode()) {
+                if let Ok(stat) = rustix::fs::fstat(root.as_fd()) {
+                    self.inodes.entry(mount.facts.dev).or_insert(stat.st_ino);
+                }
+            }
             let mut held = Held::adopt(pid);
             let asked = Owner::new(&mut held, &control).and_then(|owner| owner.ask(&roots, &mut mounts));
             if let Err(error) = asked.and_then(|()| held.release()) {
@@ -245,15 +295,14 @@ impl Dump {
     }
 
     /// Somebody in the container reads the pipe.
-    fn is_read_inside(&self, mount: &AutofsMount) -> bool {
+    fn is_inside(&self, mount: &AutofsMount) -> bool {
         let inside = |end: &PipeEnd| self.tree.by_pid(end.process.pid).is_some();
         mount.pipe_ends.iter().filter(|end| end.end == End::Read).any(inside)
     }
 
-    /// Or nobody reads it at all.
     fn master_is_inside(&self, mount: &AutofsMount) -> Result<(), DumpError> {
         let who = match &mount.master {
-            _ if self.is_read_inside(mount) => return Ok(()),
+            _ if self.is_inside(mount) => return Ok(()),
             // Nobody will ever read it: the restored mount is catatonic.
             Master::Dead => return Ok(()),
             Master::Automount { process }

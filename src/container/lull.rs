@@ -10,9 +10,10 @@
 
 use super::apart;
 use super::owner::Owner;
+use super::relay;
 use super::tree::{self, Tree};
 use crate::attach::{self, AttachError};
-use crate::discover::facts::{AutofsMount, AutofsOptions, End};
+use crate::discover::facts::{AutofsMount, AutofsOptions, End, PipeEnd};
 use crate::discover::proc::TaskDir;
 use crate::discover::waiters::waits_in_autofs;
 use crate::discover::{DiscoverError, Target, mountinfo, survey};
@@ -179,6 +180,9 @@ fn wake(mut sleepers: Vec<Sleeper>) {
     }
 }
 
+/// A process and a number there.
+type Descriptor = (i32, i32);
+
 /// A process of the tree.
 struct Process {
     pid: i32,
@@ -301,19 +305,24 @@ impl Settling {
     fn end_requests(&mut self) -> Result<(), LullError> {
         let control = Control::open()?;
         let mut seen = HashSet::new();
-        let mut by_reader: BTreeMap<(i32, i32), Vec<(DevNum, MountFd)>> = BTreeMap::new();
-        for member in Tree::of(self.root).mount_namespaces() {
+        let mut by_reader: BTreeMap<(i32, Descriptor), Vec<(DevNum, MountFd)>> = BTreeMap::new();
+        let tree = Tree::of(self.root);
+        for member in tree.mount_namespaces() {
             let space = Target::Process(member.pid);
-            let mounts = survey(&space)?.mounts.into_iter();
-            let new = mounts.filter(|mount| !mount.catatonic && seen.insert(mount.dev));
+            let mut mounts = survey(&space)?.mounts;
+            mounts.retain(|mount| !mount.catatonic && seen.insert(mount.dev));
+            // The pipe is the one to a relay, if there is one, and the reader the master behind it.
+            let ends: Vec<_> = mounts.iter().map(|mount| mount.pipe_ends.iter().find(is_read)).collect();
+            let pipes: Vec<_> = ends.iter().map(|end| end.map(|end| (end.process.pid, end.fd))).collect();
+            relay::look_behind(&tree, &mut mounts);
             let mut others = Vec::new();
-            for mount in new {
-                let Some((pid, fd)) = reader(&mount) else { continue };
+            for (mount, pipe) in mounts.into_iter().zip(pipes) {
+                let (Some(pid), Some(pipe)) = (reader(&mount), pipe) else { continue };
                 let Some(held) = self.holding.stopped(pid) else { continue };
                 // A walk into a mount with an open request waits for its answer, but not its owner's.
                 match Owner::new(held, &control).and_then(|owner| owner.open(pid, &mount)) {
-                    Ok(Some(root)) => by_reader.entry((pid, fd)).or_default().push((mount.dev, root)),
-                    _ => others.push(((pid, fd), attach::Target { path: mount.path, dev: mount.dev })),
+                    Ok(Some(root)) => by_reader.entry((pid, pipe)).or_default().push((mount.dev, root)),
+                    _ => others.push(((pid, pipe), attach::Target { path: mount.path, dev: mount.dev })),
                 }
             }
             let (readers, targets): (Vec<_>, Vec<_>) = others.into_iter().unzip();
@@ -324,9 +333,9 @@ impl Settling {
         }
         self.holding.complete();
         let mut taken = Vec::new();
-        for ((pid, fd), mounts) in by_reader {
+        for ((pid, (holder, fd)), mounts) in by_reader {
             // Whatever would keep a mount from coming back is looked at before it is taken away.
-            let Ok(pipe) = reopen_write_end(pid, fd) else { continue };
+            let Ok(pipe) = reopen_write_end(holder, fd) else { continue };
             mounts.iter().try_for_each(|(_, root)| control.make_catatonic(root.as_fd()))?;
             taken.push((pid, pipe, mounts));
         }
@@ -372,13 +381,15 @@ impl Settling {
     }
 }
 
-/// Who of the owner group reads the pipe, and its descriptor.
-fn reader(mount: &AutofsMount) -> Option<(i32, i32)> {
+/// Who of the owner group reads the pipe.
+fn reader(mount: &AutofsMount) -> Option<i32> {
     let group = |pid| Some(TaskDir::process(pid).ok()?.stat()?.pgrp);
-    let mut readers = mount.pipe_ends.iter().filter(|end| end.end == End::Read);
-    readers
-        .find(|end| group(end.process.pid) == Some(mount.options.pgrp))
-        .map(|end| (end.process.pid, end.fd))
+    let mut readers = mount.pipe_ends.iter().filter(is_read).map(|end| end.process.pid);
+    readers.find(|pid| group(*pid) == Some(mount.options.pgrp))
+}
+
+fn is_read(end: &&PipeEnd) -> bool {
+    end.end == End::Read
 }
 
 fn mount_table(pid: i32) -> Vec<u8> {

@@ -238,9 +238,10 @@ fn prepare(image: &Checkpoint, mut claims: Claims, renumber: bool, socket: &Owne
 /// Everything is made, at its number: nothing of a new container is there yet.
 fn step(index: usize, mount: &DumpedMount, renumber: bool) -> Step {
     let dev = mount.facts.dev;
-    // systemd ignores requests that come with another number. Only the system manager can be told.
+    // systemd ignores requests that come with another number, and so does automount(8) but for indirect maps. Only the system manager can be told.
     let number = match mount.facts.master {
         Master::Systemd { process, .. } if !renumber || process.pid != 1 => Number::Must(dev),
+        _ if mount.facts.known_by_inode() => Number::Must(dev),
         _ => Number::May(dev),
     };
     Step {

@@ -7,7 +7,8 @@
 //! | nobody is stopped yet | [`Lull::begin`]: no request is open, and every task sleeps |
 //! | all tasks are stopped | [`Lull::end`]; [`Dump::begin`]: the facts of every mount namespace of the tree |
 //! | a mount is dumped | [`Dump::image`]: the bytes of `autofs-<s_dev>.img` |
-//! | a restore begins | [`Restore::open`]: images are read, a [`maker`] process claims the device numbers |
+//! | a restore begins | [`copies`]: what the container saw of the host's automounter is mounted on this host |
+//! | | [`Restore::open`]: images are read, a [`maker`] process claims the device numbers |
 //! | the root task mounts | [`Restore::mount`]: the superblock, made catatonic, with all that was in it |
 //! | all tasks are stopped, whole | [`Restore::attach`]: SETPIPEFD in the context of each mount's master |
 //!
@@ -16,17 +17,20 @@
 mod apart;
 pub mod command;
 mod dump;
+mod foreign;
 mod inside;
 mod limits;
 mod lull;
 mod maker;
 mod owner;
 mod parked;
+mod relay;
 mod renumber;
 mod restore;
 mod tree;
 
 pub use dump::{Dump, DumpError};
+pub use foreign::back::{Copies, ForeignError, copies};
 pub use lull::{Lull, LullError};
 pub use renumber::VARIABLE as RENUMBER;
 pub use restore::{Restore, RestoreError};

@@ -4,16 +4,18 @@ use super::limits::{self, Limit};
 use super::maker::{AskError, Maker};
 use super::owner::{self, Owner};
 use super::parked::{self, Descriptor};
+use super::relay::{self, Table};
 use super::renumber::{self, RenumberError};
 use super::tree::Tree;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
 use crate::faults;
 use crate::image::{Checkpoint, ImageError, criu};
-use crate::sys::control::Control;
+use crate::sys::control::{Control, MountFd};
 use crate::sys::mount::{Change, MountError, MountFlags};
 use crate::sys::process::reopen_write_end;
 use crate::sys::tracee::{Held, TraceeError};
 use crate::sys::{DevNum, Errno};
+use rustix::fs::fstat;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -93,6 +95,8 @@ pub struct Restore {
     parked: Vec<Descriptor>,
     /// Numbers that mounts had, and have now, where these differ.
     new: HashMap<DevNum, DevNum>,
+    /// By which inodes masters know mounts.
+    inodes: HashMap<DevNum, u64>,
     maker: Maker,
 }
 
@@ -110,6 +114,7 @@ impl Restore {
                 cloexec,
             })
             .collect();
+        let inodes = criu::read_roots(dir)?;
         let mut by_dev = BTreeMap::new();
         images.mounts.retain(|image| {
             !by_dev.contains_key(&image.facts.dev) && {
@@ -125,7 +130,7 @@ impl Restore {
         let (maker, unclaimed) = Maker::start(&images, renumber).map_err(RestoreError::NoMaker)?;
         faults::point("container.claimed")?;
         let new = HashMap::new();
-        Ok(Some((Self { images, by_dev, parked, new, maker }, unclaimed)))
+        Ok(Some((Self { images, by_dev, parked, new, inodes, maker }, unclaimed)))
     }
 
     /// How many superblocks.
@@ -184,8 +189,14 @@ impl Restore {
             }
         }
         for (pid, mounts) in by_owner {
-            let mut owned =
-                Owned { tree: &tree, pid, parked: &self.parked, new: &self.new, errors: &mut errors };
+            let mut owned = Owned {
+                tree: &tree,
+                pid,
+                parked: &self.parked,
+                new: &self.new,
+                inodes: &self.inodes,
+                errors: &mut errors,
+            };
             if let Err(error) = owned.attach(&mounts) {
                 errors.push(RestoreError::Master { pid, error });
             }
@@ -219,6 +230,8 @@ struct Owned<'a> {
     parked: &'a [Descriptor],
     /// Of all mounts.
     new: &'a HashMap<DevNum, DevNum>,
+    /// Of all mounts: by which inodes masters know them.
+    inodes: &'a HashMap<DevNum, u64>,
     errors: &'a mut Vec<RestoreError>,
 }
 
@@ -299,6 +312,15 @@ impl Owned<'_> {
                 Err(error) => self.fail(&[mount], |_| error.to_string()),
             }
         }
+        let pipe = match self.through_relay(pipe, &opened, &roots) {
+            Ok(pipe) => pipe,
+            Err(errno) => {
+                self.fail(mounts, |_| {
+                    format!("no process can stand between the kernel and automount: {errno}")
+                });
+                return Ok(());
+            }
+        };
         let results = owner.set_pipe(&roots, pipe.as_fd())?;
         for ((mount, root), result) in opened.into_iter().zip(&roots).zip(results) {
             let result = result.and_then(|()| match catatonic {
@@ -310,6 +332,27 @@ impl Owned<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The pipe for the kernel: the master's own, or one to a relay, where the master knows mounts by other inodes.
+    fn through_relay(
+        &self,
+        pipe: OwnedFd,
+        mounts: &[&AutofsMount],
+        roots: &[MountFd],
+    ) -> Result<OwnedFd, Errno> {
+        let mut inodes = HashMap::new();
+        for (mount, root) in mounts.iter().zip(roots).filter(|(mount, _)| mount.known_by_inode()) {
+            let Some(&known) = self.inodes.get(&mount.dev) else { continue };
+            if fstat(root.as_fd())?.st_ino != known {
+                inodes.insert(mount.dev.minor, known);
+            }
+        }
+        if inodes.is_empty() || mounts.iter().all(|mount| mount.catatonic) {
+            return Ok(pipe);
+        }
+        let table = Table { pipe: fstat(&pipe)?.st_ino, inodes };
+        relay::start(&pipe, &table)
     }
 
     /// A write end of the mount's pipe, by way of whoever holds an end of it.

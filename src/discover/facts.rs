@@ -136,6 +136,12 @@ pub struct AutofsMount {
 }
 
 impl AutofsMount {
+    /// automount(8) finds the mount of a request by number and inode of its root, unless it is an indirect one; and it opens
+    /// such mounts by number.
+    pub fn known_by_inode(&self) -> bool {
+        self.options.mount_type != MountType::Indirect && matches!(self.master, Master::Automount { .. })
+    }
+
     /// The descriptor from which its master reads requests.
     pub fn read_end(&self) -> Option<i32> {
         let master = self.master.process()?;

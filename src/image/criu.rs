@@ -6,15 +6,32 @@ use super::error::{Fault, ImageError, io};
 use super::framing::{Frame, Frames, MOUNT_MAGIC, Writer};
 use super::pack::{File, open_mounts};
 use super::{LIMITS, check, convert, files, wire};
+use crate::sys::DevNum;
 use rustix::fs::{Dir, Mode, OFlags, openat};
-use std::io::Read;
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 /// Descriptors on covered roots.
 const PARKED: &str = "autofs-cr-parked.img";
 /// Second word of that file: "AFCP".
 const PARKED_MAGIC: u32 = u32::from_le_bytes(*b"AFCP");
+
+/// Mounts of the host's automounter.
+const FOREIGN: &str = "autofs-cr-foreign.img";
+/// Second word of that file: "AFCF".
+const FOREIGN_MAGIC: u32 = u32::from_le_bytes(*b"AFCF");
+/// Inodes by which masters know mounts.
+const ROOTS: &str = "autofs-cr-roots.img";
+/// Second word of that file: "AFCR".
+const ROOTS_MAGIC: u32 = u32::from_le_bytes(*b"AFCR");
+/// What CRIU's names of them begin with.
+const NAME: &str = "autofs-cr-";
+/// Second word of CRIU's own `mountpoints-*.img`.
+const CRIU_MOUNTS_MAGIC: u32 = 0x5556_3928;
 
 /// The file of one superblock. `places`: every place where it is attached, with its position among all
 /// places of the dump (parents before children).
@@ -62,12 +79,7 @@ pub fn encode_parked(descriptors: impl IntoIterator<Item = (i32, i32, u32, bool)
 
 /// What [`encode_parked`] was given; nothing when there is no such file.
 pub fn read_parked(dir: BorrowedFd<'_>) -> Result<Vec<(i32, i32, u32, bool)>, ImageError> {
-    let bytes = match read_file(dir, PARKED) {
-        Err(ImageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(Vec::new());
-        }
-        bytes => bytes?,
-    };
+    let Some(bytes) = read_if_there(dir, PARKED)? else { return Ok(Vec::new()) };
     let mut budget = LIMITS.entries;
     let parked = |frame: Result<Frame<'_>, ImageError>| {
         let message: wire::Parked = frame?.decode(&[], &mut budget)?;
@@ -79,11 +91,136 @@ pub fn read_parked(dir: BorrowedFd<'_>) -> Result<Vec<(i32, i32, u32, bool)>, Im
     Frames::open(PARKED, &bytes, PARKED_MAGIC)?.map(parked).collect()
 }
 
+/// The file of the inodes by which masters know direct and offset mounts.
+pub fn encode_roots<'a>(roots: impl IntoIterator<Item = (&'a DevNum, &'a u64)>) -> File {
+    let mut file = Writer::new(ROOTS_MAGIC);
+    for (dev, inode) in roots {
+        file.push(&wire::Root { dev_minor: Some(dev.minor), inode: Some(*inode) });
+    }
+    File { name: ROOTS.to_owned(), bytes: file.finish() }
+}
+
+/// What [`encode_roots`] was given; nothing when there is no such file.
+pub fn read_roots(dir: BorrowedFd<'_>) -> Result<HashMap<DevNum, u64>, ImageError> {
+    let Some(bytes) = read_if_there(dir, ROOTS)? else { return Ok(HashMap::new()) };
+    let mut budget = LIMITS.entries;
+    let root = |frame: Result<Frame<'_>, ImageError>| {
+        let message: wire::Root = frame?.decode(&[], &mut budget)?;
+        let missing = || Fault::Missing.at("dev_minor or inode").in_file(ROOTS);
+        let dev = DevNum::anonymous(message.dev_minor.ok_or_else(missing)?);
+        Ok((dev, message.inode.ok_or_else(missing)?))
+    };
+    Frames::open(ROOTS, &bytes, ROOTS_MAGIC)?.map(root).collect()
+}
+
+/// A mount that the container has of the host's automounter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Foreign {
+    /// Its id in the container's mount table.
+    pub mount_id: u64,
+    /// Where the host has it.
+    pub path: PathBuf,
+    /// A trigger, or what is mounted below one?
+    pub autofs: bool,
+    /// Do events come from the host's mount?
+    pub slave: bool,
+}
+
+impl Foreign {
+    /// What CRIU calls it.
+    pub fn name(&self) -> String {
+        external_name(self.mount_id)
+    }
+}
+
+/// All names have one length, so that one can be put in the place of another.
+fn external_name(mount_id: u64) -> String {
+    format!("{NAME}{mount_id:010}")
+}
+
+/// The file of the host's mounts.
+pub fn encode_foreign<'a>(mounts: impl IntoIterator<Item = &'a Foreign>) -> File {
+    let mut file = Writer::new(FOREIGN_MAGIC);
+    for mount in mounts {
+        let path = Some(mount.path.as_os_str().as_encoded_bytes().to_vec());
+        let (mount_id, autofs, slave) = (Some(mount.mount_id), Some(mount.autofs), Some(mount.slave));
+        file.push(&wire::Foreign { mount_id, path, autofs, slave });
+    }
+    File { name: FOREIGN.to_owned(), bytes: file.finish() }
+}
+
+/// What [`encode_foreign`] was given; nothing when there is no such file.
+pub fn read_foreign(dir: BorrowedFd<'_>) -> Result<Vec<Foreign>, ImageError> {
+    let Some(bytes) = read_if_there(dir, FOREIGN)? else { return Ok(Vec::new()) };
+    let mut budget = LIMITS.entries;
+    let foreign = |frame: Result<Frame<'_>, ImageError>| {
+        let message: wire::Foreign = frame?.decode(&[], &mut budget)?;
+        let missing = || Fault::Missing.at("mount_id or path").in_file(FOREIGN);
+        let path = PathBuf::from(OsString::from_vec(message.path.ok_or_else(missing)?));
+        Ok(Foreign {
+            mount_id: message.mount_id.ok_or_else(missing)?,
+            path: Some(path).filter(|path| path.is_absolute()).ok_or_else(missing)?,
+            autofs: message.autofs.unwrap_or_default(),
+            slave: message.slave.unwrap_or_default(),
+        })
+    };
+    Frames::open(FOREIGN, &bytes, FOREIGN_MAGIC)?.map(foreign).collect()
+}
+
+/// CRIU names external mounts by path, so that all that are stacked at one path have one name in its images of mounts
+/// in `dir`. Each gets its own.
+pub fn name_externals(dir: BorrowedFd<'_>) -> Result<(), ImageError> {
+    let path = Path::new("CRIU's image directory");
+    for entry in Dir::read_from(dir).map_err(io("list", path))? {
+        let entry = entry.map_err(io("list", path))?;
+        let name = entry.file_name().to_str().ok();
+        let Some(name) = name.filter(|name| name.starts_with("mountpoints-") && name.ends_with(".img"))
+        else {
+            continue;
+        };
+        let mut bytes = read_file(dir, name)?;
+        if name_each(name, &mut bytes)? {
+            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = openat(dir, name, flags, Mode::empty()).map_err(io("open", Path::new(name)))?;
+            let written = std::fs::File::from(file).write_all(&bytes);
+            written.map_err(io("write", Path::new(name)))?;
+        }
+    }
+    Ok(())
+}
+
+/// The same in one file's bytes. Returns whether anything was changed.
+fn name_each(file: &str, bytes: &mut [u8]) -> Result<bool, ImageError> {
+    let mut wrong = Vec::new();
+    for frame in Frames::open(file, bytes, CRIU_MOUNTS_MAGIC)? {
+        let frame = frame?;
+        let message: wire::CriuMount = frame.decode(&[], &mut LIMITS.entries.clone())?;
+        let (Some(id), Some(key)) = (message.mnt_id, message.ext_key) else { continue };
+        let name = external_name(id.into());
+        if key.len() == name.len() && key.starts_with(NAME) && key != name {
+            wrong.push((frame.offset, key, name));
+        }
+    }
+    for (offset, key, name) in &wrong {
+        let found = bytes[*offset..].windows(key.len()).position(|bytes| bytes == key.as_bytes());
+        let place = offset + found.ok_or_else(|| Fault::Missing.at("ext_key").in_file(file))?;
+        bytes[place..place + name.len()].copy_from_slice(name.as_bytes());
+    }
+    Ok(!wrong.is_empty())
+}
+
 /// Does the first message have fields of ours? CRIU's own has none.
 fn is_ours(name: &str, bytes: &[u8]) -> Result<bool, ImageError> {
     let Some(first) = Frames::open(name, bytes, MOUNT_MAGIC)?.next() else { return Ok(false) };
     let message: wire::AutofsEntry = first?.decode(&[], &mut LIMITS.entries.clone())?;
     Ok(message.position.is_some())
+}
+
+fn read_if_there(dir: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>, ImageError> {
+    match read_file(dir, name) {
+        Err(ImageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        bytes => bytes.map(Some),
+    }
 }
 
 fn read_file(dir: BorrowedFd<'_>, name: &str) -> Result<Vec<u8>, ImageError> {

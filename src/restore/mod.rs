@@ -36,7 +36,7 @@ use rollback::RollbackError;
 use rustix::fs::{Mode, OFlags};
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use verify::Outcome;
 
 /// What to restore, where and for whom.
@@ -48,6 +48,8 @@ pub struct Request {
     pub target: discover::Target,
     /// A directory there, absolute: all paths of the image are taken below it.
     pub root: PathBuf,
+    /// Only the mounts at these paths, and below them; none: all.
+    pub paths: Vec<PathBuf>,
     /// Who shall answer.
     pub master: Master,
     /// Mount again what was mounted when the image was made.
@@ -122,7 +124,11 @@ pub enum RestoreError {
 
 /// Restore. This process must have no other threads: it forks.
 pub fn restore(request: &Request) -> Result<Restored, RestoreError> {
-    let image = image::read(&request.image)?;
+    let mut image = image::read(&request.image)?;
+    if !request.paths.is_empty() {
+        let wanted = |path: &Path| request.paths.iter().any(|wanted| path.starts_with(wanted));
+        image.mounts.retain(|mount| wanted(&mount.facts.path));
+    }
     faults::point("restore.image-read")?;
     allow_many_descriptors();
     let same_boot = image.origin.boot_id == boot_id();

@@ -78,13 +78,21 @@ fn run_apart<T: Send>(act: impl FnOnce() -> Result<T, Errno> + Send) -> Result<T
 /// Give the calling thread a copy of its mount namespace; nothing that happens in one shows in the other. (CLONE_NEWNS
 /// unshares root and working directory, too.)
 pub fn unshare_private() -> Result<(), Errno> {
-    use super::mount::{Change, MountError, Propagation};
+    unshare_as(super::mount::Propagation::Private)
+}
+
+/// The same, but what is mounted in the old one later shows in the copy, too.
+pub fn unshare_slave() -> Result<(), Errno> {
+    unshare_as(super::mount::Propagation::Slave)
+}
+
+fn unshare_as(propagation: super::mount::Propagation) -> Result<(), Errno> {
+    use super::mount::{Change, MountError};
     unshare(CloneFlags::CLONE_NEWNS).map_err(errno)?;
-    Change::propagation(Propagation::Private, true).apply(rustix::fs::CWD, Path::new("/")).map_err(|error| {
-        match error {
-            MountError::At { errno, .. } => errno,
-            _ => Errno::INVAL,
-        }
+    Change::propagation(propagation, true).apply(rustix::fs::CWD, Path::new("/")).map_err(|error| match error
+    {
+        MountError::At { errno, .. } => errno,
+        _ => Errno::INVAL,
     })
 }
 

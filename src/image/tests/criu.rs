@@ -1,8 +1,8 @@
 //! Our files among those of CRIU.
 
 use super::super::checkpoint::DumpedMount;
-use super::super::criu::{encode, read};
-use super::super::framing::{MOUNT_MAGIC, Writer};
+use super::super::criu::{Foreign, encode, encode_foreign, name_externals, read, read_foreign};
+use super::super::framing::{Frames, MOUNT_MAGIC, Writer};
 use super::super::wire;
 use super::samples;
 use std::os::fd::AsFd;
@@ -31,4 +31,37 @@ fn files_among_those_of_criu() {
     let fd = std::fs::File::open(dir.path()).unwrap();
     assert_eq!(read(fd.as_fd()).unwrap().mounts, mounts);
     assert!(encode([]).is_none() && !written.is_empty());
+}
+
+#[test]
+fn mounts_of_the_host() {
+    let mount = |mount_id, path: &str, autofs, slave| Foreign { mount_id, path: path.into(), autofs, slave };
+    let mounts = [mount(7, "/net", true, true), mount(8, "/net/a b", false, false)];
+    let dir = tempfile::tempdir().unwrap();
+    let fd = std::fs::File::open(dir.path()).unwrap();
+    assert_eq!(read_foreign(fd.as_fd()).unwrap(), []);
+    let file = encode_foreign(&mounts);
+    std::fs::write(dir.path().join(&file.name), &file.bytes).unwrap();
+    assert_eq!(read_foreign(fd.as_fd()).unwrap(), mounts);
+    let relative = encode_foreign(&[mount(7, "net", true, true)]);
+    std::fs::write(dir.path().join(&file.name), &relative.bytes).unwrap();
+    assert!(read_foreign(fd.as_fd()).is_err());
+}
+
+#[test]
+fn mounts_that_are_stacked_get_names_of_their_own() {
+    const MAGIC: u32 = 0x5556_3928;
+    let mount = |id, key: &str| wire::CriuMount { mnt_id: Some(id), ext_key: Some(key.to_owned()) };
+    let mut file = Writer::new(MAGIC);
+    let names = ["autofs-cr-0000000012", "autofs-cr-0000000012", "autofs-cr-other", "/net"];
+    names.iter().zip([11, 12, 13, 14]).for_each(|(name, id)| file.push(&mount(id, name)));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mountpoints-12.img");
+    std::fs::write(&path, file.finish()).unwrap();
+    name_externals(std::fs::File::open(dir.path()).unwrap().as_fd()).unwrap();
+    let bytes = std::fs::read(path).unwrap();
+    let frames = Frames::open("mountpoints-12.img", &bytes, MAGIC).unwrap();
+    let name = |message: wire::CriuMount| message.ext_key.unwrap();
+    let found: Vec<_> = frames.map(|frame| name(frame.unwrap().decode(&[], &mut 1000).unwrap())).collect();
+    assert_eq!(found, ["autofs-cr-0000000011", names[1], names[2], names[3]]);
 }

@@ -155,6 +155,16 @@ const SCENARIOS: &[Scenario] = &[
         run: plugin::automount::run,
     },
     Scenario {
+        name: "automount-kinds",
+        about: "the same for direct and offset mounts and submounts, idle and busy; a relay that is killed",
+        run: plugin::automount::every_kind,
+    },
+    Scenario {
+        name: "foreign",
+        about: "a container sees the host's automounter: restored where one serves, and where none does",
+        run: plugin::foreign::run,
+    },
+    Scenario {
         name: "systemd",
         about: "real systemd with two automount units: dumped, restored, goes on; and without the plugin",
         run: plugin::systemd::run,
@@ -194,7 +204,7 @@ const SCENARIOS: &[Scenario] = &[
 /// Not in `scripts/test`: what passes on some runs only, or takes long.
 /// - `two-hosts-all`, `nfs`: minutes, with machines whose processors are emulated.
 /// - `soak`: on some runs one lookup of many is told ENOENT, or all wait for many seconds (docs/endurance.md).
-const UNSETTLED: &[&str] = &["two-hosts-all", "nfs", "soak"];
+const UNSETTLED: &[&str] = &["automount-kinds", "two-hosts-all", "nfs", "soak"];
 
 /// After `--rounds`: how often a scenario that repeats itself does so.
 static ROUNDS: OnceLock<usize> = OnceLock::new();

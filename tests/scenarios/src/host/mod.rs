@@ -45,11 +45,11 @@ fn write_maps() -> Result<()> {
 }
 
 /// An engine that a restore left in the background, ended with the scenario.
-struct Engine(i32);
+pub struct Engine(i32);
 
 impl Engine {
     /// Find it as the master of the autofs mount at `path`.
-    fn serving(path: &str) -> Result<Self> {
+    pub fn serving(path: &str) -> Result<Self> {
         let mounts = cli::list()?;
         Self::of(cli::mount_at(&mounts, path).with_context(|| format!("no autofs mount at {path}"))?)
     }
@@ -85,7 +85,7 @@ impl Drop for Engine {
 }
 
 /// Which program is the master of the autofs mount at `path`, for messages and comparison.
-fn master_of(path: &str) -> Result<String> {
+pub fn master_of(path: &str) -> Result<String> {
     let mounts = cli::list()?;
     let mount = cli::mount_at(&mounts, path).with_context(|| format!("no autofs mount at {path}"))?;
     Ok(mount["master"]["program"].as_str().unwrap_or("?").to_owned())

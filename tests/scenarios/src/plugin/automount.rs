@@ -1,8 +1,11 @@
-//! Real automount(8) in a container: its indirect maps go on after a restore.
+//! Real automount(8) in a container: indirect, direct and offset mounts and submounts, idle and busy, go on after a
+//! restore, and after a second one.
 
 use super::container::{Container, Criu};
 use crate::check::{Checks, wait_until};
+use crate::process::{self, Process};
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use std::fs;
 use std::time::Duration;
 
@@ -41,6 +44,124 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     checks.equal("and the mount is served", read.ok().as_deref().map(str::trim), Some("c"));
     drop(taken);
     Ok(())
+}
+
+/// Where programs sit: a busy direct mount, one with offsets, offsets below a key, a key of a submount.
+const BUSY: &[&str] = &["/direct/one", "/direct/tree", "/direct/tree/sub", "/multi/m/x", "/tree/deep/a"];
+
+/// Mounts that nobody has used before: after the first restore, the second, and a dump that leaves it running.
+const IDLE: [&[&str]; 3] = [
+    &["/direct/two/two", "/multi/m/y/y", "/tree/deep/b/b"],
+    &["/direct/idle/sub/sub", "/multi/n/x/x", "/tree/deep/c/c"],
+    &["/direct/last/two", "/multi/o/y/y", "/tree/deep/one/one"],
+];
+
+/// Direct and offset mounts, which automount knows by their inodes, and submounts.
+pub fn every_kind(checks: &mut Checks) -> Result<()> {
+    super::exports(&["a", "b", "c", "one", "two", "tree", "sub", "x", "y", "idle"])?;
+    for dir in ["tree", "idle"] {
+        fs::create_dir_all(format!("/srv/data/{dir}/sub"))?;
+    }
+    fs::write(
+        "/etc/auto.master",
+        "/- /etc/auto.direct --timeout=600\n/- /etc/auto.brief --timeout=3\n\
+         /multi /etc/auto.multi --timeout=600\n/tree /etc/auto.tree --timeout=600\n",
+    )?;
+    let bind = "-fstype=bind";
+    fs::write(
+        "/etc/auto.direct",
+        format!(
+            "/direct/one {bind} :/srv/data/one\n/direct/two {bind} :/srv/data/two\n\
+             /direct/last {bind} :/srv/data/two\n/direct/tree {bind} / :/srv/data/tree /sub :/srv/data/sub\n\
+             /direct/idle {bind} / :/srv/data/idle /sub :/srv/data/sub\n"
+        ),
+    )?;
+    fs::write("/etc/auto.brief", format!("/brief {bind} :/srv/data/c\n"))?;
+    fs::write("/etc/auto.multi", format!("* {bind} /x :/srv/data/x /y :/srv/data/y\n"))?;
+    fs::write("/etc/auto.tree", "deep -fstype=autofs file:/etc/auto.deep\n")?;
+    fs::write("/etc/auto.deep", format!("* {bind} :/srv/data/&\n"))?;
+    let sit: String = BUSY.iter().map(|dir| format!("(cd {dir} && exec sleep 1000) & ")).collect();
+    let script = format!(
+        "setsid automount --foreground --dont-check-daemon & \
+         until grep -q ' /tree ' /proc/self/mountinfo; do sleep 0.1; done; {sit} exec sleep 1000"
+    );
+    let below = super::Fillers::high()?;
+    let container = Container::start(&["catatonit", "--", "sh", "-c", &script])?;
+    let sits = || sitting(&container) == BUSY;
+    ensure!(wait_until(sits), "programs sit in {:?}", sitting(&container));
+    drop(below);
+    checks.equal("a short-lived direct mount", container.enter(&["cat", "/brief/c"])?.trim(), "c");
+    let container = carry_all(checks, "a restore", IDLE[0], Criu::with_plugin("kinds")?, container)?;
+    // The working half of the relay is killed: the other one starts it again.
+    let relays = || relays().unwrap_or_default();
+    checks.that("there is a relay, and one that watches it", relays().len() >= 2);
+    if let Some(youngest) = relays().last() {
+        Process::signal_pid(*youngest, Signal::SIGKILL)?;
+    }
+    let brief = || container.enter_within(QUICK, &["cat", "/brief/c"]);
+    checks.equal("with a relay that was killed", brief().ok().as_deref().map(str::trim), Some("c"));
+    let container =
+        carry_all(checks, "a second restore", IDLE[1], Criu::with_plugin("kinds.again")?, container)?;
+    let left = Criu::with_plugin("kinds.left")?;
+    left.dump_with(&container, &["--leave-running"])?;
+    goes_on(checks, "left running", IDLE[2], &container);
+    container.enter(&["sh", "-c", "kill -9 $(pgrep -x automount)"])?;
+    let dead = container.enter_within(QUICK, &["ls", "/brief/."]);
+    checks.that(
+        "without automount nobody hangs",
+        dead.is_err() || dead.is_ok_and(|text| text.trim().is_empty()),
+    );
+    drop(container);
+    checks.soon("no relay is left", || relays().is_empty());
+    Ok(())
+}
+
+/// Dump, restore, and see that every mount goes on.
+fn carry_all(
+    checks: &mut Checks,
+    what: &str,
+    idle: &[&str],
+    criu: Criu,
+    container: Container,
+) -> Result<Container> {
+    criu.dump(&container)?;
+    ensure!(wait_until(|| container.ended()), "the dump left the container running");
+    drop(container);
+    let container = criu.restore()?;
+    checks.that(&format!("{what}: programs are where they were"), sitting(&container) == BUSY);
+    goes_on(checks, what, idle, &container);
+    Ok(container)
+}
+
+fn goes_on(checks: &mut Checks, what: &str, idle: &[&str], container: &Container) {
+    let read = |path: &str| container.enter_within(QUICK, &["cat", path]);
+    let mut served = |path: &str| {
+        let name = path.rsplit('/').next();
+        checks.equal(&format!("{what}: {path}"), read(path).ok().as_deref().map(str::trim), name);
+    };
+    let own = |dir: &&str| format!("{dir}/{}", dir.rsplit('/').next().unwrap_or_default());
+    BUSY.iter().map(own).for_each(|path| served(&path));
+    idle.iter().for_each(|path| served(path));
+    served("/brief/c");
+    checks.soon(&format!("{what}: an idle direct mount expires"), || container.covering("/brief").is_none());
+    checks.that(&format!("{what}: and is mounted again"), read("/brief/c").is_ok());
+    let none = container.enter_within(QUICK, &["ls", "/tree/deep/none/."]);
+    checks.that(&format!("{what}: an unknown key fails"), none.is_err());
+}
+
+/// Where its programs are, in the order of [`BUSY`].
+fn sitting(container: &Container) -> Vec<String> {
+    let script = "for pid in $(pgrep -x sleep); do readlink /proc/$pid/cwd; done";
+    let told = container.enter(&["sh", "-c", script]).unwrap_or_default();
+    let mut dirs: Vec<_> = told.lines().filter(|dir| *dir != "/").map(str::to_owned).collect();
+    dirs.sort_by_key(|dir| BUSY.iter().position(|busy| busy == dir));
+    dirs
+}
+
+/// The processes of relays, oldest first.
+fn relays() -> Result<Vec<i32>> {
+    let output = process::run(QUICK, "pgrep", &["-x", "autofs-cr-relay"])?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| line.parse().ok()).collect())
 }
 
 /// Dump, restore, and see that everything goes on.

@@ -25,6 +25,7 @@ mknod -m 666 dev/null c 1 3
 mknod -m 666 dev/zero c 1 5
 mknod -m 666 dev/urandom c 1 9
 mknod -m 600 dev/autofs c 10 235
+for dir in $HOST_DIRS; do mkdir -p .$dir && mount --rbind $dir .$dir; done
 mount -t tmpfs tmp tmp
 mount -t tmpfs run run
 mkdir -p tmp/old
@@ -46,12 +47,22 @@ pub struct Container {
 impl Container {
     /// Start `command` as PID 1.
     pub fn start(command: &[&str]) -> Result<Self> {
-        Self::enter_and_start(Command::new("unshare"), command)
+        let mut launch = Command::new("unshare");
+        launch.args(["--propagation", "private"]);
+        Self::enter_and_start(launch, command)
+    }
+
+    /// Start `command` as PID 1 of a container that has these directories of the host, with all that is and will be mounted
+    /// below them.
+    pub fn start_with_host(dirs: &[&str], command: &[&str]) -> Result<Self> {
+        let mut launch = Command::new("unshare");
+        launch.args(["--propagation", "slave"]).env("HOST_DIRS", dirs.join(" "));
+        Self::enter_and_start(launch, command)
     }
 
     /// Start `command` as PID 1 of a container that manages cgroups of its own: what systemd wants.
     pub fn start_in_cgroup(command: &[&str]) -> Result<Self> {
-        const JOIN: &str = "mkdir -p /sys/fs/cgroup/sd && echo 0 >/sys/fs/cgroup/sd/cgroup.procs && exec unshare --cgroup \"$@\"";
+        const JOIN: &str = "mkdir -p /sys/fs/cgroup/sd && echo 0 >/sys/fs/cgroup/sd/cgroup.procs && exec unshare --propagation private --cgroup \"$@\"";
         let mut launch = Command::new("bash");
         launch.args(["-c", JOIN, "join"]).env("CGROUP", "yes");
         Self::enter_and_start(launch, command)
@@ -62,8 +73,8 @@ impl Container {
         // No --kill-child: CRIU would restore the death signal, and its own end would end the container.
         let launcher = Process::start(
             launch
-                .args(["--mount", "--pid", "--ipc", "--uts", "--fork", "--propagation"])
-                .args(["private", "bash", "-c", ENTER, "enter"])
+                .args(["--mount", "--pid", "--ipc", "--uts", "--fork"])
+                .args(["bash", "-c", ENTER, "enter"])
                 .args(command)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
@@ -175,6 +186,8 @@ pub struct Criu {
     fault: String,
     /// systemd gets new numbers where the old ones are taken.
     renumber: bool,
+    /// Its program.
+    program: &'static str,
 }
 
 impl Criu {
@@ -202,7 +215,7 @@ impl Criu {
         fs::create_dir_all("/tmp/no-plugins")?;
         let images = Self::images_of(images);
         fs::create_dir_all(&images)?;
-        Ok(Self { libdir, images, fault: String::new(), renumber: false })
+        Ok(Self { libdir, images, fault: String::new(), renumber: false, program: "criu" })
     }
 
     /// The same images, with the plugin.
@@ -213,7 +226,13 @@ impl Criu {
     /// The same images, without the plugin.
     pub fn and_stock(&self) -> Result<Self> {
         let libdir = Some("/tmp/no-plugins".into());
-        Ok(Self { libdir, images: self.images.clone(), fault: String::new(), renumber: false })
+        Ok(Self {
+            libdir,
+            images: self.images.clone(),
+            fault: String::new(),
+            renumber: false,
+            program: "criu",
+        })
     }
 
     /// The same images, with the plugin and new numbers.
@@ -224,6 +243,11 @@ impl Criu {
     /// The same images, with the plugin and a fault.
     pub fn and_fault(&self, fault: &str) -> Result<Self> {
         Ok(Self { fault: fault.to_owned(), ..self.and_plugin()? })
+    }
+
+    /// Another program, with the plugin.
+    pub fn of_program(program: &'static str, images: &str) -> Result<Self> {
+        Ok(Self { program, ..Self::with_plugin(images)? })
     }
 
     /// Dump; the container ends.
@@ -276,9 +300,12 @@ impl Criu {
         )?;
         let fault = format!("AUTOFS_CR_FAULT={}", self.fault);
         let renumber: &[&str] = if self.renumber { &["AUTOFS_CR_RENUMBER=yes"] } else { &[] };
-        let output =
-            run(CRIU_LIMIT, "env", &[&[&*fault][..], renumber, &["criu"], &common[..], options].concat())
-                .with_context(|| format!("the end of its log: {}", tail(&self.log(action))))?;
+        let output = run(
+            CRIU_LIMIT,
+            "env",
+            &[&[&*fault][..], renumber, &[self.program], &common[..], options].concat(),
+        )
+        .with_context(|| format!("the end of its log: {}", tail(&self.log(action))))?;
         if !output.status.success() {
             bail!("criu {action} failed: {}", errors(&self.log(action)));
         }

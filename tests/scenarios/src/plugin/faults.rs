@@ -1,10 +1,15 @@
-//! Dumps and restores that fail half-way, at every fault point of the plugin: the container goes on, and the images stay good.
+//! Dumps and restores that fail half-way, at every fault point of the plugin: the container goes on, and the images stay
+//! good. Then a CRIU that the plugin does not know, another plugin beside it, and a restore without it.
 
 use super::container::{Container, Criu};
 use super::{Fillers, exports, program};
 use crate::check::{Checks, wait_until};
+use crate::peers::mount_table;
+use crate::process::{self, run_ok};
 use anyhow::{Context, Result, ensure};
 use autofs_cr::faults::CONTAINER;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 /// A lookup that takes longer hangs.
@@ -53,7 +58,110 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     checks.step("the images are good: served", read(&container, &format!("/mnt/i/{key}/{key}")));
     container.enter(&["umount", "/mnt/d"])?;
     checks.step("by descriptors, too", read(&container, "/mnt/d/d"));
+    drop(container);
+    nothing_left(checks, "after all of them");
+    unknown_criu(checks)?;
+    beside_another(checks)?;
+    without_plugin(checks)
+}
+
+/// A container with one live mount.
+fn simple() -> Result<Container> {
+    let container = Container::start(&["catatonit", "--", &program()?, "master", "indirect:/mnt/i"])?;
+    ensure!(wait_until(|| container.enter(&["test", "-e", "/run/ready"]).is_ok()), "no master");
+    read(&container, "/mnt/i/k0/k0")?;
+    Ok(container)
+}
+
+/// Dump, end, restore; a busy key and a new one are there.
+fn carry(criu: &Criu) -> Result<Container> {
+    let container = simple()?;
+    criu.dump(&container)?;
+    ensure!(wait_until(|| container.ended()), "the dump left the container running");
+    drop(container);
+    let container = criu.restore()?;
+    read(&container, "/mnt/i/k0/k0")?;
+    read(&container, "/mnt/i/k1/k1")?;
+    Ok(container)
+}
+
+/// The real program, with a symbol that the plugin needs under another name: CRIU's own support stays.
+fn unknown_criu(checks: &mut Checks) -> Result<()> {
+    const ODD: &str = "/tmp/criu-odd";
+    let criu = run_ok(QUICK, "sh", &["-c", "command -v criu"])?;
+    let mut bytes = fs::read(criu.trim())?;
+    let (name, other) = (b"\0autofs_mount\0", b"\0autofs_mounT\0");
+    let places: Vec<_> = (0..bytes.len() - name.len()).filter(|&at| bytes[at..].starts_with(name)).collect();
+    ensure!(!places.is_empty(), "criu does not export autofs_mount");
+    places.iter().for_each(|&at| bytes[at..at + name.len()].copy_from_slice(other));
+    fs::write(ODD, bytes)?;
+    fs::set_permissions(ODD, fs::Permissions::from_mode(0o755))?;
+    let odd = Criu::of_program(ODD, "odd")?;
+    checks.step("a CRIU without a symbol: as without the plugin", carry(&odd).map(drop));
+    for action in ["dump", "restore"] {
+        checks.that(
+            &format!("{action}: its log says which"),
+            odd.log(action).contains("CRIU's own support of autofs stays: CRIU does not export autofs_mount"),
+        );
+    }
+    // It cannot restore what needs the plugin, and says so before anything is made.
+    let known = Criu::with_plugin("odd.known")?;
+    let container = simple()?;
+    known.dump(&container)?;
+    drop(container);
+    let restored = Criu::of_program(ODD, "odd.known")?.restore();
+    checks.that("it refuses the images of a CRIU that has all symbols", restored.is_err());
+    nothing_left(checks, "after that");
+    checks.step("which are good", known.restore().map(drop));
     Ok(())
+}
+
+/// Another plugin takes the same hooks; CRIU calls plugins in the order of the directory, so under a first and a last name.
+fn beside_another(checks: &mut Checks) -> Result<()> {
+    let other = std::env::current_exe()?.with_file_name("libother_plugin.so");
+    for name in ["aaa.so", "zzz.so"] {
+        let criu = Criu::with_plugin(&format!("beside.{name}"))?;
+        let place = std::path::Path::new("/tmp/libdir").join(name);
+        fs::copy(&other, &place).with_context(|| other.display().to_string())?;
+        let _ = fs::remove_file("/tmp/other-plugin.log");
+        let carried = carry(&criu).map(drop);
+        fs::remove_file(place)?;
+        checks.step(&format!("beside another plugin ({name})"), carried);
+        let log = fs::read_to_string("/tmp/other-plugin.log").unwrap_or_default();
+        for hook in ["init", "pause", "checkpoint", "resume", "exit"] {
+            checks.that(&format!("its hook {hook} was called"), log.lines().any(|line| line == hook));
+        }
+    }
+    Ok(())
+}
+
+/// A restore by a CRIU that has no such plugin.
+fn without_plugin(checks: &mut Checks) -> Result<()> {
+    let criu = Criu::with_plugin("without")?;
+    let container = simple()?;
+    criu.dump(&container)?;
+    drop(container);
+    checks.that("a restore without the plugin fails", criu.and_stock()?.restore().is_err());
+    checks.that("and says why", criu.log("restore").contains("Missing required plugin: autofs-cr"));
+    nothing_left(checks, "after it");
+    checks.step("with it the images are good", criu.restore().map(drop));
+    Ok(())
+}
+
+/// No process of CRIU or of the plugin, and no mount.
+fn nothing_left(checks: &mut Checks, when: &str) {
+    no_process_left(checks, when);
+    let mounts = mount_table().into_iter().filter(|(path, fstype, _)| {
+        fstype == "autofs" || path.contains(".criu") || path.contains("autofs-cr")
+    });
+    checks.equal(&format!("{when}: no mount is left"), mounts.collect(), Vec::new());
+}
+
+/// No process of CRIU or of the plugin.
+pub fn no_process_left(checks: &mut Checks, when: &str) {
+    let processes = || process::run(QUICK, "pgrep", &["-x", "criu|criu-odd|autofs-cr-relay"]);
+    let left = || processes().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    checks.soon(&format!("{when}: no process is left"), || left().is_ok_and(|left| left.is_empty()));
 }
 
 fn read(container: &Container, path: &str) -> Result<()> {

@@ -3,7 +3,8 @@
 use super::container::{Container, Criu};
 use super::{Fillers, exports, program};
 use crate::check::{Checks, wait_until};
-use crate::process::run_ok;
+use crate::peers::{is_autofs, is_mounted};
+use crate::process::{Process, run_ok};
 use anyhow::{Context, Result, bail, ensure};
 use autofs_cr::discover;
 use autofs_cr::sys::control::{Control, ControlError};
@@ -265,6 +266,21 @@ const GAPS: &[Gap] = &[
         with: "kept",
         right: |now, _| read(now, "/mnt/i/foo/d/d"),
     },
+    Gap {
+        name: "foreign mounts (the host's automounter, seen through slave propagation; scenario `foreign`)",
+        mounts: &["indirect:/mnt/i", "on-host"],
+        before: |container| read(container, "/mnt/i/a/a"),
+        stock: Stock::Refuses("unreachable sharing"),
+        with: "the host's own mounts, busy keys too",
+        right: |now, was| {
+            same(&facts(now)?, was)?;
+            ensure!(now.covering("/mnt/i/a").is_some(), "the busy key is not mounted");
+            read(now, "/mnt/i/a/a")?;
+            read(now, "/mnt/i/b/b")?;
+            ensure!(is_mounted("/mnt/i/b"), "a new key is not the host's");
+            Ok(())
+        },
+    },
 ];
 
 /// The documentation with the table that this makes.
@@ -339,8 +355,15 @@ fn carry(gap: &Gap, criu: &Criu) -> Result<()> {
     // Numbers below those of the container's mounts, free again before the restore: the kernel would give them.
     let below = Fillers::high()?;
     let program = program()?;
-    let container = Container::start(&master(&program, gap.mounts))?;
-    ensure!(wait_until(|| container.enter(&["test", "-e", "/run/ready"]).is_ok()), "no master");
+    let master = master(&program, gap.mounts);
+    let (host, container) = if gap.mounts.contains(&"on-host") {
+        let (host, sleep) = (Host::start(&master)?, ["catatonit", "--", "sleep", "1000"]);
+        (Some(host), Container::start_with_host(&["/mnt/i"], &sleep)?)
+    } else {
+        (None, Container::start(&master)?)
+    };
+    let ready = || host.is_some() || container.enter(&["test", "-e", "/run/ready"]).is_ok();
+    ensure!(wait_until(ready), "no master");
     (gap.before)(&container)?;
     let was = facts(&container)?;
     // A stock CRIU waits as long for a task that it cannot stop.
@@ -351,6 +374,26 @@ fn carry(gap: &Gap, criu: &Criu) -> Result<()> {
     (gap.right)(&container, &was)
 }
 
+/// The master is on the host, which shares its mounts.
+struct Host(Process);
+
+impl Host {
+    fn start(master: &[&str]) -> Result<Self> {
+        run_ok(QUICK, "mount", &["--make-rshared", "/"])?;
+        let host = Self(Process::start_session(master)?);
+        ensure!(wait_until(|| is_autofs("/mnt/i")), "no master");
+        Ok(host)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.0.kill9();
+        let _ = run_ok(QUICK, "umount", &["--lazy", "/mnt/i"]);
+        let _ = run_ok(QUICK, "mount", &["--make-rprivate", "/"]);
+    }
+}
+
 /// The container's PID 1 and its arguments; words without a colon say how the master lives.
 fn master<'a>(program: &'a str, mounts: &[&'a str]) -> Vec<&'a str> {
     let (specs, how): (Vec<&str>, Vec<&str>) = mounts.iter().copied().partition(|word| word.contains(':'));
@@ -359,6 +402,7 @@ fn master<'a>(program: &'a str, mounts: &[&'a str]) -> Vec<&'a str> {
     let program: &[&str] =
         if how.contains(&"chroot") { &[program, "master", "chroot"] } else { &[program, "master"] };
     let start = match how.first() {
+        Some(&"on-host") => &[][..],
         Some(&"visits") => &["catatonit", "--", "sh", "-c", VISITS][..],
         // In the group of a shell, as when a script starts it.
         Some(&"in-group") => &["catatonit", "--", "sh", "-c", "\"$0\" \"$@\"; sleep 1000"][..],

@@ -4,6 +4,7 @@ pub mod automount;
 pub mod carry;
 pub mod container;
 pub mod faults;
+pub mod foreign;
 pub mod gaps;
 pub mod in_flight;
 pub mod link;

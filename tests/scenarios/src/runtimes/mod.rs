@@ -29,7 +29,8 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     uninstall(checks)
 }
 
-fn install(checks: &mut Checks) -> Result<()> {
+/// `scripts/install`.
+pub fn install(checks: &mut Checks) -> Result<()> {
     let built = std::env::current_exe()?.parent().context("no directory of programs")?.to_owned();
     run_ok(HANG_LIMIT, INSTALL, &["--from", &built.to_string_lossy()])?;
     checks.that("scripts/install: the plugin is where CRIU looks", Path::new(PLUGIN).exists());

@@ -245,6 +245,11 @@ impl Podman {
     }
 
     pub fn start(runtime: &'static str) -> Result<Self> {
+        Self::start_with(runtime, &[])
+    }
+
+    /// With more options of `podman run`.
+    pub fn start_with(runtime: &'static str, options: &[&str]) -> Result<Self> {
         let podman = Self { runtime };
         let root = Path::new("/tmp/podman");
         if !root.exists() {
@@ -252,7 +257,7 @@ impl Podman {
             run_ok(LIMIT, "tar", &["-C", "/tmp/podman", "-cf", "/tmp/podman.tar", "."])?;
             podman.call(&["import", "/tmp/podman.tar", NAME])?;
         }
-        podman.call(&[
+        let run = [
             "run",
             "--detach",
             "--name",
@@ -261,9 +266,8 @@ impl Podman {
             "--device=/dev/autofs",
             "--security-opt=seccomp=unconfined",
             "--security-opt=apparmor=unconfined",
-            NAME,
-            "/start",
-        ])?;
+        ];
+        podman.call(&[&run, options, &[NAME, "/start"]].concat())?;
         Ok(podman)
     }
 
