@@ -3,6 +3,7 @@
 use super::runtime::Runtime;
 use super::{devices, files, goes_on, install, walked};
 use crate::check::{Checks, HANG_LIMIT, wait_until};
+use crate::files::script;
 use crate::plugin::Fillers;
 use crate::plugin::container::Container;
 use crate::process::{run, run_ok};
@@ -94,11 +95,13 @@ impl Runtime for Tree {
         anyhow::bail!("not of this command")
     }
 
-    /// The first time on a terminal, which shows what is being done.
+    /// On a terminal, which shows what is being done when it takes long.
     fn checkpoint(&mut self, way: &str) -> Result<()> {
         let pid = self.container()?.pid().to_string();
         let images = format!("{IMAGES}.{}", way.len());
-        let dump = format!("autofs-cr criu dump -t {pid} -D {images} -- --file-locks");
+        let slow = "/tmp/slow-criu";
+        script(slow, "#!/bin/sh\nsleep 2\nexec criu \"$@\"\n")?;
+        let dump = format!("autofs-cr criu dump --criu {slow} -t {pid} -D {images} -- --file-locks");
         let told = run_ok(HANG_LIMIT, "script", &["-qec", &dump, "/dev/null"])?;
         ensure!(told.contains("4 autofs mounts"), "it reports {told}");
         ensure!(told.contains(" s  "), "a terminal is shown no progress: {told}");
