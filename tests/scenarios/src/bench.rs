@@ -19,7 +19,14 @@ pub use engine::{resident, visit_main};
 pub use life::storm_main;
 
 use anyhow::{Result, bail};
+use autofs_cr::sys::DevNum;
+use autofs_cr::sys::control::{Control, MountFd};
+use autofs_cr::sys::mount::{self, AutofsParams, MountFlags, MountType};
+use autofs_cr::sys::packet::PacketPipe;
 use figures::Figures;
+use rustix::fs::CWD;
+use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 /// Times that everything is measured, unless `--rounds` says otherwise: the peers take minutes.
@@ -52,4 +59,26 @@ pub fn main(what: &str) -> Result<()> {
         page::write(Path::new(OUT), &figures, &machine, rounds)?;
     }
     result
+}
+
+/// What no trigger of a direct map can do without, with this process for its master: directory, superblock, attachment,
+/// timeout. Returns its number and its root.
+fn bare_trigger(control: &Control, path: &Path, pipe: &PacketPipe) -> Result<(DevNum, MountFd)> {
+    fs::create_dir_all(path)?;
+    let params = AutofsParams {
+        pipe: pipe.write.as_fd(),
+        pgrp: None,
+        mount_type: MountType::Direct,
+        protocol: (5, 5),
+        uid: None,
+        gid: None,
+        strict_expire: false,
+        ignore: false,
+    };
+    let detached = mount::autofs(&params, Path::new("bench"), MountFlags::empty())?;
+    let dev = detached.dev()?;
+    detached.attach(CWD, path)?;
+    let root = control.open_mount(path, dev)?;
+    control.set_timeout(root.as_fd(), 600)?;
+    Ok((dev, root))
 }

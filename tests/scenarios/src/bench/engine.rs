@@ -3,6 +3,7 @@
 //! A visitor in a process group of its own opens a file behind each of [`SAMPLES`] triggers, one after another, and takes the
 //! time of each. The bare loop is what no automounter can do without: read the packet, bind, READY.
 
+use super::bare_trigger;
 use super::figures::Figures;
 use super::life;
 use crate::check::{HANG_LIMIT, wait_until};
@@ -11,7 +12,7 @@ use crate::process::Process;
 use anyhow::{Context, Result, bail};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::control::{Control, MountFd};
-use autofs_cr::sys::mount::{self, AutofsParams, MountFlags, MountType, Unmount};
+use autofs_cr::sys::mount::{self, MountFlags, Unmount};
 use autofs_cr::sys::packet::{packet_pipe, read_packet};
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -169,22 +170,7 @@ fn bare_loop(size: usize) -> Result<Times> {
     let mut roots: HashMap<DevNum, (PathBuf, MountFd)> = HashMap::new();
     for n in 0..size {
         let path = trigger(n);
-        fs::create_dir_all(&path)?;
-        let params = AutofsParams {
-            pipe: pipe.write.as_fd(),
-            pgrp: None,
-            mount_type: MountType::Direct,
-            protocol: (5, 5),
-            uid: None,
-            gid: None,
-            strict_expire: false,
-            ignore: false,
-        };
-        let detached = mount::autofs(&params, Path::new("bench"), MountFlags::empty())?;
-        detached.attach(CWD, &path)?;
-        let dev = detached.dev()?;
-        let root = control.open_mount(&path, dev)?;
-        control.set_timeout(root.as_fd(), 600)?;
+        let (dev, root) = bare_trigger(&control, &path, &pipe)?;
         roots.insert(dev, (path, root));
     }
     let start = begin.elapsed();

@@ -1,11 +1,12 @@
 //! Dump and restore of N direct mounts beside a bare loop of the same system calls.
 //! (The restore leaves them catatonic: no map serves these mounts. The loop attaches them as well.)
 
+use super::bare_trigger;
 use super::figures::Figures;
 use anyhow::{Result, ensure};
 use autofs_cr::sys::{
     control::Control,
-    mount::{self, AutofsParams, MountFlags, MountType, Unmount},
+    mount::{self, MountFlags, Unmount},
     packet::{PacketPipe, packet_pipe},
 };
 use rustix::fs::CWD;
@@ -46,22 +47,7 @@ fn round(figures: &mut Figures, size: usize) -> Result<()> {
 fn bare_restore(paths: &[PathBuf], pipe: &PacketPipe) -> Result<()> {
     let control = Control::open()?;
     for path in paths {
-        fs::create_dir_all(path)?;
-        let params = AutofsParams {
-            pipe: pipe.write.as_fd(),
-            pgrp: None,
-            mount_type: MountType::Direct,
-            protocol: (5, 5),
-            uid: None,
-            gid: None,
-            strict_expire: false,
-            ignore: false,
-        };
-        let detached = mount::autofs(&params, Path::new("bench"), MountFlags::empty())?;
-        let dev = detached.dev()?;
-        detached.attach(CWD, path)?;
-        let root = control.open_mount(path, dev)?;
-        control.set_timeout(root.as_fd(), 600)?;
+        let (_, root) = bare_trigger(&control, path, pipe)?;
         control.make_catatonic(root.as_fd())?;
         control.set_pipe(root.as_fd(), pipe.write.as_fd())?;
     }
