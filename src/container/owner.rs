@@ -148,13 +148,8 @@ impl<'a> Owner<'a> {
 /// and never expires an idle unit. So every such timer fires a second later.
 pub fn delay_timers(held: &mut Held) -> Result<(), TraceeError> {
     let Ok(process) = TaskDir::process(held.tid()) else { return Ok(()) };
-    let numbers = process.open_file("fd").and_then(crate::discover::proc::numbers).unwrap_or_default();
-    for fd in numbers {
-        let is_timer =
-            process.read_link(&format!("fd/{fd}")).is_ok_and(|to| to == Path::new("anon_inode:[timerfd]"));
-        if !is_timer {
-            continue;
-        }
+    let timers = process.descriptors(|link| link == Path::new("anon_inode:[timerfd]"));
+    for (fd, _) in timers.unwrap_or_default() {
         let info = process.read(&format!("fdinfo/{fd}")).unwrap_or_default();
         if let Some(left) = time_left(&String::from_utf8_lossy(&info)) {
             held.arm_timer(RemoteFd(fd), left + Duration::from_secs(1))?;

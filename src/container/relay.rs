@@ -12,7 +12,7 @@ use super::apart;
 use super::tree::Tree;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
 use crate::discover::pipes::PipeScan;
-use crate::discover::proc::{TaskDir, numbers};
+use crate::discover::proc::TaskDir;
 use crate::sys::packet::{Packet, V5_SIZE};
 use crate::sys::{DevNum, Errno, fork};
 use rustix::fs::{MemfdFlags, OFlags};
@@ -128,8 +128,8 @@ fn table_of(tree: &Tree, pid: i32) -> Option<Table> {
     }
     let process = TaskDir::process(pid).ok()?;
     let link = format!("/memfd:{} (deleted)", NAME.to_string_lossy());
-    let is_memory = |fd: &i32| process.read_link(&format!("fd/{fd}")).is_ok_and(|to| to == Path::new(&link));
-    let fd = process.open_file("fd").and_then(numbers).ok()?.into_iter().find(is_memory)?;
+    let memory = process.descriptors(|to| to == Path::new(&link)).ok()?;
+    let (fd, _) = memory.first()?;
     postcard::from_bytes(&process.read(&format!("fd/{fd}")).ok()?).ok()
 }
 

@@ -7,7 +7,7 @@
 //! Facts: by experiment with systemd 257. The state is text in a memfd, with a line `dev-id=NUMBER` for each automount unit.
 
 use super::parked;
-use crate::discover::proc::{TaskDir, numbers};
+use crate::discover::proc::TaskDir;
 use crate::sys::process::ProcessId;
 use crate::sys::tracee::{Held, TraceeError};
 use crate::sys::{DevNum, Errno};
@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Duration;
 
 /// In the environment of a restore: wanted.
@@ -59,12 +60,9 @@ pub fn renumber(held: &mut Held, new: &HashMap<DevNum, DevNum>) -> Result<(), Re
     sent.map_err(call("send it a signal"))?;
     held.run_to_exec(LIMIT)?;
     let process = TaskDir::process(pid).map_err(call("find its process"))?;
-    let fds = process.open_file("fd").and_then(numbers).map_err(call("list its descriptors"))?;
-    let is_state = |fd: &i32| {
-        let link = process.read_link(&format!("fd/{fd}"));
-        link.is_ok_and(|link| link.as_os_str().as_encoded_bytes().starts_with(STATE.as_bytes()))
-    };
-    let fd = fds.into_iter().find(is_state).ok_or(RenumberError::NoState)?;
+    let is_state = |link: &Path| link.as_os_str().as_encoded_bytes().starts_with(STATE.as_bytes());
+    let states = process.descriptors(is_state).map_err(call("list its descriptors"))?;
+    let &(fd, _) = states.first().ok_or(RenumberError::NoState)?;
     let state = process.read(&format!("fd/{fd}")).map_err(call("read its state"))?;
     let state = replaced(&state, new).ok_or(RenumberError::NoState)?;
     let memfd = rustix::fs::memfd_create("systemd-state", MemfdFlags::CLOEXEC);

@@ -65,6 +65,12 @@ impl TaskDir {
         Ok(OsString::from_vec(target.into_bytes()).into())
     }
 
+    /// Open descriptors whose links are `wanted`: number and link.
+    pub fn descriptors(&self, wanted: impl Fn(&Path) -> bool) -> Result<Vec<(i32, PathBuf)>, Errno> {
+        let link = |fd| Some((fd, self.read_link(&format!("fd/{fd}")).ok().filter(|link| wanted(link))?));
+        Ok(self.open_file("fd").and_then(numbers)?.into_iter().filter_map(link).collect())
+    }
+
     /// A NUL-ended string at an address of the task.
     pub fn string(&self, address: u64) -> Option<OsString> {
         let memory = std::fs::File::from(self.open_file("mem").ok()?);

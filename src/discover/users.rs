@@ -231,15 +231,13 @@ fn path_of(bytes: &[u8]) -> PathBuf {
 
 /// Open files whose path is `wanted`: number, path, id of the mount.
 fn descriptors(process: &TaskDir, wanted: impl Fn(&Path) -> bool) -> Vec<(i32, PathBuf, Option<u64>)> {
-    let numbers = process.open_file("fd").and_then(proc::numbers).unwrap_or_default();
-    let open = |number: i32| {
-        let path = process.read_link(&format!("fd/{number}")).ok().filter(|path| wanted(path))?;
+    let open = |(number, path): (i32, PathBuf)| {
         let info = process.read(&format!("fdinfo/{number}")).unwrap_or_default();
         let mut lines = info.split(|byte| *byte == b'\n');
         let mount = lines.find_map(|line| mountinfo::number(line.strip_prefix(b"mnt_id:\t")?));
-        Some((number, path, mount))
+        (number, path, mount)
     };
-    numbers.into_iter().filter_map(open).collect()
+    process.descriptors(wanted).unwrap_or_default().into_iter().map(open).collect()
 }
 
 /// Files that are mapped, each once.
