@@ -197,7 +197,7 @@ pub fn stopped(pid: c_int) {
             criu::log(Level::Info, &format!("{} autofs mounts in the container", dump.places()));
             dump.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
             criu::require_at_restore(NAME);
-            let files = [dump.parked_image(), dump.roots_image(), dump.foreign_image()];
+            let files = [dump.parked_image(), dump.roots_image(), dump.foreign_image(), dump.cgroups_image()];
             state.failed = files.into_iter().flatten().any(|file| !save(&file)) || !give_externals(&dump);
             state.dump = Some(dump);
         }
@@ -270,7 +270,8 @@ fn write(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
 /// Restore, in the root task: one superblock. `None`: the image is CRIU's own.
 pub fn mount(mount: MountInfo, flags: c_ulong) -> Option<c_int> {
     let mut state = state();
-    if state.mounted == 0 {
+    let first = state.mounted == 0;
+    if first {
         forget_time();
     }
     if state.failed {
@@ -282,6 +283,9 @@ pub fn mount(mount: MountInfo, flags: c_ulong) -> Option<c_int> {
         return None;
     }
     let path = criu::mountpoint(mount)?;
+    if first && let Err(error) = restore.make_cgroups() {
+        criu::log(Level::Warning, &error.to_string());
+    }
     Some(match restore.mount(dev, &path, mount_flags(flags)) {
         Ok(()) => 0,
         Err(error) => {

@@ -1,5 +1,6 @@
 //! A dump, seen from CRIU's main process: every task of the container is stopped.
 
+use super::cgroups;
 use super::foreign::{self, Seen};
 use super::inside::{self, Inside};
 use super::limits::{self, Limit};
@@ -89,6 +90,8 @@ pub struct Dump {
     inodes: HashMap<DevNum, u64>,
     /// Mounts of the host's automounter, and what is mounted below them.
     foreign: Vec<Seen>,
+    /// Below the root of the container's cgroup namespace.
+    cgroups: Vec<PathBuf>,
 }
 
 impl Dump {
@@ -105,6 +108,7 @@ impl Dump {
             parked: Vec::new(),
             inodes: HashMap::new(),
             foreign: Vec::new(),
+            cgroups: Vec::new(),
         };
         let mut known: HashSet<DevNum> = HashSet::new();
         for member in dump.tree.mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
@@ -131,6 +135,10 @@ impl Dump {
         }
         dump.ask_owners();
         dump.park();
+        match cgroups::read(root) {
+            Ok(found) => dump.cgroups = found,
+            Err(errno) => dump.warnings.push(format!("cgroups without processes are lost: {errno}")),
+        }
         Ok((!dump.mounts.is_empty() || !dump.foreign.is_empty()).then_some(dump))
     }
 
@@ -151,6 +159,11 @@ impl Dump {
     /// The image of the inodes by which masters know their mounts; `None` when no master does.
     pub fn roots_image(&self) -> Option<File> {
         (!self.inodes.is_empty()).then(|| criu::encode_roots(&self.inodes))
+    }
+
+    /// The image of the container's cgroups; `None` when it has none of its own.
+    pub fn cgroups_image(&self) -> Option<File> {
+        (!self.cgroups.is_empty()).then(|| criu::encode_cgroups(&self.cgroups))
     }
 
     /// The image of those; `None` when there are none.

@@ -15,6 +15,7 @@
 //! The same image module as `autofs-cr dump` makes the files; pids in them are those of the container.
 
 mod apart;
+mod cgroups;
 pub mod command;
 mod dump;
 mod foreign;

@@ -1,5 +1,6 @@
 //! A restore: superblocks in the root task, masters when every task is whole again.
 
+use super::cgroups;
 use super::limits::{self, Limit};
 use super::maker::{AskError, Maker};
 use super::owner::{self, Owner};
@@ -54,6 +55,9 @@ pub enum RestoreError {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// Cgroups of the container.
+    #[error("cgroups without processes could not be made: {0}; watches of them cannot be restored")]
+    Cgroups(Errno),
     /// No maker at all.
     #[error("the process that makes autofs mounts could not be started: {0}")]
     NoMaker(AskError),
@@ -98,6 +102,10 @@ pub struct Restore {
     /// By which inodes masters know mounts.
     inodes: HashMap<DevNum, u64>,
     maker: Maker,
+    /// Below the root of the container's cgroup namespace; made with the first mount.
+    cgroups: Vec<PathBuf>,
+    /// The cgroup namespace of CRIU's main process.
+    outside: Option<u64>,
 }
 
 impl Restore {
@@ -129,8 +137,10 @@ impl Restore {
         limits::buffer().map_or(Ok(()), |buffer| limits::of_restore(&pipes, buffer))?;
         let (maker, unclaimed) = Maker::start(&images, renumber).map_err(RestoreError::NoMaker)?;
         faults::point("container.claimed")?;
+        let (cgroups, outside) = (criu::read_cgroups(dir)?, cgroups::namespace("self"));
         let new = HashMap::new();
-        Ok(Some((Self { images, by_dev, parked, new, inodes, maker }, unclaimed)))
+        let restore = Self { images, by_dev, parked, new, inodes, maker, cgroups, outside };
+        Ok(Some((restore, unclaimed)))
     }
 
     /// How many superblocks.
@@ -146,6 +156,15 @@ impl Restore {
     /// Is there an image of ours of this superblock?
     pub fn has(&self, dev: DevNum) -> bool {
         self.by_dev.contains_key(&dev)
+    }
+
+    /// In the root task, which is in the container's cgroups now, and nobody has watches yet: make those that nobody is in.
+    pub fn make_cgroups(&self) -> Result<(), RestoreError> {
+        // Told not to manage cgroups, CRIU leaves the task in its own namespace.
+        if self.cgroups.is_empty() || cgroups::namespace("self") == self.outside {
+            return Ok(());
+        }
+        cgroups::make(&self.cgroups).map_err(RestoreError::Cgroups)
     }
 
     /// In the root task: mount superblock `dev` at `path`, catatonic, with its directories.

@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Descriptors on covered roots.
 const PARKED: &str = "autofs-cr-parked.img";
@@ -28,6 +28,10 @@ const FOREIGN_MAGIC: u32 = u32::from_le_bytes(*b"AFCF");
 const ROOTS: &str = "autofs-cr-roots.img";
 /// Second word of that file: "AFCR".
 const ROOTS_MAGIC: u32 = u32::from_le_bytes(*b"AFCR");
+/// Cgroups.
+const CGROUPS: &str = "autofs-cr-cgroups.img";
+/// Second word of that file: "AFCG".
+const CGROUPS_MAGIC: u32 = u32::from_le_bytes(*b"AFCG");
 /// What CRIU's names of them begin with.
 const NAME: &str = "autofs-cr-";
 /// Second word of CRIU's own `mountpoints-*.img`.
@@ -111,6 +115,29 @@ pub fn read_roots(dir: BorrowedFd<'_>) -> Result<HashMap<DevNum, u64>, ImageErro
         Ok((dev, message.inode.ok_or_else(missing)?))
     };
     Frames::open(ROOTS, &bytes, ROOTS_MAGIC)?.map(root).collect()
+}
+
+/// The file of the container's cgroups: paths below the root of its cgroup namespace, parents first.
+pub fn encode_cgroups<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> File {
+    let mut file = Writer::new(CGROUPS_MAGIC);
+    for path in paths {
+        file.push(&wire::Cgroup { path: Some(path.as_os_str().as_encoded_bytes().to_vec()) });
+    }
+    File { name: CGROUPS.to_owned(), bytes: file.finish() }
+}
+
+/// What [`encode_cgroups`] was given, none of it outside that root; nothing when there is no such file.
+pub fn read_cgroups(dir: BorrowedFd<'_>) -> Result<Vec<PathBuf>, ImageError> {
+    let Some(bytes) = read_if_there(dir, CGROUPS)? else { return Ok(Vec::new()) };
+    let mut budget = LIMITS.entries;
+    let path = |frame: Result<Frame<'_>, ImageError>| {
+        let message: wire::Cgroup = frame?.decode(&[], &mut budget)?;
+        let missing = || Fault::Missing.at("path").in_file(CGROUPS);
+        let path = PathBuf::from(OsString::from_vec(message.path.ok_or_else(missing)?));
+        let below = path.components().all(|part| matches!(part, Component::Normal(_)));
+        Some(path).filter(|path| below && !path.as_os_str().is_empty()).ok_or_else(missing)
+    };
+    Frames::open(CGROUPS, &bytes, CGROUPS_MAGIC)?.map(path).collect()
 }
 
 /// A mount that the container has of the host's automounter.

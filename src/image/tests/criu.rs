@@ -1,11 +1,14 @@
 //! Our files among those of CRIU.
 
 use super::super::checkpoint::DumpedMount;
-use super::super::criu::{Foreign, encode, encode_foreign, name_externals, read, read_foreign};
+use super::super::criu::{
+    Foreign, encode, encode_cgroups, encode_foreign, name_externals, read, read_cgroups, read_foreign,
+};
 use super::super::framing::{Frames, MOUNT_MAGIC, Writer};
 use super::super::wire;
 use super::samples;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 #[test]
 fn files_among_those_of_criu() {
@@ -46,6 +49,21 @@ fn mounts_of_the_host() {
     let relative = encode_foreign(&[mount(7, "net", true, true)]);
     std::fs::write(dir.path().join(&file.name), &relative.bytes).unwrap();
     assert!(read_foreign(fd.as_fd()).is_err());
+}
+
+#[test]
+fn cgroups_below_the_containers_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let fd = std::fs::File::open(dir.path()).unwrap();
+    assert!(read_cgroups(fd.as_fd()).unwrap().is_empty());
+    let paths = ["system.slice", "system.slice/a b.service"].map(PathBuf::from);
+    let file = encode_cgroups(&paths);
+    std::fs::write(dir.path().join(&file.name), &file.bytes).unwrap();
+    assert_eq!(read_cgroups(fd.as_fd()).unwrap(), paths);
+    for outside in ["", "/a", "..", "a/../../b"] {
+        std::fs::write(dir.path().join(&file.name), encode_cgroups(&[outside.into()]).bytes).unwrap();
+        assert!(read_cgroups(fd.as_fd()).is_err(), "{outside:?}");
+    }
 }
 
 #[test]

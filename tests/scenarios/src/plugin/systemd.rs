@@ -2,6 +2,7 @@
 
 use super::container::{Container, Criu};
 use crate::check::{Checks, wait_until};
+use crate::process::run_ok;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::time::Duration;
@@ -49,6 +50,7 @@ fn with_plugin(checks: &mut Checks) -> Result<()> {
     criu.dump(&systemd)?;
     checks.that("the dump ends the container", wait_until(|| systemd.ended()));
     drop(systemd);
+    checks.step("its cgroups are gone, as on another machine", remove_cgroups());
     let systemd = criu.restore()?;
     checks.equal("same st_dev", (device(&systemd, "/mnt/bind"), device(&systemd, "/mnt/scratch")), was);
     checks.that("the units are as they were", running(&systemd, "bind") && waiting(&systemd, "scratch"));
@@ -208,6 +210,13 @@ pub(super) fn boot(target: &str) -> Result<Container> {
     let up = wait_until(|| UNITS.iter().all(|(_, place, _, _)| systemd.autofs(place).is_some()));
     ensure!(up, "systemd did not come up: {}", log());
     Ok(systemd)
+}
+
+/// Those of [`boot`], the deepest first. A process that has just ended is in one for a moment.
+fn remove_cgroups() -> Result<()> {
+    let remove = "find /sys/fs/cgroup/sd -depth -type d -exec rmdir {} +";
+    ensure!(wait_until(|| run_ok(HANGS, "sh", &["-c", remove]).is_ok()), "{remove}");
+    Ok(())
 }
 
 /// What systemd says: the container's root is this machine's.

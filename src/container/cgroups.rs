@@ -1,0 +1,83 @@
+//! Cgroups without processes. systemd watches those of its slices, and CRIU makes only cgroups that somebody is in: on a
+//! machine where the container never was the others must be there before CRIU opens the watches.
+//!
+//! The hierarchy is mounted for us alone, in the container's own cgroup namespace: so its root is the container's, wherever
+//! the host has it.
+
+use crate::sys::mount::{DetachedMount, MountFlags, new_superblock};
+use crate::sys::{Errno, fork};
+use nix::sched::{CloneFlags, setns};
+use rustix::fs::{Dir, FileType, Mode, OFlags, mkdirat, openat};
+use std::ffi::OsStr;
+use std::fmt::Display;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The cgroup namespace of a process: a pid, or `self`, which is right in every pid namespace.
+pub fn namespace(process: impl Display) -> Option<u64> {
+    Some(rustix::fs::stat(format!("/proc/{process}/ns/cgroup")).ok()?.st_ino)
+}
+
+/// All cgroups below the root of `pid`'s cgroup namespace, relative to it, parents first; none when it has no namespace of its own.
+pub fn read(pid: i32) -> Result<Vec<PathBuf>, Errno> {
+    if namespace(pid) == namespace("self") {
+        return Ok(Vec::new());
+    }
+    let space = rustix::fs::open(format!("/proc/{pid}/ns/cgroup"), OFlags::CLOEXEC, Mode::empty())?;
+    let (mut receive, send) = std::io::pipe().map_err(errno)?;
+    // A child: this process stays in its own namespace.
+    let child = fork::fork(|| {
+        let entered = setns(&space, CloneFlags::CLONE_NEWCGROUP).map_err(|errno| errno as i32);
+        let found = entered.and_then(|()| walk().map_err(Errno::raw_os_error));
+        let bytes = postcard::to_allocvec(&found).unwrap_or_default();
+        (&send).write_all(&bytes).map_or(1, |()| 0)
+    })?;
+    drop(send);
+    let mut bytes = Vec::new();
+    receive.read_to_end(&mut bytes).map_err(errno)?;
+    let _ = child.wait();
+    let found: Result<_, i32> = postcard::from_bytes(&bytes).map_err(|_| Errno::IO)?;
+    found.map_err(Errno::from_raw_os_error)
+}
+
+/// Make those that are not there, below the root of this process's cgroup namespace.
+pub fn make(paths: &[PathBuf]) -> Result<(), Errno> {
+    let root = hierarchy()?;
+    for path in paths {
+        match mkdirat(&root, path, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Version 2, as this process's cgroup namespace has it.
+fn hierarchy() -> Result<DetachedMount, Errno> {
+    let mounted = new_superblock::<&OsStr>("cgroup2", Path::new("cgroup2"), &[], MountFlags::empty());
+    mounted.map_err(|_| Errno::NODEV)
+}
+
+fn walk() -> Result<Vec<PathBuf>, Errno> {
+    let root = hierarchy()?;
+    let (mut found, mut at) = (vec![PathBuf::from(".")], 0);
+    while let Some(path) = found.get(at).cloned() {
+        let dir = openat(&root, &path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        for entry in Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if entry.file_type() == FileType::Directory && name != b"." && name != b".." {
+                let below = path.strip_prefix(".").unwrap_or(&path);
+                found.push(below.join(OsStr::from_bytes(name)));
+            }
+        }
+        at += 1;
+    }
+    found.remove(0);
+    Ok(found)
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}
