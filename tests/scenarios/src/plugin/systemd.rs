@@ -213,8 +213,8 @@ pub(super) fn boot(target: &str) -> Result<Container> {
 }
 
 /// Those of [`boot`], the deepest first. A process that has just ended is in one for a moment.
-fn remove_cgroups() -> Result<()> {
-    let remove = "find /sys/fs/cgroup/sd -depth -type d -exec rmdir {} +";
+pub(super) fn remove_cgroups() -> Result<()> {
+    let remove = "cd /sys/fs/cgroup && { [ ! -d sd ] || find sd -depth -type d -exec rmdir {} +; }";
     ensure!(wait_until(|| run_ok(HANGS, "sh", &["-c", remove]).is_ok()), "{remove}");
     Ok(())
 }

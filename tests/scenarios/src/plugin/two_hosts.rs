@@ -261,6 +261,8 @@ impl Who {
             Self::Systemd => {
                 systemd_files()?;
                 mount_points()?;
+                // Of an earlier move. Where controllers are on CRIU cannot put its root task there.
+                systemd::remove_cgroups()?;
                 Box::new(Cli::of(None))
             }
             Self::Oci(program) => Box::new(Oci::prepare(program)?),
