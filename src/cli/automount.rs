@@ -29,18 +29,24 @@ use std::time::Duration;
 
 const HELP: &str = "\
 Examples:
-  autofs-cr automount                        serve /etc/auto.master until TERM
-  autofs-cr automount /etc/auto.test -v      another master map, told in detail
-  autofs-cr automount --replace              the same while automount(8) runs: take its mounts, then end it
-  autofs-cr automount --dumpmaps             print all maps
+  autofs-cr automount                  serve /etc/auto.master until TERM
+  autofs-cr automount /etc/auto.test   another master map
+  autofs-cr automount --replace        while automount(8) runs: take its mounts,
+                                       then end it
+  autofs-cr automount --dumpmaps       print all maps
 
-Signals: TERM and INT end it (idle mounts go, busy ones stay for the next engine), HUP reads the maps again,
-USR1 unmounts what is idle. Mounts that exist at its mount points, left by automount(8) or by another engine, are
-attached where they are, with whatever is mounted in them.
+Signals:
+  TERM, INT  end: idle mounts go, busy ones stay for the next engine
+  HUP        read the maps again
+  USR1       unmount what is idle
 
-The options are those of automount(8). Called by the name automount (a link is enough) it goes to the background when
-all mounts are there, unless --foreground or --systemd-service is given, and only one can run; as `autofs-cr automount` it
-stays in the foreground. Where the service manager asks for it (Type=notify), it is told when all mounts are there.";
+Mounts that exist at its mount points, left by automount(8) or by another engine, are attached where they are, \
+with whatever is mounted in them.
+
+The options are those of automount(8). Called by the name automount (a link is enough) it goes to the background \
+when all mounts are there, unless --foreground or --systemd-service is given, and only one can run; as \
+`autofs-cr automount` it stays in the foreground. Where the service manager asks for it (Type=notify), it is told \
+when all mounts are there.";
 
 /// Serve the maps of a master map
 #[derive(Args, Debug, Default)]

@@ -11,10 +11,11 @@ use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
-  autofs-cr busy /net/data          who keeps it from expiring
+  autofs-cr busy /net/data              who keeps it from expiring
   autofs-cr busy /net/a /net/b --json
 
-It works with mounts of any automounter, and any others. Nothing is opened in them: a dead server does no harm.";
+It works with mounts of any automounter, and with any others. Nothing is opened in them: a dead server does \
+no harm.";
 
 /// Tell which programs, mounts and kernel users keep mounts from expiring
 #[derive(Args)]

@@ -23,11 +23,14 @@ const STUCK: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str = "\
 Examples:
-  autofs-cr check                      this system, and the mounts of this mount namespace
-  autofs-cr check --tree 812           likewise, with the mounts that process 812 sees
+  autofs-cr check              this system, and the mounts of this namespace
+  autofs-cr check --tree 812   likewise, with the mounts that process 812 sees
   autofs-cr check || systemctl restart autofs
 
-Exit codes: 0: all is well; 1: something is missing, or a mount has a problem.";
+Exit codes:
+  0  all is well
+  1  something is missing, or a mount has a problem
+  2  wrong usage";
 
 /// Can this system dump and restore, and are its autofs mounts well?
 ///

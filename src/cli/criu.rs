@@ -16,14 +16,14 @@ use std::time::Instant;
 
 const EXAMPLES: &str = "\
 Examples:
-  autofs-cr criu dump -t 812 -D /var/tmp/box                       processes, files and mounts; the tree ends
-  autofs-cr criu dump -t 812 -D /var/tmp/box --leave-running
-  autofs-cr criu restore -D /var/tmp/box --root /srv/box           the tree goes on, with its autofs mounts
-  autofs-cr criu dump -t 812 -D /var/tmp/box -- --tcp-established  more options of criu
+  autofs-cr criu dump -t 812 -D box                  processes, files and mounts
+  autofs-cr criu dump -t 812 -D box --leave-running  the tree goes on
+  autofs-cr criu restore -D box --root /srv/box      it goes on there
+  autofs-cr criu dump -t 812 -D box -- --tcp-established
 
-For a tree with a mount namespace of its own, with its automounter inside. Mounts of this system itself are the
-business of `autofs-cr dump` and `autofs-cr restore`; containers are that of their runtimes, which find the plugin
-themselves. CRIU's logs are in the image directory.";
+The last one hands an option to criu. All are for a tree with a mount namespace of its own, its automounter \
+inside. Mounts of this system itself are the business of `autofs-cr dump` and `autofs-cr restore`; containers that \
+of their runtimes, which find the plugin themselves. CRIU's logs are in the image directory.";
 
 /// Checkpoint and restore a tree of processes with CRIU, its autofs mounts included
 #[derive(Args)]

@@ -18,10 +18,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const EXAMPLES: &str = "\
 Examples:
-  autofs-cr ctl status                       maps, and jobs that are running: what hangs is there
-  autofs-cr ctl who                          which programs trigger mounts, and which keep them
-  autofs-cr ctl log debug --mount /net       everything about one mount, from now on
-  autofs-cr ctl log default --mount /net     as before";
+  autofs-cr ctl statumaps, running jobs, what hangs
+  autofs-cr ctl whwho triggers mounts, who keeps them
+  autofs-cr ctl log debug --mount /neeverything about one mount
+  autofs-cr ctl log default --mount /neas before";
 
 /// Ask a running engine, or tell it what to do
 #[derive(Args)]

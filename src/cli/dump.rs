@@ -18,12 +18,14 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
-  autofs-cr dump -D ckpt                   every mount of this mount namespace; nothing is changed
-  autofs-cr dump -D ckpt /home /net        these, and what is mounted below them
-  autofs-cr dump -D ckpt --hold            then the daemon may be restarted or killed: lookups wait until a restore
-  autofs-cr dump -D ckpt --catatonic       take the mounts from their daemon; who waits is stopped until a restore
+  autofs-cr dump -D ckpt              every mount; nothing is changed
+  autofs-cr dump -D ckpt /home /net   these, and what is mounted below them
+  autofs-cr dump -D ckpt --hold       now the daemon may be restarted or killed:
+                                      lookups wait until a restore
+  autofs-cr dump -D ckpt --catatonic  take the mounts from their daemon;
+                                      who waits is stopped until a restore
 
-A dump that fails leaves the mounts as they were, and no image. One that is killed while it takes mounts away
+A dump that fails leaves the mounts as they were, and no image. One that is killed while it takes mounts away \
 is undone by the next one.";
 
 /// Write down every autofs mount, with all that a restore needs

@@ -23,12 +23,13 @@ Examples:
   autofs-cr explain /home/anna
   autofs-cr explain --master ./auto.master --as 1000:1000 --json /home/anna
 
-With --json there is one object per line and mount, in the order of mounting:
+JSON:
   {\"mountpoint\":...,\"fstype\":...,\"options\":...,\"source\":...}
-with \"replicas\" in addition where several servers have the file system, or, instead of all, {\"error\":...}.
+  a line for each mount, in the order of mounting; \"replicas\" in addition, where
+  several servers have the file system. Instead of all: {\"error\":...}
 
 Exit codes:
-  0  the lookup would mount this (nothing, where only offsets below PATH can be mounted)
+  0  the lookup would mount this (nothing, where only offsets below PATH can be)
   1  the lookup would fail, or the maps cannot be read; the message says why
   2  wrong usage";
 

@@ -20,20 +20,20 @@ use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
-  autofs-cr list                       the mounts of this mount namespace
-  autofs-cr list --tree 812            those that process 812 sees
-  autofs-cr list --json | jq -r '.mounts[] | select(.master.program == \"dead\").path'
+  autofs-cr list                  the mounts of this mount namespace
+  autofs-cr list --tree 812       those that process 812 sees
+  autofs-cr list --json |
+    jq -r '.mounts[] | select(.master.program == \"dead\").path'
 
 Columns:
-  PIPE     inode of the kernel's pipe; `catatonic`: there is none, and lookups fail
-  ENDS     who holds the pipe: process:descriptor, r for the read end, w for a write end
+  PIPE     inode of the kernel's pipe; `catatonic`: there is none, lookups fail
+  ENDS     who holds the pipe: process:descriptor, r: read end, w: write end
   GROUP    the process group that owns the mount
   MASTER   the program that answers, its process (and for systemd its unit)
   IDLE     the idle timeout
-  MOUNTED  what is mounted on the trigger, or how many keys of an indirect mount are mounted
-A narrow terminal does not show ENDS and GROUP.
+  MOUNTED  what is mounted on the trigger, or how many keys are mounted
 
-The shape of --json is described in docs/list-json.md.";
+A narrow terminal does not show ENDS and GROUP. The shape of --json is described in docs/list-json.md.";
 
 /// Every autofs mount: what it is, who answers it, what is mounted on it
 ///

@@ -106,6 +106,26 @@ mod tests {
         shown.into_iter().flat_map(pages).collect()
     }
 
+    /// Where clap broke them, they would not look like examples any more.
+    #[test]
+    fn indented_lines_of_the_help_fit_a_terminal() {
+        fn look(command: &Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines().filter(|line| line.starts_with(' ')) {
+                assert!(line.chars().count() <= 80, "{}: {line}", command.get_name());
+            }
+            for block in help.split("\n\n").filter(|block| heading(block).is_some()) {
+                assert!(
+                    block.lines().skip(1).all(|line| line.starts_with("  ")),
+                    "{}: {block}",
+                    command.get_name()
+                );
+            }
+            command.get_subcommands().for_each(look);
+        }
+        look(&super::super::Cli::command());
+    }
+
     #[test]
     fn every_command_has_a_page_with_examples() {
         let dir = tempfile::tempdir().unwrap();

@@ -31,9 +31,9 @@ enum Command {
 
 const HELP: &str = "\
 Examples:
-  autofs-cr maps check                    /etc/autofs.conf, the master map and all files it names
-  autofs-cr maps check /etc/auto.home     one map
-  autofs-cr maps check --kind direct m    a file that is not what its lines look like
+  autofs-cr maps check                  autofs.conf, the master map, its files
+  autofs-cr maps check /etc/auto.home   one map
+  autofs-cr maps check --kind direct m  a file that is not what it looks like
 
 Exit codes of check:
   0  no errors, perhaps warnings

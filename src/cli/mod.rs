@@ -32,12 +32,14 @@ use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
-  autofs-cr list                                who answers which mount
-  autofs-cr check                               what would stand in the way
-  autofs-cr dump -D ckpt --hold                 write the mounts down; lookups wait when the daemon dies
-  autofs-cr restore -D ckpt --serve             they go on, and are served
-  autofs-cr automount                           serve /etc/auto.master
-  autofs-cr top                                 watch who waits, and on what
+  autofs-cr list                  who answers which mount
+  autofs-cr check                 what would stand in the way
+  autofs-cr dump -D ckpt --hold   write the mounts down; the daemon may die now:
+                                  lookups wait
+  autofs-cr restore -D ckpt --serve
+                                  answer them, and serve the mounts from now on
+  autofs-cr automount             serve /etc/auto.master
+  autofs-cr top                   watch who waits, and on what
 
 Exit codes:
   0  done

@@ -16,12 +16,13 @@ use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
-  autofs-cr restore -D /var/tmp/ckpt --serve            make or adopt the mounts, and serve them from now on
-  autofs-cr restore -D /var/tmp/ckpt --master 812       give them to process 812, which was their master
-  autofs-cr restore -D /var/tmp/ckpt --root /srv/box    below another directory, catatonic: nobody serves them
+  autofs-cr restore -D ckpt --serve          make or adopt the mounts; serve
+  autofs-cr restore -D ckpt --master 812     back to process 812, their master
+  autofs-cr restore -D ckpt --root /srv/box  below another directory, catatonic:
+                                             nobody serves them
 
-Where a mount of the image still exists it is adopted: busy or covered, with a master that lives or not. What
-is missing is made, with its old device number where that is free. Visitors notice nothing: who waits gets its
+Where a mount of the image still exists it is adopted: busy or covered, with a master that lives or not. What \
+is missing is made, with its old device number where that is free. Visitors notice nothing: who waits gets its \
 answer from the new master.
 
 If anything fails, everything is taken back.";

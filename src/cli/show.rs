@@ -20,7 +20,7 @@ Examples:
   autofs-cr show ckpt                  what a restore would work with
   autofs-cr show ckpt --json | jq -r '.mounts[].facts.path'
 
-Below a mount: its directories (d) and symlinks (l), what was mounted on it, its active keys with their map
+Below a mount: its directories (d) and symlinks (l), what was mounted on it, its active keys with their map \
 entries, and who waited on it. SERVICE is the number of an entry of the second table.
 
 The image's files are described in docs/image-format.md, --json as well.";

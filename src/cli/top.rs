@@ -18,13 +18,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const EXAMPLES: &str = "\
 Examples:
-  autofs-cr top                     every second, until q
-  autofs-cr top --tree 812          the mounts that process 812 sees
-  autofs-cr top -n 1 | head         one picture, for scripts
+  autofs-cr top                   every second, until q
+  autofs-cr top --tree 812        the mounts that process 812 sees
+  autofs-cr top -n 1 | head       one picture, for scripts
 
-Who waits comes first, longest first, with the mount and its master; then the mounts, those with waiters first. All that
-comes from the kernel, whoever serves the mounts. Where one of our engines serves, its rates and times stand above, and the
-programs with most lookups below.";
+Who waits comes first, longest first, with the mount and its master; then the mounts, those with waiters first. \
+All that comes from the kernel, whoever serves the mounts. Where one of our engines serves, its rates and times \
+stand above, and the programs with most lookups below.";
 
 /// Watch waiters, mounts and lookups as they come and go
 #[derive(Args)]
