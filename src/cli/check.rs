@@ -1,9 +1,9 @@
 //! `autofs-cr check`.
 
-use super::TargetArgs;
 use super::list::{gaps, shown, waiters};
 use super::output::Output;
 use super::table::Style;
+use super::{TargetArgs, human};
 use anyhow::Result;
 use autofs_cr::discover::facts::{AutofsMount, End, Master, Pipe, Survey, Waiter};
 use autofs_cr::discover::{Target, survey};
@@ -139,8 +139,7 @@ fn mounts(target: &Target) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::Ok(match survey.mounts.len() {
             0 => "no autofs mounts".into(),
-            1 => "one autofs mount: its master is not dead, nobody is stuck".into(),
-            n => format!("{n} autofs mounts: no master is dead, nobody is stuck"),
+            n => format!("{}: no master is dead, nobody is stuck", human::count(n, "autofs mount")),
         }));
     }
     findings

@@ -1,5 +1,6 @@
 //! `autofs-cr criu`: CRIU with the plugin, for a tree of processes.
 
+use super::human;
 use super::output::{self, Output};
 use super::progress::Progress;
 use anyhow::{Context, Result};
@@ -185,10 +186,7 @@ impl Common {
         if self.json {
             output.json(&Report { format: 1, dir, pid, summary, seconds })?;
         } else {
-            let mounts = match summary.mounts {
-                1 => "1 autofs mount".to_owned(),
-                n => format!("{n} autofs mounts"),
-            };
+            let mounts = human::count(summary.mounts, "autofs mount");
             output.print(&line(&mounts, &dir))?;
         }
         Ok(if summary.without_master == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use autofs_cr::discover::users::{Users, users};
 use autofs_cr::engine::control::client::{AskError, ask};
 use autofs_cr::engine::control::{Reply, Request, Status, Who};
+use autofs_cr::engine::state::Counts;
 use autofs_cr::log::LogLevels;
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -105,7 +106,7 @@ impl Ctl {
             Reply::Metrics(text) => text.clone(),
             Reply::Log(levels) => log_levels(levels),
             Reply::Done(counts) => {
-                format!("done: {} autofs mounts, {} keys mounted\n", counts.mounts, counts.mounted)
+                format!("done: {}\n", serving(counts))
             }
             Reply::Error(text) => bail!("{text}"),
         };
@@ -183,14 +184,18 @@ const MAPS: [Column; 7] = [
 const JOBS: [Column; 4] =
     [Column::new("JOB"), Column::right("FOR"), Column::right("WAITING"), Column::long("ON", 12)];
 
+fn serving(counts: &Counts) -> String {
+    format!(
+        "{}, {} mounted",
+        human::count(counts.mounts, "autofs mount"),
+        human::count(counts.mounted, "key")
+    )
+}
+
 fn status(told: &Status, now: u64, output: &Output) -> String {
     let Status { pid, version, began, counts, maps, jobs, upgrades: _ } = told;
-    let mut text = format!(
-        "engine {pid}, autofs-cr {version}, began {}: {} autofs mounts, {} keys mounted\n",
-        ago(now, *began),
-        counts.mounts,
-        counts.mounted
-    );
+    let mut text =
+        format!("engine {pid}, autofs-cr {version}, began {}: {}\n", ago(now, *began), serving(counts));
     let mut table = Table::new(&MAPS);
     for map in maps {
         let doing = match (map.reading, map.expiring) {

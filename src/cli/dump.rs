@@ -1,6 +1,7 @@
 //! `autofs-cr dump`, and the holder that it may leave.
 
 use super::TargetArgs;
+use super::human::count;
 use super::list::shown;
 use super::output::{self, Output};
 use super::progress::Progress;
@@ -166,10 +167,6 @@ fn summary(dir: &Path, report: &Report) -> String {
         }
     }
     text
-}
-
-fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Keep the read ends of pipes (`dump --hold` runs this)

@@ -14,6 +14,11 @@ pub fn duration(seconds: u64) -> String {
     if texts.is_empty() { "never".into() } else { texts.concat() }
 }
 
+/// How many of something whose plural ends in s: `1 mount`, `2 mounts`.
+pub fn count<N: std::fmt::Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
+    format!("{number} {what}{}", if number == N::from(1) { "" } else { "s" })
+}
+
 /// Seconds since 1970 in UTC: `2023-11-14 22:13:20 UTC`.
 pub fn date(seconds: u64) -> String {
     let (mut days, time) = (seconds / 86_400, seconds % 86_400);

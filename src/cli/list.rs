@@ -77,9 +77,11 @@ impl List {
         let target = self.target.target();
         let survey = survey(&target)?;
         gaps(&survey).for_each(output::warn);
-        if !survey.unplaced_waiters.is_empty() {
-            let waiters = waiters(&survey.unplaced_waiters);
-            output::warn(format_args!("waiting, but not known on which mount: {waiters}"));
+        // A daemon that unmounts what is idle waits for itself.
+        let unplaced = survey.unplaced_waiters.iter().filter(|waiter| !waiter.expiring);
+        let unplaced: Vec<_> = unplaced.cloned().collect();
+        if !unplaced.is_empty() {
+            output::warn(format_args!("waiting, but not known on which mount: {}", waiters(&unplaced)));
         }
         let requesters = requesters(&survey.mounts, &target);
         let listed = |(facts, requester)| Listed { facts, requester };
@@ -244,8 +246,7 @@ pub fn mounted(mount: &AutofsMount) -> String {
         let keys: HashSet<_> = mount.covering.iter().map(|covering| &covering.path).collect();
         return match keys.len() {
             0 => "-".into(),
-            1 => "1 key".into(),
-            n => format!("{n} keys"),
+            n => human::count(n, "key"),
         };
     }
     or_dash(mount.covering.iter().map(|covering| covering.fstype.as_str()).collect::<Vec<_>>().join("+"))

@@ -3,7 +3,7 @@
 use super::output::{self, Output};
 use super::progress::Progress;
 use super::table::{Cell, Column, Style, Table};
-use super::{TargetArgs, list};
+use super::{TargetArgs, human, list};
 use anyhow::{Result, bail};
 use autofs_cr::restore::resume::Resumed;
 use autofs_cr::restore::verify::{How, Outcome};
@@ -192,18 +192,18 @@ fn how(outcome: &Outcome) -> Cell {
 fn summary(restored: &Restored, served: bool) -> Vec<String> {
     let count = |how| restored.mounts.iter().filter(|outcome| outcome.how == how).count();
     let mut lines = vec![format!(
-        "{} mounts: {} created, {} adopted",
-        restored.mounts.len(),
+        "{}: {} created, {} adopted",
+        human::count(restored.mounts.len(), "mount"),
         count(How::Created) + count(How::Bound),
         count(How::Adopted)
     )];
     let resumed = &restored.resumed;
-    for (number, text) in [
-        (restored.waiters, "waiters handed on"),
-        (resumed.continued, "stopped processes continued"),
-        (resumed.remounted, "active keys mounted again"),
+    for (number, what, done) in [
+        (restored.waiters, "waiter", "handed on"),
+        (resumed.continued, "stopped task", "continued"),
+        (resumed.remounted, "active key", "mounted again"),
     ] {
-        lines.extend((number > 0).then(|| format!("{number} {text}")));
+        lines.extend((number > 0).then(|| format!("{} {done}", human::count(number, what))));
     }
     if let Some(pid) = restored.master.filter(|_| served) {
         lines.push(format!("engine: process {pid}"));

@@ -131,6 +131,19 @@ impl Table {
         self.lines.push(Line::Note(printable(&text.into()).into_owned()));
     }
 
+    /// Rows and notes, without the heading.
+    pub fn lines(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// No more than so many lines; the last one tells how many are left out.
+    pub fn shorten(&mut self, most: usize) {
+        if self.lines.len() > most {
+            let left_out = self.lines.drain(most.saturating_sub(1)..).count();
+            self.note(format!("and {left_out} more"));
+        }
+    }
+
     /// The whole, for `output`.
     pub fn render(&self, output: &Output) -> String {
         let widths = self.widths(output.width.unwrap_or(usize::MAX));
@@ -159,8 +172,8 @@ impl Table {
         line + "\n"
     }
 
-    /// As wide as the widest cell. Where that is too much for the terminal, the optional columns go (width 0), from the
-    /// left; then the long ones are cut, from the right.
+    /// As wide as the widest cell. Where that is too much for the terminal, the optional columns go (width 0), the last
+    /// one first; then the long ones are cut, the widest first.
     fn widths(&self, limit: usize) -> Vec<usize> {
         let mut widths: Vec<_> = self.columns.iter().map(|column| column.name.width()).collect();
         for line in &self.lines {
@@ -255,6 +268,18 @@ PATH                 TYPE    MORE   PID
         assert!(narrow(24).contains("\n/a/ra…päth  bad     1234\n"), "{}", narrow(24));
         assert!(narrow(24).lines().all(|line| line.width() <= 24));
         assert!(narrow(1).contains("\n/mnt/a  direct     7\n"), "{}", narrow(1));
+    }
+
+    #[test]
+    fn short_tables_tell_what_is_left_out() {
+        let shortened = |most| {
+            let mut table = sample();
+            table.shorten(most);
+            table.render(&PLAIN).lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(shortened(3).len(), 3);
+        assert_eq!(shortened(2)[1], "    and 2 more");
+        assert_eq!(shortened(0), ["    and 3 more"]);
     }
 
     #[test]

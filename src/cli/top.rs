@@ -58,7 +58,7 @@ impl Top {
         let Some(mut screen) = Screen::open()? else { return self.print(delay, &mut history, output) };
         for picture in 1u64.. {
             *output = Output::new();
-            let text = history.frame(self.sample()?, output);
+            let text = history.frame(self.sample()?, output, Some(screen.rows()));
             screen.show(&text)?;
             if self.count == Some(picture) || screen.wait(delay)? == Key::Quit {
                 break;
@@ -73,7 +73,7 @@ impl Top {
             if picture > 0 {
                 std::thread::sleep(delay);
             }
-            let text = history.frame(self.sample()?, output);
+            let text = history.frame(self.sample()?, output, None);
             output.print(&text)?;
         }
         Ok(ExitCode::SUCCESS)

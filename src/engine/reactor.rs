@@ -245,7 +245,7 @@ impl Engine {
                     self.pool.set_leaving(true);
                     return self.step(Event::Leave);
                 }
-                _ => Reply::Error("an engine of restore cannot become another program; automount can".into()),
+                _ => Reply::Error("an engine of restore cannot become another program; `autofs-cr automount --replace` takes its mounts over".into()),
             },
             Request::Log { .. } => Reply::Error("the level of the log is changed without the engine".into()),
         };

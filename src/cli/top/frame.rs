@@ -38,24 +38,21 @@ pub struct History {
 }
 
 impl History {
-    /// The next picture.
-    pub fn frame(&mut self, sample: Sample, output: &Output) -> String {
+    /// The next picture, of so many rows where that is a limit.
+    pub fn frame(&mut self, sample: Sample, output: &Output, rows: Option<usize>) -> String {
         let waits = self.waits(&sample);
         let mut text = summary(&sample, waits.len());
         if let Some(metrics) = &sample.metrics {
             text += &self.engine(Lookups::parse(metrics), sample.at);
         }
-        if !waits.is_empty() {
-            text += "\n";
-            text += &waiting(&waits).render(output);
+        let mut tables =
+            [waiting(&waits), mounts(&sample.survey.mounts), programs(&sample.programs, sample.clock)];
+        if let Some(rows) = rows {
+            fit(rows.saturating_sub(text.lines().count()), &mut tables);
         }
-        if !sample.survey.mounts.is_empty() {
+        for table in tables.iter().filter(|table| table.lines() > 0) {
             text += "\n";
-            text += &mounts(&sample.survey.mounts).render(output);
-        }
-        if !sample.programs.is_empty() {
-            text += "\n";
-            text += &programs(&sample.programs, sample.clock).render(output);
+            text += &table.render(output);
         }
         text
     }
@@ -85,8 +82,8 @@ impl History {
         let last = self.engine.replace((at, now.clone()));
         let Some((before, last)) = last.filter(|(_, last)| last.answered() <= now.answered()) else {
             return format!(
-                "engine: {} lookups so far, {} failed{}\n",
-                now.answered(),
+                "engine: {} so far, {} failed{}\n",
+                human::count(now.answered(), "lookup"),
                 now.failed,
                 now.times()
             );
@@ -109,7 +106,19 @@ fn summary(sample: &Sample, waiting: usize) -> String {
     let mounts = &sample.survey.mounts;
     let keys: usize = mounts.iter().map(|mount| mount.covering.len()).sum();
     let time = human::date(sample.clock);
-    format!("{time}: {} autofs mounts, {keys} mounted on them, {waiting} waiting\n", mounts.len())
+    let autofs = human::count(mounts.len(), "autofs mount");
+    format!("{time}: {autofs}, {keys} mounted on them, {waiting} waiting\n")
+}
+
+/// Each table shows its beginning: thousands of mounts do not push away the programs, nor waiters the mounts.
+fn fit(rows: usize, tables: &mut [Table; 3]) {
+    let headings = 2 * tables.iter().filter(|table| table.lines() > 0).count();
+    let [waiting, mounts, programs] = tables;
+    let room = rows.saturating_sub(headings);
+    programs.shorten((room / 3).max(room.saturating_sub(waiting.lines() + mounts.lines())));
+    let room = room.saturating_sub(programs.lines());
+    waiting.shorten((room / 2).max(room.saturating_sub(mounts.lines())));
+    mounts.shorten(room.saturating_sub(waiting.lines()));
 }
 
 fn waiting(waits: &[Wait<'_>]) -> Table {
@@ -137,7 +146,7 @@ fn waiting(waits: &[Wait<'_>]) -> Table {
 fn mounts(mounts: &[AutofsMount]) -> Table {
     let mut table = Table::new(&[
         Column::long("PATH", 12),
-        Column::new("TYPE"),
+        Column::optional("TYPE"),
         Column::right("WAITING"),
         Column::new("MOUNTED"),
         Column::optional("IDLE"),
@@ -267,17 +276,31 @@ mod tests {
     fn who_waits_is_timed_from_picture_to_picture() {
         let start = Instant::now();
         let mut history = History::default();
-        let first = history.frame(sample(start), &PLAIN);
+        let first = history.frame(sample(start), &PLAIN, None);
         assert!(first.starts_with("2023-11-14 22:13:20 UTC: "), "{first}");
         assert!(first.contains("\nWAITS") && first.contains("0.0s"), "{first}");
-        let second = history.frame(sample(start + Duration::from_millis(2500)), &PLAIN);
+        let second = history.frame(sample(start + Duration::from_millis(2500)), &PLAIN, None);
         assert!(second.contains("2.5s") && !second.contains("0.0s"), "{second}");
         let mut nobody = sample(start + Duration::from_secs(3));
         nobody.survey.mounts.iter_mut().for_each(|mount| mount.waiters.clear());
         nobody.survey.unplaced_waiters.clear();
-        let third = history.frame(nobody, &PLAIN);
+        let third = history.frame(nobody, &PLAIN, None);
         assert!(third.contains(" 0 waiting\n") && !third.contains("WAITS"), "{third}");
         assert!(history.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_small_terminal_shows_something_of_everything() {
+        let mut large = sample(Instant::now());
+        let mount = large.survey.mounts.iter().find(|mount| !mount.waiters.is_empty()).unwrap().clone();
+        large.survey.mounts = vec![mount; 100];
+        let program = r#"{"command": "cat", "comm": "cat", "uid": 0, "pid": 7, "cgroup": "", "lookups": 5,
+            "first": 0, "last": 0, "triggers": [], "others": 0}"#;
+        large.programs = vec![serde_json::from_str(program).unwrap(); 9];
+        let frame = History::default().frame(large, &PLAIN, Some(24));
+        assert_eq!(frame.lines().count(), 24, "{frame}");
+        let notes: Vec<_> = frame.lines().filter(|line| line.starts_with("    and ")).collect();
+        assert_eq!(notes.len(), 3, "{frame}");
     }
 
     fn metrics(buckets: [u64; 3], failed: u64) -> String {
@@ -300,7 +323,7 @@ mod tests {
         let mut with = |seconds, text| {
             let metrics = Some(text);
             let sample = Sample { metrics, ..sample(start + Duration::from_secs(seconds)) };
-            let frame = history.frame(sample, &PLAIN);
+            let frame = history.frame(sample, &PLAIN, None);
             frame.lines().nth(1).unwrap().to_owned()
         };
         assert_eq!(
@@ -315,7 +338,7 @@ mod tests {
         // another engine
         assert_eq!(
             with(4, metrics([1, 1, 1], 0)),
-            "engine: 1 lookups so far, 0 failed; half within 50 us, 99% within 50 us"
+            "engine: 1 lookup so far, 0 failed; half within 50 us, 99% within 50 us"
         );
     }
 

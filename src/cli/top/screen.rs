@@ -42,16 +42,20 @@ impl Screen {
             tcsetattr(io::stdin(), OptionalActions::Now, &keys)?;
         }
         let screen = Self { signals, before };
-        // The other screen, without a cursor.
-        screen.write("\x1b[?1049h\x1b[?25l")?;
+        // The other screen, without a cursor; what is too long for a line ends with it.
+        screen.write("\x1b[?1049h\x1b[?25l\x1b[?7l")?;
         Ok(Some(screen))
+    }
+
+    /// How many it has now.
+    pub fn rows(&self) -> usize {
+        tcgetwinsize(io::stdout()).map_or(24, |size| usize::from(size.ws_row)).max(1)
     }
 
     /// Show as much as it has lines for.
     pub fn show(&mut self, text: &str) -> Result<()> {
-        let rows = tcgetwinsize(io::stdout()).map_or(24, |size| usize::from(size.ws_row));
         let mut picture = String::from("\x1b[H");
-        for (index, line) in output::harmless(text).lines().take(rows.max(1)).enumerate() {
+        for (index, line) in output::harmless(text).lines().take(self.rows()).enumerate() {
             picture += if index == 0 { "" } else { "\r\n" };
             picture += line;
             picture += "\x1b[K";
@@ -98,7 +102,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        if let Err(error) = self.write("\x1b[?25h\x1b[?1049l") {
+        if let Err(error) = self.write("\x1b[?7h\x1b[?25h\x1b[?1049l") {
             output::warn(format_args!("the terminal could not be set back: {error}"));
         }
         if let Some(before) = &self.before {

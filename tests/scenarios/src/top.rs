@@ -56,7 +56,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     print!("{text}");
     checks.that(
         "our engine tells its lookups and times",
-        text.contains("\nengine: 1 lookups so far, 0 failed; half within "),
+        text.contains("\nengine: 1 lookup so far, 0 failed; half within "),
     );
     checks.that("and from the second picture on its rate", text.contains("\nengine: 0.0 lookups/s"));
     checks.that("and who they come from", text.lines().any(|line| line.contains("cat /slow/key/one")));
