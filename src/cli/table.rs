@@ -136,11 +136,13 @@ impl Table {
         self.lines.len()
     }
 
-    /// No more than so many lines; the last one tells how many are left out.
+    /// No more than so many lines; the last one, if there is any, tells how many are left out.
     pub fn shorten(&mut self, most: usize) {
         if self.lines.len() > most {
             let left_out = self.lines.drain(most.saturating_sub(1)..).count();
-            self.note(format!("and {left_out} more"));
+            if most > 0 {
+                self.note(format!("and {left_out} more"));
+            }
         }
     }
 
@@ -279,7 +281,8 @@ PATH                 TYPE    MORE   PID
         };
         assert_eq!(shortened(3).len(), 3);
         assert_eq!(shortened(2)[1], "    and 2 more");
-        assert_eq!(shortened(0), ["    and 3 more"]);
+        assert_eq!(shortened(1), ["    and 3 more"]);
+        assert!(shortened(0).is_empty());
     }
 
     #[test]

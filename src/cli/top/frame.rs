@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Programs that are shown.
 const PROGRAMS: usize = 8;
+/// With fewer rows than this for all tables there are none for programs.
+const SMALL: usize = 6;
 /// From then on a lookup is taken for stuck.
 const LONG: Duration = Duration::from_secs(2);
 
@@ -112,9 +114,12 @@ fn summary(sample: &Sample, waiting: usize) -> String {
 
 /// Each table shows its beginning: thousands of mounts do not push away the programs, nor waiters the mounts.
 fn fit(rows: usize, tables: &mut [Table; 3]) {
-    let headings = 2 * tables.iter().filter(|table| table.lines() > 0).count();
+    let headings = |tables: &[Table]| 2 * tables.iter().filter(|table| table.lines() > 0).count();
+    if rows < headings(tables) + SMALL {
+        tables[2].shorten(0);
+    }
+    let room = rows.saturating_sub(headings(tables));
     let [waiting, mounts, programs] = tables;
-    let room = rows.saturating_sub(headings);
     programs.shorten((room / 3).max(room.saturating_sub(waiting.lines() + mounts.lines())));
     let room = room.saturating_sub(programs.lines());
     waiting.shorten((room / 2).max(room.saturating_sub(mounts.lines())));
@@ -130,7 +135,7 @@ fn waiting(waits: &[Wait<'_>]) -> Table {
         Column::long("MASTER", 14),
     ]);
     for Wait { waiter, mount, age } in waits {
-        let style = if *age >= LONG { Style::Bad } else { Style::Plain };
+        let style = if *age >= LONG && !waiter.expiring { Style::Bad } else { Style::Plain };
         let doing = if waiter.expiring { " (expires)" } else { "" };
         table.row(vec![
             Cell::styled(format!("{:.1}s", age.as_secs_f64()), style),
