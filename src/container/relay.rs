@@ -3,22 +3,26 @@
 //! pipe and automount's, and puts the inode that automount knows into each request.
 //!
 //! There is one for each pipe that needs it: none for indirect maps, none for mounts that automount makes after the restore, which write into its own
-//! pipe. It ends by itself: with the mounts (no write end is left), and with automount (no read end is left; the
-//! mounts are catatonic then, as without it). It is two processes: one works, the other has copies of both pipes and
+//! pipe. It ends by itself: with the mounts (no write end is left), and with automount (no read end is left; it makes the
+//! mounts catatonic then, as the kernel does without it). It is two processes: one works, the other has copies of both pipes and
 //! starts it again when it is killed. What it knows is in a memory file of its own, by which the next dump finds
 //! automount behind it and carries the inodes on.
 
 use super::apart;
 use super::tree::Tree;
+use crate::attach;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
 use crate::discover::pipes::PipeScan;
-use crate::discover::proc::TaskDir;
+use crate::discover::proc::{self, TaskDir};
+use crate::discover::{Target, mountinfo, survey};
+use crate::sys::control::Control;
 use crate::sys::packet::{Packet, V5_SIZE};
 use crate::sys::{DevNum, Errno, fork};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{MemfdFlags, OFlags};
-use rustix::pipe::PipeFlags;
+use rustix::pipe::{PipeFlags, SpliceFlags};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,7 +35,7 @@ const NAME: &CStr = c"autofs-cr-relay";
 /// Where the inode is in a packet.
 const INODE: std::ops::Range<usize> = 16..24;
 
-/// How the child ends when automount is gone: by SIGPIPE.
+/// How the worker ends when automount is gone: as by SIGPIPE, which may be quicker.
 const MASTER_GONE: i32 = 128 + libc::SIGPIPE;
 
 /// What a relay knows.
@@ -68,25 +72,62 @@ pub fn start(master: &OwnedFd, table: &Table) -> Result<OwnedFd, Errno> {
 /// The worker is started again until its work is done.
 fn watch(table: &Table, read: &OwnedFd, write: &OwnedFd) {
     loop {
-        let child = fork::fork(|| {
-            work(table, read, write);
-            0
+        let child = fork::fork(|| match work(table, read, write) {
+            Ok(()) => 0,
+            Err(Errno::PIPE) => MASTER_GONE as u8,
+            Err(_) => 1,
         });
         match child.map(fork::Child::wait) {
-            Ok(Ok(0 | MASTER_GONE)) => return,
+            Ok(Ok(0)) => return,
+            Ok(Ok(MASTER_GONE)) => return end_requests(read),
             _ => std::thread::sleep(Duration::from_millis(10)),
         }
     }
 }
 
-fn work(table: &Table, read: &OwnedFd, write: &OwnedFd) {
+/// Automount is gone, and the kernel does not know while we read in its stead: its mounts are catatonic, so that nobody waits for it.
+fn end_requests(read: &OwnedFd) {
+    let (Ok(pipe), Ok(control)) = (rustix::fs::fstat(read), Control::open()) else { return };
+    let mut seen = HashSet::new();
+    for pid in proc::pids().unwrap_or_default() {
+        let space = Target::Process(pid);
+        let Ok((namespace, table)) = survey::read(&space) else { continue };
+        if !seen.insert(namespace) {
+            continue;
+        }
+        let mounts = mountinfo::parse(&table).map(|entries| survey::assemble(&entries)).unwrap_or_default();
+        for mount in mounts.into_iter().filter(|mount| mount.options.pipe_ino == Some(pipe.st_ino)) {
+            let target = attach::Target { path: mount.path, dev: mount.dev };
+            // One that cannot be opened is catatonic with the next request: nobody reads the pipe then.
+            for root in attach::open_roots(&space, &[target]).into_iter().flatten() {
+                let _ = control.make_catatonic(root.as_fd());
+            }
+        }
+    }
+}
+
+/// A request is taken out of the kernel's pipe when automount has it: who is killed before leaves it to the next worker. Automount
+/// may get one twice then, and answers the second time that it is mounted.
+///
+/// `Ok` when nobody writes any more, EPIPE when nobody reads.
+fn work(table: &Table, read: &OwnedFd, write: &OwnedFd) -> Result<(), Errno> {
+    let (copy, copied) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::DIRECT)?;
     let mut buffer = [0; 2 * V5_SIZE];
-    while let Ok(length @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(read, &mut buffer)) {
+    loop {
+        // A write end without readers has an error, whatever is asked for.
+        let mut ends = [PollFd::new(read, PollFlags::IN), PollFd::new(write, PollFlags::empty())];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut ends, None))?;
+        if ends[1].revents().contains(PollFlags::ERR) {
+            return Err(Errno::PIPE);
+        }
+        if rustix::pipe::tee(read, &copied, V5_SIZE, SpliceFlags::empty())? == 0 {
+            return Ok(());
+        }
+        let length = rustix::io::read(&copy, &mut buffer)?;
         let packet = &mut buffer[..length];
         translate(table, packet);
-        if rustix::io::retry_on_intr(|| rustix::io::write(write, packet)).is_err() {
-            return;
-        }
+        rustix::io::retry_on_intr(|| rustix::io::write(write, packet))?;
+        rustix::io::read(read, &mut buffer)?;
     }
 }
 
@@ -171,14 +212,53 @@ mod tests {
     #[test]
     fn a_relay_works_until_nobody_writes() {
         let (theirs, master) = rustix::pipe::pipe().unwrap();
-        let (read, kernel) = rustix::pipe::pipe().unwrap();
+        let (read, kernel) = rustix::pipe::pipe_with(PipeFlags::DIRECT).unwrap();
         let table = Table { pipe: 1, inodes: [(300, 77)].into() };
         rustix::io::write(&kernel, &packet(6, 300, 5)).unwrap();
+        rustix::io::write(&kernel, &packet(5, 301, 5)).unwrap();
         drop(kernel);
-        work(&table, &read, &master);
+        work(&table, &read, &master).unwrap();
         drop(master);
-        let mut bytes = vec![0; 2 * V5_SIZE];
+        let mut bytes = vec![0; 4 * V5_SIZE];
         let length = rustix::io::read(&theirs, &mut bytes).unwrap();
-        assert_eq!(bytes[..length], packet(6, 300, 77));
+        assert_eq!(bytes[..length], [packet(6, 300, 77), packet(5, 301, 5)].concat());
+    }
+
+    #[test]
+    fn a_relay_ends_with_the_master() {
+        let (theirs, master) = rustix::pipe::pipe().unwrap();
+        let (read, _kernel) = rustix::pipe::pipe_with(PipeFlags::DIRECT).unwrap();
+        drop(theirs);
+        let table = Table { pipe: 1, inodes: HashMap::new() };
+        assert_eq!(work(&table, &read, &master), Err(Errno::PIPE));
+    }
+
+    #[test]
+    fn a_request_stays_until_the_master_has_it() {
+        let (theirs, master) = rustix::pipe::pipe_with(PipeFlags::DIRECT).unwrap();
+        let (read, kernel) = rustix::pipe::pipe_with(PipeFlags::DIRECT).unwrap();
+        let table = Table { pipe: 1, inodes: HashMap::new() };
+        // The master reads nothing, and its pipe has no room for the last one.
+        let room = rustix::pipe::fcntl_getpipe_size(&master).unwrap() / rustix::param::page_size();
+        rustix::io::write(&master, &packet(5, 300, 0)).unwrap();
+        for inode in 1..=room as u64 {
+            rustix::io::write(&kernel, &packet(5, 300, inode)).unwrap();
+        }
+        drop(kernel);
+        let bytes_in = |pipe: &OwnedFd| rustix::io::ioctl_fionread(pipe).unwrap() as usize;
+        std::thread::scope(|scope| {
+            scope.spawn(|| work(&table, &read, &master).unwrap());
+            while bytes_in(&theirs) < room * V5_SIZE || bytes_in(&read) > V5_SIZE {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            assert_eq!(bytes_in(&read), V5_SIZE);
+            let mut bytes = vec![0; 2 * V5_SIZE];
+            for inode in 0..=room as u64 {
+                let length = rustix::io::read(&theirs, &mut bytes).unwrap();
+                assert_eq!(bytes[..length], packet(5, 300, inode));
+            }
+        });
+        assert_eq!(bytes_in(&read), 0);
     }
 }

@@ -204,7 +204,7 @@ const SCENARIOS: &[Scenario] = &[
 /// Not in `scripts/test`: what passes on some runs only, or takes long.
 /// - `two-hosts-all`, `nfs`: minutes, with machines whose processors are emulated.
 /// - `soak`: on some runs one lookup of many is told ENOENT, or all wait for many seconds (docs/endurance.md).
-const UNSETTLED: &[&str] = &["automount-kinds", "two-hosts-all", "nfs", "soak"];
+const UNSETTLED: &[&str] = &["two-hosts-all", "nfs", "soak"];
 
 /// After `--rounds`: how often a scenario that repeats itself does so.
 static ROUNDS: OnceLock<usize> = OnceLock::new();

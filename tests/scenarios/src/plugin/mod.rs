@@ -118,12 +118,14 @@ fn exports(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Put the plugin where CRIU can be told to look; the directory.
+/// Put the plugin where CRIU can be told to look; the directory. As every installer does: a file that is in use is
+/// replaced, not written over. Relays still run code of the old one.
 fn install() -> Result<String> {
     let built = std::env::current_exe()?.with_file_name("libautofs_cr_plugin.so");
     let dir = PathBuf::from("/tmp/libdir");
     fs::create_dir_all(&dir)?;
-    fs::copy(&built, dir.join("autofs_cr_plugin.so"))
-        .with_context(|| format!("no plugin at {}", built.display()))?;
+    let (plugin, new) = (dir.join("autofs_cr_plugin.so"), dir.join("new"));
+    fs::copy(&built, &new).with_context(|| format!("no plugin at {}", built.display()))?;
+    fs::rename(new, plugin)?;
     Ok(dir.to_string_lossy().into_owned())
 }
