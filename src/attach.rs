@@ -103,7 +103,10 @@ pub enum AttachError {
     #[error("the mount namespace cannot be entered: {0}")]
     Namespace(Errno),
     /// The pipe's write end cannot be had.
-    #[error("descriptor {fd} of process {pid} cannot be opened as a pipe for writing: {errno}")]
+    #[error(
+        "descriptor {fd} of process {pid} cannot be opened as a pipe for writing: {errno}; the process must be the one that \
+         read it when the mounts were dumped"
+    )]
     Pipe {
         /// The master.
         pid: i32,
@@ -226,7 +229,7 @@ pub fn abandon(space: &discover::Target, targets: &[Target]) -> Result<(), Attac
     })
 }
 
-/// The mount namespace that a target names.
+/// The mount namespace that a target names. Errors are those of [`Space::of_process`] and [`Space::of_file`].
 pub fn space_of(target: &discover::Target) -> Result<Space, Errno> {
     match target {
         discover::Target::Own => Space::own(),

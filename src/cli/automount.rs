@@ -187,7 +187,10 @@ impl Automount {
             .transpose()?;
         engine::reactor::block_signals();
         let wanted = config::of_master_map(given)?;
-        ensure!(!wanted.is_empty(), "the master map has no map that can be served");
+        ensure!(
+            !wanted.is_empty(),
+            "the master map has no map that can be served; `autofs-cr maps check` tells why"
+        );
         let _pid_file = self.pid_file.as_deref().map(running::PidFile::write).transpose()?;
         let Carried { pipe, listeners, state: before } = match self.carried {
             Some(number) => upgrade::take(number)?,

@@ -15,7 +15,8 @@ pub const BATCH: usize = 250;
 
 /// Run `body` in a process of its own, with its end of the socket; returns ours.
 ///
-/// Forked twice, so that CRIU, which watches its children, never hears of it.
+/// Forked twice, so that CRIU, which watches its children, never hears of it. Errors are those of [`fork::fork`] and
+/// socketpair(2). Where the second fork fails our end is readable at once, as nobody has the other.
 pub fn start(body: impl FnOnce(&OwnedFd)) -> Result<OwnedFd, Errno> {
     let (ours, its) = socket_pair()?;
     let between = fork::fork(|| {
@@ -38,12 +39,13 @@ fn alone(socket: &OwnedFd) {
     fork::reset_signals();
 }
 
-/// Messages, not bytes.
+/// Two ends of a connection that carries messages, not bytes (SOCK_SEQPACKET), both CLOEXEC.
 pub fn socket_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
-/// A text (an error, or empty) with descriptors. Its first byte is ours, so that an end is an end.
+/// Send a text (an error, or empty) with at most [`BATCH`] descriptors. Its first byte is ours, so that an end is an end.
+/// EPIPE when nobody has the other end any more.
 pub fn send(socket: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -54,7 +56,7 @@ pub fn send(socket: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), 
     rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// The next message.
+/// The next message, of at most 64 KiB; waits for it. EPIPE when nobody has the other end any more.
 pub fn receive(socket: &OwnedFd) -> Result<(String, Vec<OwnedFd>), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

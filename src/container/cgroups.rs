@@ -20,6 +20,7 @@ pub fn namespace(process: impl Display) -> Option<u64> {
 }
 
 /// All cgroups below the root of `pid`'s cgroup namespace, relative to it, parents first; none when it has no namespace of its own.
+/// ENOENT when there is no such process, ENODEV when the kernel has no cgroups of version 2.
 pub fn read(pid: i32) -> Result<Vec<PathBuf>, Errno> {
     if namespace(pid) == namespace("self") {
         return Ok(Vec::new());
@@ -41,7 +42,8 @@ pub fn read(pid: i32) -> Result<Vec<PathBuf>, Errno> {
     found.map_err(Errno::from_raw_os_error)
 }
 
-/// Make those that are not there, below the root of this process's cgroup namespace.
+/// Make those that are not there, below the root of this process's cgroup namespace. Those made before an
+/// error stay. ENODEV when the kernel has no cgroups of version 2.
 pub fn make(paths: &[PathBuf]) -> Result<(), Errno> {
     let root = hierarchy()?;
     for path in paths {

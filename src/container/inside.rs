@@ -24,6 +24,7 @@ pub struct Inside {
 }
 
 /// Look at `mounts`, which process `pid` sees at their paths. The results are in their order.
+/// ENODEV when this process has no `/dev/autofs`; what concerns one mount is in its own result.
 pub fn read(pid: i32, mounts: &[Target]) -> Result<Vec<Result<Inside, String>>, Errno> {
     let (mut receive, send) = std::io::pipe().map_err(errno)?;
     let child = fork::fork(|| {

@@ -48,6 +48,7 @@ pub struct Table {
 }
 
 /// Start one that writes into `master`, the write end of the master's pipe. Returns the pipe for the kernel.
+/// EPIPE when the relay ended at once.
 pub fn start(master: &OwnedFd, table: &Table) -> Result<OwnedFd, Errno> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     // Packets stay packets, and a full pipe is waited for.

@@ -26,7 +26,7 @@ impl TaskDir {
         Self::open(rustix::fs::CWD, "/proc", 0)
     }
 
-    /// `/proc/PID`.
+    /// `/proc/PID`; ENOENT when there is none.
     pub fn process(pid: i32) -> Result<Self, Errno> {
         Self::open(rustix::fs::CWD, &format!("/proc/{pid}"), pid)
     }
@@ -44,7 +44,8 @@ impl TaskDir {
         Ok(numbers.into_iter().filter_map(move |tid| Self::open(&list, &tid.to_string(), tid).ok()))
     }
 
-    /// A file below, for reading.
+    /// A file below, for reading. ENOENT or ESRCH when the task has ended, EACCES when we may not look at it; so with all
+    /// that read such files.
     pub fn open_file(&self, name: &str) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         openat(&self.dir, name, flags, Mode::empty())

@@ -120,7 +120,7 @@ fn talk(child: &mut Child, lines: &str) -> std::io::Result<(Vec<u8>, String)> {
     Ok((said, complaint))
 }
 
-/// End a holder that an earlier run left.
+/// End a holder that an earlier run left; one that has ended is no error. EPERM when it is somebody else's.
 pub fn end(process: ProcessId) -> Result<(), Errno> {
     match process.signal(Signal::TERM) {
         Err(Errno::SRCH) => Ok(()),

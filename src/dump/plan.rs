@@ -136,7 +136,7 @@ fn shown(path: &Path) -> String {
 
 fn listed(paths: &[PathBuf]) -> String {
     match paths {
-        [] => String::new(),
+        [] => "; autofs-cr list tells where there are some".into(),
         paths => {
             let paths: Vec<_> = paths.iter().map(|path| shown(path)).collect();
             format!("; near it: {}", paths.join(", "))
@@ -378,7 +378,10 @@ pub(super) mod tests {
         let error = plan(&mounts, &wish(&["/mics"]), &us(1)).unwrap_err();
         assert_eq!(error.to_string(), "no autofs mount at /mics; near it: /net, /misc");
         let error = plan(&mounts, &wish(&["/far/away"]), &us(1)).unwrap_err();
-        assert_eq!(error.to_string(), "no autofs mount at /far/away");
+        assert_eq!(
+            error.to_string(),
+            "no autofs mount at /far/away; autofs-cr list tells where there are some"
+        );
         assert_eq!(plan(&survey_of(vec![]), &wish(&[]), &us(1)), Err(PlanError::NoMounts));
     }
 

@@ -9,7 +9,7 @@ use rustix::pipe::{SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, tee};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 /// The packets in the pipe that process `pid` reads by its descriptor `fd`. They stay there: tee(2) copies them. What is no
-/// protocol 5 packet is left out.
+/// protocol 5 packet is left out. Errors are those of [`copy_fd`].
 pub fn unread(pid: i32, fd: RawFd) -> Result<Vec<Packet>, Errno> {
     unread_in(copy_fd(pid, fd)?.as_fd())
 }

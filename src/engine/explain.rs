@@ -46,7 +46,7 @@ pub enum ExplainError {
     #[error("{0}: give an absolute path without . and ..")]
     Path(String),
     /// No map is for it.
-    #[error("{}: no map of the master map serves this path", .0.display())]
+    #[error("{}: no map of the master map serves this path; `autofs-cr automount --dumpmaps` prints what is served", .0.display())]
     NotServed(PathBuf),
     /// The mount point itself.
     #[error("{} is the mount point of map {map}; give a key below it", path.display())]

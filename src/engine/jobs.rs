@@ -472,7 +472,8 @@ fn sync(kernel: &dyn Kernel, task: &SyncTask) -> Synced {
     synced
 }
 
-/// The mount of an indirect map, or one of a direct map, with its directory.
+/// The mount of an indirect map, or one of a direct map, with its directory. Errors are those of [`Kernel::make_trigger`] and
+/// [`Kernel::make_dir`].
 pub fn make(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place, Errno> {
     if served.point.is_none() {
         return direct(kernel, path, served);

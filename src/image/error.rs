@@ -59,7 +59,8 @@ pub enum ImageError {
     },
     /// The first eight bytes are not those of this file.
     #[error(
-        "{file}: magic {found:#010x} at byte {offset}, expected {expected:#010x}: not an image of this kind"
+        "{file}: magic {found:#010x} at byte {offset}, expected {expected:#010x}: damaged, \
+         or no image of autofs-cr"
     )]
     Magic {
         /// The file.

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags};
 const SIGNALS: [Signal; 5] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Stay until the engine ends, and pass signals on to it. Returns its exit code.
+/// Stay until the engine ends, and pass signals on to it. Returns its exit code, 128 and the signal where one killed it.
 pub fn supervise(engine: Child) -> Result<i32, Errno> {
     let errno = |errno: nix::errno::Errno| Errno::from_raw_os_error(errno as i32);
     let mask: SigSet = SIGNALS.into_iter().collect();

@@ -60,7 +60,7 @@ pub fn reset_signals() {
     let _ = SigSet::empty().thread_set_mask();
 }
 
-/// The same, with the child in another pid namespace (a descendant of ours).
+/// [`fork`], with the child in another pid namespace: a descendant of ours, else EINVAL.
 pub fn fork_into(pid_namespace: impl AsFd, body: impl FnOnce() -> u8) -> Result<Child, Errno> {
     use nix::sched::{CloneFlags, setns};
     let errno = |errno: nix::errno::Errno| Errno::from_raw_os_error(errno as i32);
@@ -79,12 +79,13 @@ impl Child {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Send it a signal.
+    /// Send it a signal; ESRCH when it has ended and was waited for.
     pub fn signal(&self, signal: Signal) -> Result<(), Errno> {
         rustix::process::pidfd_send_signal(&self.pidfd, signal)
     }
 
-    /// Wait until it has ended: its exit code, or 128 and the signal that killed it.
+    /// Wait until it has ended: its exit code, or 128 and the signal that killed it. ECHILD when somebody else has waited
+    /// for it (a handler of SIGCHLD, as CRIU's).
     pub fn wait(mut self) -> Result<i32, Errno> {
         self.reap()
     }

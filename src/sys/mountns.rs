@@ -31,13 +31,13 @@ impl Space {
         Ok(Self { namespace, root: Some(root) })
     }
 
-    /// That of a namespace file.
+    /// That of a namespace file. Whether it is one shows when it is entered: EINVAL.
     pub fn of_file(path: &Path) -> Result<Self, Errno> {
         Ok(Self { namespace: open(path, OFlags::RDONLY)?, root: None })
     }
 
     /// Move the calling thread there: namespace, root and working directory. Its process must have no other
-    /// thread, or the thread must not share these with the others (EINVAL).
+    /// thread, or the thread must not share these with the others (EINVAL). EPERM without CAP_SYS_ADMIN and CAP_SYS_CHROOT.
     pub fn enter(&self) -> Result<(), Errno> {
         setns(&self.namespace, CloneFlags::CLONE_NEWNS).map_err(errno)?;
         // setns went to the namespace's root.
@@ -48,7 +48,8 @@ impl Space {
         Ok(())
     }
 
-    /// Run `act` there, in a thread of its own. Descriptors that it opens are this process's.
+    /// Run `act` there, in a thread of its own. Descriptors that it opens are this process's. Errors are those of
+    /// [`Space::enter`]; `act` has not run then.
     pub fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T, Errno> {
         run_apart(|| {
             unshare(CloneFlags::CLONE_FS).map_err(errno)?;
@@ -76,7 +77,7 @@ fn run_apart<T: Send>(act: impl FnOnce() -> Result<T, Errno> + Send) -> Result<T
 }
 
 /// Give the calling thread a copy of its mount namespace; nothing that happens in one shows in the other. (CLONE_NEWNS
-/// unshares root and working directory, too.)
+/// unshares root and working directory, too.) EPERM without CAP_SYS_ADMIN.
 pub fn unshare_private() -> Result<(), Errno> {
     unshare_as(super::mount::Propagation::Private)
 }

@@ -149,7 +149,7 @@ pub struct PacketPipe {
 
 /// A pipe in packet mode, both ends CLOEXEC. Many mounts may share one, so that it is made as large
 /// as an unprivileged pipe may be (1 MiB, 256 packets); the kernel refuses that to users with many pipes,
-/// and a small one only makes visitors wait a little.
+/// and a small one only makes visitors wait a little. The read end does not block. EMFILE, ENFILE: too many descriptors.
 pub fn packet_pipe() -> Result<PacketPipe, Errno> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::DIRECT)?;
     let flags = rustix::fs::fcntl_getfl(&read)?;

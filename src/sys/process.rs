@@ -36,12 +36,13 @@ impl ProcessId {
         if self.is_alive() { Ok(pidfd) } else { Err(Errno::SRCH) }
     }
 
-    /// Send a signal to this very process.
+    /// Send a signal to this very process; ESRCH as for [`ProcessId::open`].
     pub fn signal(self, signal: Signal) -> Result<(), Errno> {
         rustix::process::pidfd_send_signal(self.open()?, signal)
     }
 
-    /// Its process group, in our pid namespace; 0 when it has none there.
+    /// Its process group, in our pid namespace; 0 when it has none there. ESRCH when there is no process of its
+    /// number; whether it is this very one is not looked at.
     pub fn group(self) -> Result<i32, Errno> {
         nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(self.pid)))
             .map(|group| group.as_raw())
@@ -55,6 +56,7 @@ pub fn own_group() -> i32 {
 }
 
 /// A copy of descriptor `fd` of process `pid` (pidfd_getfd: same open file description), CLOEXEC.
+/// ESRCH when there is no such process, EBADF no such descriptor; EPERM where ptrace is not allowed.
 pub fn copy_fd(pid: i32, fd: RawFd) -> Result<OwnedFd, Errno> {
     rustix::process::pidfd_getfd(open_pidfd(pid)?, fd, PidfdGetfdFlags::empty())
 }
@@ -89,7 +91,7 @@ pub fn inherit(number: RawFd) -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
-/// A pidfd of the process that has number `pid` now.
+/// A pidfd of the process that has this number now; ESRCH when there is none, EINVAL for the number of a mere thread.
 pub fn open_pidfd(number: i32) -> Result<OwnedFd, Errno> {
     rustix::process::pidfd_open(pid(number)?, PidfdFlags::empty())
 }

@@ -56,7 +56,7 @@ pub struct MountStat {
     pub source: Option<PathBuf>,
 }
 
-/// The mount that an open file or directory lies on.
+/// The mount that an open file or directory lies on; `None` before Linux 6.8.
 pub fn id_of(fd: impl AsFd) -> Result<Option<MountId>, Errno> {
     use rustix::fs::{AtFlags, StatxFlags, statx};
     let unique = StatxFlags::from_bits_retain(0x4000);
@@ -64,7 +64,7 @@ pub fn id_of(fd: impl AsFd) -> Result<Option<MountId>, Errno> {
     Ok((found.stx_mask & unique.bits() != 0).then_some(MountId(found.stx_mnt_id)))
 }
 
-/// Every mount that is reachable from the thread's root directory.
+/// Every mount that is reachable from the thread's root directory; `None` before Linux 6.8.
 pub fn list() -> Result<Option<Vec<MountId>>, Errno> {
     const ROOT: u64 = u64::MAX;
     let mut all = Vec::new();
@@ -82,7 +82,7 @@ pub fn list() -> Result<Option<Vec<MountId>>, Errno> {
     }
 }
 
-/// Facts about one mount; ENOENT when it is gone.
+/// Facts about one mount; ENOENT when it is gone. `None` before Linux 6.8.
 pub fn stat(id: MountId) -> Result<Option<MountStat>, Errno> {
     let mut words = vec![0u64; 256];
     loop {

@@ -71,7 +71,10 @@ fn a_lookup_is_told_and_nothing_is_mounted() {
         ("/amd/l", "/amd/l bind [] /usr"),
         ("/amd/zz", "error: map file,amd:@/amd has no key zz"),
         ("/ind", "error: /ind is the mount point of map @/ind; give a key below it"),
-        ("/indigo/x", "error: /indigo/x: no map of the master map serves this path"),
+        (
+            "/indigo/x",
+            "error: /indigo/x: no map of the master map serves this path; `autofs-cr automount --dumpmaps` prints what is served",
+        ),
         ("/none/x", "error: map @/none: No such file or directory (os error 2)"),
         ("rel", "error: rel: give an absolute path without . and .."),
         (

@@ -29,7 +29,7 @@ const CONNECTIONS: usize = 16;
 #[non_exhaustive]
 pub enum ListenError {
     /// Another engine answers there.
-    #[error("control socket {}: another engine answers there", .0.display())]
+    #[error("control socket {}: another engine answers there; end that one, or choose another socket", .0.display())]
     InUse(PathBuf),
     /// It cannot be made.
     #[error("socket {}: {error}", path.display())]

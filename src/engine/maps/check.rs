@@ -30,6 +30,7 @@ pub enum FileKind {
 pub type Found = (PathBuf, Warning);
 
 /// Check a file; of a master map all maps that are files on this machine as well.
+/// An error when the file itself cannot be read; those of a master map that cannot are among what is found.
 pub fn check(path: &Path, kind: FileKind, site: &Arc<Site>) -> io::Result<Vec<Found>> {
     match kind {
         FileKind::Conf => {

@@ -83,7 +83,7 @@ impl Root {
 
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// A directory strictly beneath another, through no link.
+/// A directory strictly beneath another (O_PATH). ELOOP when a link is on the way, EXDEV when it leads out.
 pub fn resolve(root: impl AsFd, inside: &Path) -> Result<OwnedFd, Errno> {
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     // EAGAIN: something on the way was renamed meanwhile, and the kernel cannot be sure.
