@@ -48,7 +48,7 @@ pub struct Dump {
     #[arg(long, group = "mode")]
     leave_running: bool,
 
-    /// Leave a process that keeps the pipes open for this time: when the daemon dies, lookups wait
+    /// Leave a process that keeps the pipes open for so long, 300 seconds if not told: when the daemon dies, lookups wait
     #[arg(long, group = "mode", value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "300")]
     hold: Option<u64>,
 
@@ -157,12 +157,12 @@ fn summary(dir: &Path, report: &Report) -> String {
             );
         }
         Left::Catatonic => {
+            let stopped = match report.stopped.len() {
+                0 => String::new(),
+                n => format!(" ({} stopped)", count(n, "waiter")),
+            };
             text += &format!(
-                "the mounts have no daemon now; {} until autofs-cr restore -D {dir}\n",
-                match report.stopped.len() {
-                    1 => "1 waiter is stopped".to_owned(),
-                    n => format!("{n} waiters are stopped"),
-                }
+                "the mounts have no daemon now: lookups fail{stopped} until autofs-cr restore -D {dir}\n"
             );
         }
     }

@@ -140,7 +140,7 @@ impl Restore {
         }
         if master.is_none() {
             output::note(
-                "the mounts that were made are catatonic: lookups fail until they get a master (--serve, --master)",
+                "the mounts without a master are catatonic: lookups fail until they get one (--serve, --master)",
             );
         }
         Ok(())

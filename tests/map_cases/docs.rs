@@ -119,3 +119,23 @@ fn every_link_leads_somewhere() {
     }
     assert!(count > 20, "{count}");
 }
+
+/// Files that a document links to, or names in backticks, are there.
+#[test]
+fn documents_name_files_that_exist() {
+    const FOLDERS: [&str; 7] = ["src/", "tests/", "docs/", "scripts/", "plugin/", "packaging/", "proto/"];
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = std::fs::read_dir(here.join("docs")).unwrap().map(|file| file.unwrap().path());
+    let documents = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    for document in documents.chain(["README.md", "CONTRIBUTING.md"].map(|name| here.join(name))) {
+        let text = std::fs::read_to_string(&document).unwrap();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        let links = links.filter(|link| !link.is_empty() && !link.contains("://"));
+        let linked = links.map(|link| document.parent().unwrap().join(link));
+        let code = text.split('`').skip(1).step_by(2).filter_map(|code| code.split([' ', ':', '\n']).next());
+        let named = code.filter(|code| FOLDERS.iter().any(|folder| code.starts_with(folder)));
+        for path in linked.chain(named.map(|name| here.join(name))) {
+            assert!(path.exists(), "{}: {}", document.display(), path.display());
+        }
+    }
+}
