@@ -5,7 +5,7 @@
 //! the host has it.
 
 use crate::sys::mount::{DetachedMount, MountFlags, new_superblock};
-use crate::sys::{Errno, fork};
+use crate::sys::{Errno, fork, io_errno};
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{Dir, FileType, Mode, OFlags, mkdirat, openat};
 use std::ffi::OsStr;
@@ -26,7 +26,7 @@ pub fn read(pid: i32) -> Result<Vec<PathBuf>, Errno> {
         return Ok(Vec::new());
     }
     let space = rustix::fs::open(format!("/proc/{pid}/ns/cgroup"), OFlags::CLOEXEC, Mode::empty())?;
-    let (mut receive, send) = std::io::pipe().map_err(errno)?;
+    let (mut receive, send) = std::io::pipe().map_err(io_errno)?;
     // A child: this process stays in its own namespace.
     let child = fork::fork(|| {
         let entered = setns(&space, CloneFlags::CLONE_NEWCGROUP).map_err(|errno| errno as i32);
@@ -36,7 +36,7 @@ pub fn read(pid: i32) -> Result<Vec<PathBuf>, Errno> {
     })?;
     drop(send);
     let mut bytes = Vec::new();
-    receive.read_to_end(&mut bytes).map_err(errno)?;
+    receive.read_to_end(&mut bytes).map_err(io_errno)?;
     let _ = child.wait();
     let found: Result<_, i32> = postcard::from_bytes(&bytes).map_err(|_| Errno::IO)?;
     found.map_err(Errno::from_raw_os_error)
@@ -78,8 +78,4 @@ fn walk() -> Result<Vec<PathBuf>, Errno> {
     }
     found.remove(0);
     Ok(found)
-}
-
-fn errno(error: std::io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }

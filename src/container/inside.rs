@@ -5,7 +5,7 @@ use crate::attach::Target;
 use crate::discover::{self, facts::TreeEntry};
 use crate::dump::tree::{self, Avoid};
 use crate::sys::control::Control;
-use crate::sys::{Errno, fork};
+use crate::sys::{Errno, fork, io_errno};
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub struct Inside {
 /// Look at `mounts`, which process `pid` sees at their paths. The results are in their order.
 /// ENODEV when this process has no `/dev/autofs`; what concerns one mount is in its own result.
 pub fn read(pid: i32, mounts: &[Target]) -> Result<Vec<Result<Inside, String>>, Errno> {
-    let (mut receive, send) = std::io::pipe().map_err(errno)?;
+    let (mut receive, send) = std::io::pipe().map_err(io_errno)?;
     let child = fork::fork(|| {
         let looked = look(pid, mounts);
         let bytes = postcard::to_allocvec(&looked).unwrap_or_default();
@@ -34,7 +34,7 @@ pub fn read(pid: i32, mounts: &[Target]) -> Result<Vec<Result<Inside, String>>, 
     })?;
     drop(send);
     let mut bytes = Vec::new();
-    receive.read_to_end(&mut bytes).map_err(errno)?;
+    receive.read_to_end(&mut bytes).map_err(io_errno)?;
     let _ = child.wait();
     let looked: Result<_, i32> = postcard::from_bytes(&bytes).map_err(|_| Errno::IO)?;
     looked.map_err(Errno::from_raw_os_error)
@@ -49,8 +49,4 @@ fn look(pid: i32, mounts: &[Target]) -> Result<Vec<Result<Inside, String>>, i32>
     let inside =
         |tree: tree::Tree| Inside { mode: tree.mode, uid: tree.uid, gid: tree.gid, entries: tree.entries };
     Ok(trees.into_iter().map(|tree| tree.map(inside).map_err(|error| error.to_string())).collect())
-}
-
-fn errno(error: std::io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }

@@ -22,7 +22,7 @@ use crate::quiesce::{Holding, QuiesceError};
 use crate::sys::control::{Control, ControlError, MountFd};
 use crate::sys::process::reopen_write_end;
 use crate::sys::tracee::{Held, Seized, Sleeper, TraceeError};
-use crate::sys::{DevNum, Errno};
+use crate::sys::{DevNum, Errno, io_errno};
 use rustix::fs::MemfdFlags;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -95,7 +95,7 @@ impl Lull {
         let Some(list) = fds.pop() else { return Err(LullError::Refused(text)) };
         let mut bytes = Vec::new();
         let mut list = File::from(list);
-        list.rewind().and_then(|()| list.read_to_end(&mut bytes)).map_err(errno)?;
+        list.rewind().and_then(|()| list.read_to_end(&mut bytes)).map_err(io_errno)?;
         let sleepers = postcard::from_bytes(&bytes).map_err(|_| Errno::IO)?;
         faults::point("container.asleep")?;
         Ok(Some(Self { socket, sleepers, warnings: text.lines().map(str::to_owned).collect() }))
@@ -160,7 +160,7 @@ fn serve(root: i32, groups: HashSet<i32>, socket: &OwnedFd) -> Result<(), Errno>
 fn tell(socket: &OwnedFd, sleepers: &[Sleeper], warnings: &[String]) -> Result<(), Errno> {
     let bytes = postcard::to_allocvec(sleepers).map_err(|_| Errno::IO)?;
     let mut list = File::from(rustix::fs::memfd_create("sleepers", MemfdFlags::CLOEXEC)?);
-    list.write_all(&bytes).map_err(errno)?;
+    list.write_all(&bytes).map_err(io_errno)?;
     apart::send(socket, &warnings.join("\n"), &[list.as_fd()])
 }
 
@@ -409,8 +409,4 @@ fn filters(tid: i32) -> u64 {
     let text = String::from_utf8_lossy(&status);
     let field = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
     field("Seccomp_filters:").or_else(|| field("Seccomp:")).unwrap_or(0)
-}
-
-fn errno(error: std::io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }

@@ -17,7 +17,7 @@ use crate::discover::proc::{self, TaskDir};
 use crate::discover::{Target, mountinfo, survey};
 use crate::sys::control::Control;
 use crate::sys::packet::{Packet, V5_SIZE};
-use crate::sys::{DevNum, Errno, fork};
+use crate::sys::{DevNum, Errno, fork, io_errno};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{MemfdFlags, OFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags};
@@ -55,7 +55,7 @@ pub fn start(master: &OwnedFd, table: &Table) -> Result<OwnedFd, Errno> {
     rustix::fs::fcntl_setfl(master, OFlags::WRONLY | OFlags::DIRECT)?;
     let mut memory = std::fs::File::from(rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC)?);
     let bytes = postcard::to_allocvec(table).map_err(|_| Errno::IO)?;
-    memory.write_all(&bytes).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    memory.write_all(&bytes).map_err(io_errno)?;
     let socket = apart::start(|socket| {
         let Ok((_, fds)) = apart::receive(socket) else { return };
         let _ = rustix::thread::set_name(NAME);

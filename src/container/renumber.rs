@@ -10,7 +10,7 @@ use super::parked;
 use crate::discover::proc::TaskDir;
 use crate::sys::process::ProcessId;
 use crate::sys::tracee::{Held, TraceeError};
-use crate::sys::{DevNum, Errno};
+use crate::sys::{DevNum, Errno, io_errno};
 use rustix::fs::MemfdFlags;
 use rustix::process::Signal;
 use std::collections::HashMap;
@@ -68,9 +68,7 @@ pub fn renumber(held: &mut Held, new: &HashMap<DevNum, DevNum>) -> Result<(), Re
     let memfd = rustix::fs::memfd_create("systemd-state", MemfdFlags::CLOEXEC);
     let mut file = File::from(memfd.map_err(call("make a file for its state"))?);
     let written = file.write_all(&state).and_then(|()| file.rewind());
-    written
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
-        .map_err(call("write its state"))?;
+    written.map_err(io_errno).map_err(call("write its state"))?;
     Ok(parked::place(held, file.as_fd(), fd, false)?)
 }
 

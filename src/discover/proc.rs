@@ -2,7 +2,7 @@
 
 use super::mountinfo::number;
 pub use crate::sys::process::Stat;
-use crate::sys::{Errno, process::ProcessId};
+use crate::sys::{Errno, io_errno, process::ProcessId};
 use rustix::fs::{Dir, Mode, OFlags, openat};
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, OsString};
@@ -54,9 +54,7 @@ impl TaskDir {
     /// A file's content.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Errno> {
         let mut content = Vec::new();
-        std::fs::File::from(self.open_file(name)?)
-            .read_to_end(&mut content)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        std::fs::File::from(self.open_file(name)?).read_to_end(&mut content).map_err(io_errno)?;
         Ok(content)
     }
 

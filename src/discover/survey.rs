@@ -9,7 +9,7 @@ use super::pipes::PipeScan;
 use super::place::place;
 use super::proc::{self, TaskDir};
 use super::waiters::WaiterScan;
-use crate::sys::{Errno, mountns::Space};
+use crate::sys::{Errno, io_errno, mountns::Space};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -123,7 +123,7 @@ fn read_inside(file: &Path) -> Result<(u64, Vec<u8>), DiscoverError> {
 }
 
 fn failed(path: impl Into<PathBuf>, error: &std::io::Error) -> DiscoverError {
-    unreadable(path, Errno::from_io_error(error).unwrap_or(Errno::IO))
+    unreadable(path, io_errno(error))
 }
 
 fn unreadable(path: impl Into<PathBuf>, errno: Errno) -> DiscoverError {

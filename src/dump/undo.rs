@@ -7,7 +7,7 @@ use crate::attach::take::go_on;
 use crate::attach::{Share, Target, attach_to};
 use crate::discover::{self, proc, proc::TaskDir, survey};
 use crate::quiesce::Waiting;
-use crate::sys::{DevNum, Errno, process::ProcessId};
+use crate::sys::{DevNum, Errno, io_errno, process::ProcessId};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, ftruncate, mkdirat, openat, unlinkat};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -34,7 +34,7 @@ impl UndoError {
 
     fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |error| Self { path, errno: Errno::from_io_error(&error).unwrap_or(Errno::IO) }
+        move |error| Self { path, errno: io_errno(error) }
     }
 }
 

@@ -5,9 +5,9 @@
 //! the new one asks of the kernel, as after any start ([`super::reconnect`]).
 
 use super::control::server::{Listener, Opened};
-use crate::sys::Errno;
 use crate::sys::packet::{Packet, PacketPipe};
 use crate::sys::process::inherit;
+use crate::sys::{Errno, io_errno, nix_errno};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
@@ -142,7 +142,7 @@ impl Luggage {
         };
         // Not std's exec, which lets signals in: those that come now wait for the next program.
         let Err(errno) = nix::unistd::execve(&path, &arguments, &environment);
-        Err(failed("start the program")(Errno::from_raw_os_error(errno as i32)))
+        Err(failed("start the program")(nix_errno(errno)))
     }
 
     fn mark(&self, flags: FdFlags) -> Result<(), Errno> {
@@ -175,8 +175,7 @@ fn write(written: &Written) -> Result<OwnedFd, UpgradeError> {
     let bytes = postcard::to_allocvec(written).map_err(|error| UpgradeError::Format(error.to_string()))?;
     let file = memfd_create("autofs-cr", MemfdFlags::CLOEXEC).map_err(failed("keep the state"))?;
     let mut file = std::fs::File::from(file);
-    let io =
-        |error: std::io::Error| failed("keep the state")(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    let io = |error: std::io::Error| failed("keep the state")(io_errno(error));
     file.write_all(&[&FORMAT.to_ne_bytes(), &bytes[..]].concat()).map_err(io)?;
     file.rewind().map_err(io)?;
     Ok(file.into())

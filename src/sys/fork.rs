@@ -1,7 +1,7 @@
 //! Child processes that run this program's own code, without exec.
 
-use super::Errno;
 use super::process::open_pidfd;
+use super::{Errno, nix_errno};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -63,13 +63,12 @@ pub fn reset_signals() {
 /// [`fork`], with the child in another pid namespace: a descendant of ours, else EINVAL.
 pub fn fork_into(pid_namespace: impl AsFd, body: impl FnOnce() -> u8) -> Result<Child, Errno> {
     use nix::sched::{CloneFlags, setns};
-    let errno = |errno: nix::errno::Errno| Errno::from_raw_os_error(errno as i32);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     // Only children go there; this process stays where it is.
     let own = rustix::fs::open("/proc/self/ns/pid", flags, Mode::empty())?;
-    setns(pid_namespace, CloneFlags::CLONE_NEWPID).map_err(errno)?;
+    setns(pid_namespace, CloneFlags::CLONE_NEWPID).map_err(nix_errno)?;
     let child = fork(body);
-    setns(own, CloneFlags::CLONE_NEWPID).map_err(errno)?;
+    setns(own, CloneFlags::CLONE_NEWPID).map_err(nix_errno)?;
     child
 }
 

@@ -20,6 +20,7 @@
 //! | [`tracee`] | ptrace: hold a task, read and change its registers, call in its place |
 //! | [`uncovered`] | directories that a mount hides |
 //! | [`features`] | what this kernel can do, probed once |
+//! | [`hostname`] | names of hosts, asked of the name service |
 
 pub mod control;
 pub mod devnum;
@@ -50,6 +51,15 @@ pub type KeyValue = (Vec<u8>, Vec<u8>);
 
 /// The errno that the last call of libc left.
 fn last_errno() -> Errno {
-    // errno is always a small positive number here; the fallback cannot happen.
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+    io_errno(std::io::Error::last_os_error())
+}
+
+/// That of an error of the standard library; EIO where it is not the kernel's.
+pub fn io_errno(error: impl std::borrow::Borrow<std::io::Error>) -> Errno {
+    Errno::from_io_error(error.borrow()).unwrap_or(Errno::IO)
+}
+
+/// That of an error of nix.
+pub fn nix_errno(errno: nix::errno::Errno) -> Errno {
+    Errno::from_raw_os_error(errno as i32)
 }

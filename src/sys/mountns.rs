@@ -1,6 +1,6 @@
 //! Mount namespaces: entering them.
 
-use super::Errno;
+use super::{Errno, nix_errno};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,7 +39,7 @@ impl Space {
     /// Move the calling thread there: namespace, root and working directory. Its process must have no other
     /// thread, or the thread must not share these with the others (EINVAL). EPERM without CAP_SYS_ADMIN and CAP_SYS_CHROOT.
     pub fn enter(&self) -> Result<(), Errno> {
-        setns(&self.namespace, CloneFlags::CLONE_NEWNS).map_err(errno)?;
+        setns(&self.namespace, CloneFlags::CLONE_NEWNS).map_err(nix_errno)?;
         // setns went to the namespace's root.
         if let Some(root) = &self.root {
             rustix::process::fchdir(root)?;
@@ -52,7 +52,7 @@ impl Space {
     /// [`Space::enter`]; `act` has not run then.
     pub fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T, Errno> {
         run_apart(|| {
-            unshare(CloneFlags::CLONE_FS).map_err(errno)?;
+            unshare(CloneFlags::CLONE_FS).map_err(nix_errno)?;
             self.enter()?;
             Ok(act())
         })
@@ -89,7 +89,7 @@ pub fn unshare_slave() -> Result<(), Errno> {
 
 fn unshare_as(propagation: super::mount::Propagation) -> Result<(), Errno> {
     use super::mount::{Change, MountError};
-    unshare(CloneFlags::CLONE_NEWNS).map_err(errno)?;
+    unshare(CloneFlags::CLONE_NEWNS).map_err(nix_errno)?;
     Change::propagation(propagation, true).apply(rustix::fs::CWD, Path::new("/")).map_err(|error| match error
     {
         MountError::At { errno, .. } => errno,
@@ -99,10 +99,6 @@ fn unshare_as(propagation: super::mount::Propagation) -> Result<(), Errno> {
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
-}
-
-fn errno(errno: nix::errno::Errno) -> Errno {
-    Errno::from_raw_os_error(errno as i32)
 }
 
 impl AsFd for Space {

@@ -1,6 +1,6 @@
 //! Other processes: pidfds, copies of their descriptors, start times.
 
-use super::Errno;
+use super::{Errno, nix_errno};
 use rustix::{
     fs::{FileType, Mode, OFlags},
     process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal},
@@ -46,7 +46,7 @@ impl ProcessId {
     pub fn group(self) -> Result<i32, Errno> {
         nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(self.pid)))
             .map(|group| group.as_raw())
-            .map_err(|errno| Errno::from_raw_os_error(errno as i32))
+            .map_err(nix_errno)
     }
 }
 

@@ -24,7 +24,7 @@ pub use injected::Injected;
 pub use session::RemoteCall;
 pub use sleeper::Sleeper;
 
-use super::{Errno, last_errno, process};
+use super::{Errno, last_errno, nix_errno, process};
 use libc::user_regs_struct;
 use nix::{sys::ptrace, unistd::Pid};
 use std::{
@@ -315,12 +315,12 @@ fn ptrace(request: libc::c_uint, tid: i32, address: usize, data: usize) -> Resul
 }
 
 fn registers(tid: i32) -> Result<user_regs_struct, TraceeError> {
-    let got = ptrace::getregs(Pid::from_raw(tid)).map_err(errno);
+    let got = ptrace::getregs(Pid::from_raw(tid)).map_err(nix_errno);
     call("reading the registers", tid, got)
 }
 
 fn set_registers(tid: i32, registers: user_regs_struct) -> Result<(), TraceeError> {
-    let set = ptrace::setregs(Pid::from_raw(tid), registers).map_err(errno);
+    let set = ptrace::setregs(Pid::from_raw(tid), registers).map_err(nix_errno);
     call("setting the registers", tid, set)
 }
 
@@ -330,10 +330,6 @@ fn call<T>(what: &'static str, tid: i32, result: Result<T, Errno>) -> Result<T, 
         Errno::SRCH => TraceeError::Gone(tid),
         errno => TraceeError::Call { tid, what, errno },
     })
-}
-
-fn errno(errno: nix::Error) -> Errno {
-    Errno::from_raw_os_error(errno as i32)
 }
 
 /// The program that makes many calls ([`Held::call_all`]); each architecture's file has it.

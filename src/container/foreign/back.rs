@@ -14,7 +14,7 @@ use crate::image::criu::Foreign;
 use crate::image::{ImageError, criu};
 use crate::sys::control::{Control, ControlError};
 use crate::sys::mount::{self, Change, DetachedMount, MountError, MountFlags};
-use crate::sys::{DevNum, Errno, mountns};
+use crate::sys::{DevNum, Errno, io_errno, mountns};
 use rustix::fs::CWD;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -266,7 +266,7 @@ fn trigger(mounts: &[Foreign]) -> Result<(), ForeignError> {
 }
 
 fn failed(what: &'static str, path: &Path, error: &std::io::Error) -> MountError {
-    MountError::At { what, path: path.into(), errno: Errno::from_io_error(error).unwrap_or(Errno::IO) }
+    MountError::At { what, path: path.into(), errno: io_errno(error) }
 }
 
 #[cfg(test)]

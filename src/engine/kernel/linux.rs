@@ -13,10 +13,9 @@ use crate::engine::served::{PropagationType, Served};
 use crate::engine::task::Place;
 use crate::sys::control::{Control, ControlError, ExpireHow, MountFd, Token};
 use crate::sys::mount::{self as mounts, AutofsParams, Change, MountFlags, MountType, Propagation, Unmount};
-use crate::sys::{DevNum, Errno};
+use crate::sys::{DevNum, Errno, io_errno};
 use rustix::fs::{AtFlags, CWD, Mode, StatxAttributes, StatxFlags};
 use std::ffi::OsString;
-use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -262,8 +261,4 @@ fn mount_errno(error: mounts::MountError) -> Errno {
         mounts::MountError::Busy(_) => Errno::BUSY,
         mounts::MountError::NotMounted(_) => Errno::INVAL,
     }
-}
-
-fn io_errno(error: io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }

@@ -3,8 +3,8 @@
 
 use super::{Manner, MountError, helper};
 use crate::engine::maps::What;
-use crate::sys::Errno;
 use crate::sys::mount::{MountError as KernelError, Unmount, unmount};
+use crate::sys::{Errno, io_errno};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -55,10 +55,8 @@ impl Places {
         }
         let missing = place.path.ancestors().take_while(|dir| std::fs::symlink_metadata(dir).is_err());
         let dirs = missing.map(Path::to_owned).collect();
-        let made = std::fs::create_dir_all(&place.path).map_err(|error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            MountError::Place { place: place.path.clone(), errno }
-        });
+        let made = std::fs::create_dir_all(&place.path)
+            .map_err(|error| MountError::Place { place: place.path.clone(), errno: io_errno(error) });
         let mounted = made.and_then(|()| super::mount(what, &place.path, manner));
         *state = Mounted { own: mounted.is_ok(), unmount: unmounts(what), dirs };
         if mounted.is_err() {

@@ -3,8 +3,8 @@
 
 use super::MountError;
 use crate::discover::proc;
-use crate::sys::Errno;
 use crate::sys::process::{ProcessId, clean_start, open_pidfd};
+use crate::sys::{Errno, io_errno};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::Signal;
@@ -114,7 +114,7 @@ pub(super) fn run(command: &mut Command, limit: Duration) -> Result<Ended, Errno
     // Of the engine's own some are blocked; a FUSE server would go on with that.
     let begin = Instant::now();
     let turn = TURNS.take();
-    let mut child = clean_start(command).spawn().map_err(|error| errno(&error))?;
+    let mut child = clean_start(command).spawn().map_err(io_errno)?;
     let mut status = wait(&mut child, BUSY.min(limit))?;
     drop(turn);
     if status.is_none() {
@@ -175,7 +175,7 @@ fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>, Errno>
         let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
         match poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], Some(&left)) {
             Ok(0) => return Ok(None),
-            Ok(_) => return child.wait().map(Some).map_err(|error| errno(&error)),
+            Ok(_) => return child.wait().map(Some).map_err(io_errno),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
@@ -214,8 +214,4 @@ fn said(child: &mut Child) -> String {
     });
     text.truncate(length.unwrap_or(0));
     String::from_utf8_lossy(&text).into_owned()
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }

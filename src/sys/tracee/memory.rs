@@ -1,6 +1,6 @@
 //! A held task's memory.
 
-use super::{Errno, TraceeError, arch, call, errno};
+use super::{Errno, TraceeError, arch, call, nix_errno};
 use nix::{
     sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev},
     unistd::Pid,
@@ -79,6 +79,7 @@ pub(super) fn write(tid: i32, address: u64, buf: &[u8]) -> Result<(), TraceeErro
 }
 
 fn whole(what: &'static str, tid: i32, length: usize, done: nix::Result<usize>) -> Result<(), TraceeError> {
-    let done = done.map_err(errno).and_then(|done| if done == length { Ok(()) } else { Err(Errno::FAULT) });
+    let done =
+        done.map_err(nix_errno).and_then(|done| if done == length { Ok(()) } else { Err(Errno::FAULT) });
     call(what, tid, done)
 }
