@@ -6,6 +6,13 @@ die() {
     exit 1
 }
 
+# cargo_build ARGUMENT...: on a terminal cargo tells what it does, as the first time takes minutes.
+cargo_build() {
+    local quiet=(--quiet)
+    [[ ! -t 2 ]] || quiet=()
+    cargo build "${quiet[@]}" "$@"
+}
+
 # ensure_packages PACKAGE...: installs what is missing on this Debian machine.
 ensure_packages() {
     local package missing=()

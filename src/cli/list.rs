@@ -33,7 +33,7 @@ Columns:
   IDLE     the idle timeout
   MOUNTED  what is mounted on the trigger, or how many keys are mounted
 
-A narrow terminal does not show ENDS and GROUP. The shape of --json is described in docs/list-json.md.";
+A narrow terminal does not show ENDS and GROUP. The shape of --json is described in list-json.md, in docs/ or /usr/share/doc/autofs-cr/.";
 
 /// Every autofs mount: what it is, who answers it, what is mounted on it
 ///

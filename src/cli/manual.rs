@@ -45,6 +45,7 @@ fn man_pages(command: &Command, dir: &Path) -> Result<()> {
     man.render(&mut page)?;
     let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     extra(&help).to_writer(&mut page)?;
+    see_also(command.get_display_name().unwrap_or_default()).to_writer(&mut page)?;
     Ok(fs::write(dir.join(man.get_filename()), page)?)
 }
 
@@ -71,6 +72,19 @@ fn extra(help: &str) -> Roff {
         }
         roff.text([roman(block.replace('\n', " "))]);
     }
+    roff
+}
+
+/// The pages of the commands that this one belongs to, and what all of them are about.
+fn see_also(name: &str) -> Roff {
+    let above = name.match_indices('-').map(|(at, _)| &name[..at]).filter(|above| *above != "autofs");
+    let commands = above.map(|above| (above, 8));
+    let pages: Vec<String> = commands
+        .chain([("autofs-cr-maps", 5), ("autofs-cr-image", 5), ("autofs-cr.service", 8)])
+        .map(|(page, section)| format!("{page}({section})"))
+        .collect();
+    let mut roff = Roff::new();
+    roff.control("SH", ["SEE ALSO"]).text([roman(pages.join(", "))]);
     roff
 }
 
@@ -136,6 +150,7 @@ mod tests {
             let page = fs::read_to_string(dir.path().join(format!("{name}.8")));
             let page = page.unwrap_or_else(|_| panic!("no page {name}"));
             assert!(page.contains(".SH EXAMPLES\n"), "{name} has no examples");
+            assert!(page.contains(".SH \"SEE ALSO\"\nautofs\\-cr(8), "), "{name} leads nowhere");
         }
         for file in ["autofs-cr.8", "autofs-cr.bash", "autofs-cr.fish", "_autofs-cr"] {
             assert!(dir.path().join(file).exists(), "{file}");

@@ -23,7 +23,7 @@ Examples:
 Below a mount: its directories (d) and symlinks (l), what was mounted on it, its active keys with their map \
 entries, and who waited on it. SERVICE is the number of an entry of the second table.
 
-The image's files are described in docs/image-format.md, --json as well.";
+The image's files are described in autofs-cr-image(5).";
 
 /// Print a checkpoint
 ///

@@ -233,7 +233,8 @@ fn two_that_hold_take_turns() {
             });
         }
     });
-    assert!(start.elapsed() < LIMIT);
+    // Far above what it takes on a machine that does other things as well: they must not wait for each other for ever.
+    assert!(start.elapsed() < LIMIT * 6);
 }
 
 /// Names what [`visitor_program`] does in a child of these tests.
