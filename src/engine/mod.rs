@@ -5,8 +5,10 @@
 //! | [`maps`] | from a key to what must be mounted |
 //! | [`background`] | what a process in the background does without |
 //! | [`config`] | which maps are served where |
+//! | [`served`] | one of them, and how |
 //! | [`explain`] | what a lookup would mount, without mounting it |
 //! | [`state`] | the machine: events in, actions out; pure |
+//! | [`task`] | what it asks of workers, and what they report; plain data |
 //! | [`jobs`] | what a worker does for one action: mount a key, unmount it, read a map |
 //! | [`kernel`] | what jobs ask of the kernel, as a trait: linux and simulated |
 //! | [`mount`] | mounts by system call, mount(8) for the rest |

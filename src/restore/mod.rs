@@ -9,6 +9,8 @@
 //! | [`resume`] | waiters go on, the holder ends, active keys are mounted again |
 //! | [`verify`] | compares what is there with the image |
 //! | [`rollback`] | takes everything back after an error |
+//! | [`trust`] | which programs that the image names may run |
+//! | [`serve`], [`supervise`] | the helper becomes the engine; the command stays in the foreground |
 
 pub mod claim;
 pub mod create;

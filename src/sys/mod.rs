@@ -11,6 +11,7 @@
 //! | [`statmount`] | listmount and statmount, where the kernel has them |
 //! | [`fork`] | child processes that run this program's own code |
 //! | [`kerberos`] | which Kerberos tickets a thread uses |
+//! | [`library`] | shared libraries that are loaded when they are needed |
 //! | [`ldap`] | OpenLDAP's client library |
 //! | [`netgroup`] | netgroups of the name service |
 //! | [`privilege`] | capabilities that a process gives up |
