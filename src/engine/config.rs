@@ -39,7 +39,7 @@ pub struct Given {
     pub negative_timeout: Option<Duration>,
     /// How long a key that was found is not looked for again.
     pub positive_timeout: Option<Duration>,
-    /// How often to try for the master map.
+    /// How long to wait for the master map, in seconds.
     pub master_wait: Option<u32>,
     /// Variables for all maps.
     pub definitions: Vec<Definition>,

@@ -12,7 +12,7 @@ pub struct Conf {
     pub master_map_name: String,
     /// Idle time of mounts; zero: never taken away.
     pub timeout: Duration,
-    /// How often to try for the master map at start.
+    /// How long to wait for the master map at start, in seconds.
     pub master_wait: u32,
     /// How long a failed lookup is answered from memory.
     pub negative_timeout: Duration,
