@@ -41,7 +41,7 @@ Signals:
   USR1       unmount what is idle
 
 Mounts that exist at its mount points, left by automount(8) or by another engine, are attached where they are, \
-with whatever is mounted in them.
+with whatever is mounted in them. Where one that lives serves them it begins only with --replace.
 
 The options are those of automount(8). Called by the name automount (a link is enough) it goes to the background \
 when all mounts are there, unless --foreground or --systemd-service is given, and only one can run; as \
@@ -120,7 +120,7 @@ pub struct Automount {
     #[arg(short = 'm', long)]
     dumpmaps: bool,
 
-    /// Do not check whether a daemon runs already
+    /// Do not check whether a daemon runs already, or serves the mount points
     #[arg(short = 'C', long)]
     dont_check_daemon: bool,
 
@@ -191,14 +191,17 @@ impl Automount {
             !wanted.is_empty(),
             "the master map has no map that can be served; `autofs-cr maps check` tells why"
         );
+        let begins = self.carried.is_none();
+        if begins && !self.replace && !self.dont_check_daemon {
+            running::nobody_serves(&wanted)?;
+        }
         let _pid_file = self.pid_file.as_deref().map(running::PidFile::write).transpose()?;
         let Carried { pipe, listeners, state: before } = match self.carried {
             Some(number) => upgrade::take(number)?,
             None => self.open()?,
         };
         // Let go again if the engine does not come as far as to serve.
-        let replace = self.replace && self.carried.is_none();
-        let mut old = if replace { Some(takeover::stop(&wanted)?) } else { None };
+        let mut old = if begins && self.replace { Some(takeover::stop(&wanted)?) } else { None };
         let master: Arc<dyn Master> = Arc::new(config::MasterMap(given.clone()));
         let start = Start { wanted, pipe, master: Some(master), listeners, before };
         engine::serve(start, &mut |_| {

@@ -9,7 +9,7 @@ use crate::sys::packet::V5_SIZE;
 use crate::sys::process::{self, ProcessId};
 use rustix::process::Signal;
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a moment is waited for in which the old master mounts and unmounts nothing.
@@ -46,15 +46,25 @@ pub fn stop(wanted: &[Wanted]) -> Result<OldMasters, DiscoverError> {
     }
 }
 
+/// An automounter that lives and serves a mount which is wanted, and that mount.
+pub fn living(wanted: &[Wanted]) -> Result<Option<(ProcessId, PathBuf)>, DiscoverError> {
+    let survey = discover::survey(&discover::Target::Own)?;
+    let found = served(&survey, wanted).find(|(master, _)| master.is_alive());
+    Ok(found.map(|(master, path)| (master, path.to_owned())))
+}
+
 fn masters(survey: &Survey, wanted: &[Wanted]) -> HashSet<ProcessId> {
+    served(survey, wanted).map(|(master, _)| master).collect()
+}
+
+/// Mounts that are wanted and have an automounter.
+fn served<'s>(survey: &'s Survey, wanted: &'s [Wanted]) -> impl Iterator<Item = (ProcessId, &'s Path)> {
     let paths: HashSet<&Path> = wanted.iter().flat_map(|map| &map.paths).map(AsRef::as_ref).collect();
-    let mounts = survey.mounts.iter().filter(|mount| paths.contains(mount.path.as_path()));
-    mounts
-        .filter_map(|mount| match mount.master {
-            Master::Automount { process } | Master::AutofsCr { process } => Some(process),
-            _ => None,
-        })
-        .collect()
+    let mounts = survey.mounts.iter().filter(move |mount| paths.contains(mount.path.as_path()));
+    mounts.filter_map(|mount| match mount.master {
+        Master::Automount { process } | Master::AutofsCr { process } => Some((process, mount.path.as_path())),
+        _ => None,
+    })
 }
 
 impl OldMasters {

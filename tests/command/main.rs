@@ -163,7 +163,8 @@ fn mistakes_beside_an_engine() {
          t ctl --socket ./socket log loud
          t ctl --socket ./socket log info --mount relative
          nobody ctl --socket ./socket status
-         t automount --socket ./socket ./master",
+         t automount -C --socket ./socket ./master
+         t automount ./master",
     );
     insta::assert_snapshot!(without_numbers(&text));
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use autofs_cr::discover::mountinfo;
 use autofs_cr::engine::config::Wanted;
+use autofs_cr::engine::takeover;
 use autofs_cr::sys::mount::{Unmount, unmount};
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -72,6 +73,16 @@ impl Drop for PidFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// Fails where an automounter that lives serves a mount which is wanted: two would take it from each other.
+pub fn nobody_serves(wanted: &[Wanted]) -> Result<()> {
+    let Some((master, path)) = takeover::living(wanted)? else { return Ok(()) };
+    bail!(
+        "process {} serves {}: --replace takes its mounts and ends it (--dont-check-daemon takes them and lets it run)",
+        master.pid,
+        path.display()
+    )
 }
 
 /// Detach everything at and below the mount points where an autofs mount is. Programs inside keep what they have open.
