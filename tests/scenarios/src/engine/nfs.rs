@@ -58,7 +58,8 @@ const FILES: [&str; 12] = [
 const NOT_THERE: [&str; 3] = ["/nfs/gone/gone", "/nfs/none/none", "/net/10.1.0.9/srv"];
 
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {
-    let _server = Server::start()?;
+    fs::create_dir_all("/srv/data/multi/below")?;
+    let _server = Server::start(&NAMES)?;
     for (file, text) in [("auto.master", MASTER), ("auto.nfs", MAP), ("auto.nfs-direct", DIRECT)] {
         fs::write(format!("/etc/{file}"), text)?;
     }
@@ -172,20 +173,28 @@ fn nfs_mounts() -> Result<BTreeMap<String, String>> {
     Ok(mounts)
 }
 
+/// What maps of another host's automounter mount from the server.
+pub const SOURCE: &str = "-fstype=nfs,vers=4.2 10.1.0.2:/srv/data";
+
+/// Let other hosts reach the server by way of this one.
+pub fn route() -> Result<()> {
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    run_ok(LIMIT, "ip", &["-n", "server", "route", "replace", "default", "via", "10.1.0.1"]).map(drop)
+}
+
 /// nfsd, mountd and rpcbind in a network namespace.
-struct Server;
+pub struct Server;
 
 /// The shortest grace period there is: nothing of version 4 is opened meanwhile.
 const START: &str =
     "echo 10 >/proc/fs/nfsd/nfsv4leasetime && echo 10 >/proc/fs/nfsd/nfsv4gracetime && rpc.nfsd 4";
 
 impl Server {
-    fn start() -> Result<Self> {
-        export_all(&NAMES)?;
-        fs::create_dir_all("/srv/data/multi/below")?;
-        let lines =
-            NAMES.map(|name| format!("/srv/data/{name} *(rw,insecure,no_root_squash,no_subtree_check)\n"));
-        fs::write("/etc/exports", lines.concat())?;
+    /// With these directories.
+    pub fn start(names: &[&str]) -> Result<Self> {
+        export_all(names)?;
+        let line = |name| format!("/srv/data/{name} *(rw,insecure,no_root_squash,no_subtree_check)\n");
+        fs::write("/etc/exports", names.iter().map(line).collect::<String>())?;
         run_ok(LIMIT, "modprobe", &["-a", "veth", "nfsd", "nfsv3", "nfsv4"])?;
         for command in [
             "netns add server",
@@ -221,6 +230,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = in_server("rpc.nfsd 0; kill $(cat /tmp/server.pid)");
+        let _ = run(LIMIT, "ip", &["netns", "delete", "server"]);
     }
 }
 

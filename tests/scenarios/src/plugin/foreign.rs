@@ -19,18 +19,23 @@ use std::time::Duration;
 const QUICK: Duration = Duration::from_secs(10);
 
 /// What the container has of the host. `/direct` is an ordinary directory, so CRIU must be told, as runtimes do.
-const DIRS: &[&str] = &["/ind", "/short", "/direct"];
-const DUMP: &[&str] = &["--external", "mnt[/direct]:direct"];
-const RESTORE: &[&str] = &["--external", "mnt[direct]:/direct"];
+pub(super) const DIRS: &[&str] = &["/ind", "/short", "/direct"];
+pub(super) const DUMP: &[&str] = &["--external", "mnt[/direct]:direct"];
+pub(super) const RESTORE: &[&str] = &["--external", "mnt[direct]:/direct"];
 
 /// Direct mounts.
-const DIRECT: &[&str] = &["/direct/one", "/direct/two", "/direct/tree"];
+pub(super) const DIRECT: &[&str] = &["/direct/one", "/direct/two", "/direct/tree"];
 
 /// Programs whose working directories are in mounts that the host has mounted.
-const BUSY: &[&str] = &["/ind/a", "/ind/multi/x", "/direct/one", "/direct/tree"];
+pub(super) const BUSY: &[&str] = &["/ind/a", "/ind/multi/x", "/direct/one", "/direct/tree"];
+
+/// What the maps name, and where it comes from.
+pub(super) const EXPORTS: &[&str] = &["a", "b", "c", "d", "e", "x", "y", "one", "two", "tree"];
+pub(super) const BIND: &str = "-fstype=bind :/srv/data";
 
 pub fn run(checks: &mut Checks) -> Result<()> {
-    let mut automount = start_host()?;
+    exports()?;
+    let mut automount = start_host(BIND)?;
     let sit: String = BUSY.iter().map(|dir| format!("(cd {dir} && exec sleep 1000) & ")).collect();
     let container =
         Container::start_with_host(DIRS, &["catatonit", "--", "sh", "-c", &(sit + "sleep 1000")])?;
@@ -72,26 +77,28 @@ fn podman(checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-/// Real automount, on a host that shares its mounts as systemd lets it.
-fn start_host() -> Result<Automount> {
-    export_all(&["a", "b", "c", "d", "e", "x", "y", "one", "two", "tree"])?;
+pub(super) fn exports() -> Result<()> {
+    export_all(EXPORTS)
+}
+
+/// Real automount, on a host that shares its mounts as systemd lets it. `from`: options and source of every map line, but
+/// for the name.
+pub(super) fn start_host(from: &str) -> Result<Automount> {
+    let (_, source) = from.split_once(' ').context("no options")?;
     fs::write(
         "/etc/auto.master",
         "/- /etc/auto.direct --timeout=600\n/ind /etc/auto.ind --timeout=600\n/short /etc/auto.short --timeout=3\n",
     )?;
-    fs::write(
-        "/etc/auto.direct",
-        "/direct/one -fstype=bind :/srv/data/one\n/direct/two -fstype=bind :/srv/data/two\n\
-         /direct/tree -fstype=bind :/srv/data/tree\n",
-    )?;
-    fs::write("/etc/auto.ind", "multi /x :/srv/data/x /y :/srv/data/y\n* :/srv/data/&\n")?;
-    fs::write("/etc/auto.short", "* :/srv/data/&\n")?;
+    let direct = DIRECT.iter().map(|path| format!("{path} {from}{}\n", path.trim_start_matches("/direct")));
+    fs::write("/etc/auto.direct", direct.collect::<String>())?;
+    fs::write("/etc/auto.ind", format!("multi /x {source}/x /y {source}/y\n* {from}/&\n"))?;
+    fs::write("/etc/auto.short", format!("* {from}/&\n"))?;
     run_ok(QUICK, "mount", &["--make-rshared", "/"])?;
     Automount::start(&[DIRECT, &["/ind", "/short"]].concat())
 }
 
 /// Automount ends, and all its mounts with it.
-fn end_host(automount: &mut Automount) -> Result<()> {
+pub(super) fn end_host(automount: &mut Automount) -> Result<()> {
     automount.signal(Signal::SIGUSR1)?;
     let busy = ["/ind/a", "/ind/b", "/direct/one", "/direct/two", "/direct/tree"];
     wait_until(|| !busy.iter().any(|path| is_mounted(path)));
@@ -164,7 +171,7 @@ fn mounts(container: &Container) -> Vec<(String, String)> {
 }
 
 /// Where its programs are.
-fn sitting(container: &Container) -> Vec<String> {
+pub(super) fn sitting(container: &Container) -> Vec<String> {
     let script = "for pid in $(pgrep -x sleep); do readlink /proc/$pid/cwd; done | grep -v '^/$' | sort";
     let told = container.enter(&["sh", "-c", script]).unwrap_or_default();
     let mut dirs: Vec<_> = told.lines().map(str::to_owned).collect();

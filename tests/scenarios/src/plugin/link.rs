@@ -68,8 +68,8 @@ impl Link {
     }
 
     /// End a step: both wait here for each other, and neither misses that the other failed.
-    pub fn end(&mut self, done: &Result<()>) -> Result<()> {
-        let told = done.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+    pub fn end(&mut self, failed: Option<&anyhow::Error>) -> Result<()> {
+        let told = failed.map(|error| format!("{error:#}")).unwrap_or_default();
         self.send("end", &told)?;
         while !self.ended {
             let (kind, length) = self.head()?;

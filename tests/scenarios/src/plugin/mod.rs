@@ -6,6 +6,7 @@ pub mod container;
 pub mod faults;
 pub mod foreign;
 pub mod gaps;
+pub mod hosted;
 pub mod in_flight;
 pub mod link;
 pub mod master;

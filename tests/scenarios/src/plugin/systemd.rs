@@ -16,6 +16,9 @@ const UNITS: &[(&str, &str, &str, &str)] = &[
     ("mnt-scratch", "/mnt/scratch", "What=tmpfs\nType=tmpfs\nOptions=size=1M,mode=0755", IDLE),
 ];
 
+/// systemd as it is installed.
+pub(super) const PROGRAM: &str = "/usr/lib/systemd/systemd";
+
 /// What is booted: the units; and with them a service in a mount namespace of its own.
 pub(super) const TARGET: &str = "carried.target";
 const NESTED: &str = "nested.target";
@@ -38,7 +41,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
 fn with_plugin(checks: &mut Checks) -> Result<()> {
     // Minors above 255 are encoded in another way, and are not the lowest free ones at the restore.
     let below = super::Fillers::high()?;
-    let systemd = boot(TARGET)?;
+    let systemd = boot(PROGRAM, TARGET)?;
     drop(below);
     let minor = device(&systemd, "/mnt/bind").and_then(|dev| dev.split_once(':')?.1.parse().ok());
     checks.that("a minor above 255", minor > Some(255));
@@ -82,7 +85,7 @@ fn with_plugin(checks: &mut Checks) -> Result<()> {
 
 /// A service with a mount namespace of its own, which has copies of the autofs mounts.
 fn namespaces(checks: &mut Checks) -> Result<()> {
-    let systemd = boot(NESTED)?;
+    let systemd = boot(PROGRAM, NESTED)?;
     let pid = || -> Option<String> {
         let show = ["systemctl", "show", "--value", "--property=MainPID", "apart.service"];
         let pid = systemd.enter(&show).ok()?.trim().to_owned();
@@ -128,7 +131,7 @@ fn namespaces(checks: &mut Checks) -> Result<()> {
 
 /// The numbers are taken: refused, or (wanted) systemd learns new ones.
 fn renumbered(checks: &mut Checks) -> Result<()> {
-    let systemd = boot(TARGET)?;
+    let systemd = boot(PROGRAM, TARGET)?;
     systemd.enter(&["cat", "/mnt/bind/a"])?;
     ensure!(wait_until(|| running(&systemd, "bind")), "the unit does not run");
     let was: Vec<String> = UNITS.iter().filter_map(|(_, place, ..)| device(&systemd, place)).collect();
@@ -158,7 +161,7 @@ fn renumbered(checks: &mut Checks) -> Result<()> {
 
 /// The negative control: the same with a stock CRIU, when another file system has the old number.
 fn without(checks: &mut Checks) -> Result<()> {
-    let systemd = boot(TARGET)?;
+    let systemd = boot(PROGRAM, TARGET)?;
     systemd.enter(&["cat", "/mnt/bind/a"])?;
     // While it mounts it has the root open, which a stock CRIU cannot dump.
     ensure!(wait_until(|| running(&systemd, "bind")), "the unit does not run");
@@ -199,11 +202,12 @@ pub(super) fn units() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn boot(target: &str) -> Result<Container> {
+/// `program`: variables of its environment may come before it.
+pub(super) fn boot(program: &str, target: &str) -> Result<Container> {
     // systemd watches /etc/localtime, which CRIU finds again when it is a file on a tmpfs.
     let start = format!(
         "cp -a /etc /tmp/etc && mount -t tmpfs etc /etc && cp -a /tmp/etc/. /etc && rm -r /tmp/etc /etc/localtime && : >/etc/localtime && ln -sf /var/log/kmsg /dev/kmsg && : >/var/log/kmsg && \
-                 exec env MEMORY_PRESSURE_WATCH=/dev/null /usr/lib/systemd/systemd --system --unit={target} \
+                 exec env MEMORY_PRESSURE_WATCH=/dev/null {program} --system --unit={target} \
                  --log-target=kmsg --log-level=info --show-status=no --crash-shell=no --dump-core=no"
     );
     let systemd = Container::start_in_cgroup(&["sh", "-c", &start])?;

@@ -2,10 +2,11 @@
 //! another, with the package's plugin. Both hosts run the same list of moves: host 1 checkpoints and sends, host 2 receives
 //! and restores.
 
+use super::hosted::Hosted;
 use super::link::Link;
 use super::{Fillers, systemd};
 use crate::check::Checks;
-use crate::process::run_ok;
+use crate::process::{run, run_ok};
 use crate::runtimes::runtime::{Cli, Oci, Podman, Runtime};
 use crate::runtimes::{self, devices};
 use anyhow::{Context, Result, ensure};
@@ -23,11 +24,17 @@ const AWAY: &str = "/usr/lib/criu/away";
 /// The checkpoint, as [`Runtime`] calls it.
 const WAY: &str = "moved";
 
+/// Debian 12's, which `scripts/support-matrix` unpacks into the job.
+const OLDER: &str =
+    "LD_LIBRARY_PATH=/job/systemd-252/usr/lib/x86_64-linux-gnu/systemd /job/systemd-252/lib/systemd/systemd";
+
 /// A way from host 1 to host 2.
 struct Move {
     name: &'static str,
     who: Who,
     there: There,
+    /// Memory goes ahead, while it runs.
+    pre: bool,
     /// Or what is told when it cannot work.
     refused: Option<&'static str>,
 }
@@ -37,8 +44,10 @@ struct Move {
 enum Who {
     /// The criu command.
     Criu,
-    /// The criu command; systemd with automount units.
-    Systemd,
+    /// The criu command; this systemd with automount units.
+    Systemd(&'static str),
+    /// The criu command; the host's automounter, whose mounts are from a server?
+    Hosted(bool),
     Oci(&'static str),
     Podman(&'static str),
 }
@@ -50,25 +59,35 @@ enum There {
     /// Its file systems have the device numbers.
     NumbersTaken,
     NoPlugin,
+    /// Nobody serves there what the host's automounter did here.
+    NoAutomounter,
 }
 
 const fn works(name: &'static str, who: Who) -> Move {
-    Move { name, who, there: There::Like, refused: None }
+    Move { name, who, there: There::Like, pre: false, refused: None }
 }
 
 /// The first is what `two-hosts` does.
 const MOVES: &[Move] = &[
     works("criu", Who::Criu),
-    works("criu, systemd", Who::Systemd),
+    works("criu, systemd 257", Who::Systemd(systemd::PROGRAM)),
+    works("criu, systemd 252", Who::Systemd(OLDER)),
     works("runc", Who::Oci("runc")),
     works("crun", Who::Oci("crun")),
     works("podman, runc", Who::Podman("runc")),
     works("podman, crun", Who::Podman("crun")),
+    Move { pre: true, ..works("criu, pre-dump", Who::Criu) },
+    Move { pre: true, ..works("runc, pre-dump", Who::Oci("runc")) },
+    Move { pre: true, ..works("podman, runc, pre-checkpoint", Who::Podman("runc")) },
+    works("criu, automounter on both hosts", Who::Hosted(false)),
+    works("criu, automounter on both hosts, NFS", Who::Hosted(true)),
+    Move { there: There::NoAutomounter, ..works("criu, automounter on host 1 only", Who::Hosted(false)) },
+    Move { there: There::NoAutomounter, ..works("criu, automounter on host 1 only, NFS", Who::Hosted(true)) },
     Move { there: There::NumbersTaken, ..works("criu, numbers taken", Who::Criu) },
     Move {
         there: There::NumbersTaken,
         refused: Some("its device number"),
-        ..works("criu, systemd, numbers taken", Who::Systemd)
+        ..works("criu, systemd 257, numbers taken", Who::Systemd(systemd::PROGRAM))
     },
     Move {
         there: There::NoPlugin,
@@ -78,7 +97,7 @@ const MOVES: &[Move] = &[
 ];
 
 /// One move.
-pub fn run(checks: &mut Checks) -> Result<()> {
+pub fn run_first(checks: &mut Checks) -> Result<()> {
     all_of(checks, &MOVES.iter().take(1).collect::<Vec<_>>())
 }
 
@@ -90,12 +109,8 @@ pub fn run_some(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// All of them; host 2 prints the column of `docs/support-matrix.md`.
+/// All of them; host 2 prints a column of `docs/support-matrix.md`.
 pub fn run_all(checks: &mut Checks) -> Result<()> {
-    let format = "--showformat=${Package} ${Version}, ";
-    let packages = ["criu", "runc", "crun", "podman", "systemd", "autofs"];
-    let versions = run_ok(LIMIT, "dpkg-query", &[&["--show", format], &packages[..]].concat())?;
-    println!("versions: {}", versions.trim_end_matches(", "));
     all_of(checks, &MOVES.iter().collect::<Vec<_>>())
 }
 
@@ -110,75 +125,106 @@ fn all_of(checks: &mut Checks, moves: &[&Move]) -> Result<()> {
         symlink("/usr/bin/autofs-cr", beside)?;
     }
     // Once it has run it knows the kernel: the first time is slow.
-    run_ok(LIMIT, "criu", &["check"])?;
+    run(LIMIT, "criu", &["check"])?;
+    tell_versions(host)?;
     let mut link = Link::new(host)?;
     for each in moves {
+        // What host 1 has for host 2 stays until that is done.
+        let mut here = None;
         let done = match host {
-            1 => source(checks, &mut link, each),
+            1 => source(checks, &mut link, each, &mut here),
             _ => destination(checks, &mut link, each),
         };
-        link.end(&done)?;
+        link.end(done.as_ref().err())?;
+        drop(here);
         if let Err(error) = &done {
             checks.fail(&format!("host {host}: {}", each.name), &format!("{error:#}"));
         }
-        if host == 2 && moves.len() > 1 {
-            let cell = match (&done, each.refused) {
-                (Ok(()), None) => "works".to_owned(),
-                (Ok(()), Some(_)) => "refused".to_owned(),
-                (Err(error), _) => format!("fails: {}", short(&format!("{error:#}"))),
+        if host == 2 {
+            let (cell, time) = match (done, each.refused) {
+                (Ok(time), None) => ("works".to_owned(), time),
+                (Ok(_), Some(_)) => ("refused".to_owned(), String::new()),
+                (Err(error), _) => (format!("fails: {}", short(&format!("{error:#}"))), String::new()),
             };
-            println!("cell: {}| {cell}", each.name);
+            println!("cell: {}\t{cell}\t{time}", each.name);
         }
     }
     Ok(())
 }
 
-fn source(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> {
+/// For the record: kernel and CRIU of this host, and what both have from packages.
+fn tell_versions(host: usize) -> Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let criu = run_ok(LIMIT, "criu", &["--version"])?;
+    let criu = criu.lines().find_map(|line| line.strip_prefix("Version: ")).unwrap_or_default();
+    println!("versions of host {host}: kernel {}, criu {criu}", release.trim());
+    let format = "--showformat=${Package} ${Version}, ";
+    let packages = ["runc", "crun", "podman", "systemd", "autofs"];
+    let told = run_ok(LIMIT, "dpkg-query", &[&["--show", format], &packages[..]].concat())?;
+    println!("packages: {}", told.trim_end_matches(", "));
+    Ok(())
+}
+
+fn source(
+    checks: &mut Checks,
+    link: &mut Link,
+    each: &Move,
+    here: &mut Option<Box<dyn Runtime>>,
+) -> Result<String> {
     let name = each.name;
     // So high that the numbers are free on host 2.
     let below = Fillers::high()?;
-    let mut runtime = each.who.start()?;
-    if each.who != Who::Systemd {
-        runtimes::ready(name, &*runtime)?;
+    let runtime = here.insert(each.who.start()?);
+    if !matches!(each.who, Who::Systemd(_) | Who::Hosted(_)) {
+        runtimes::ready(name, &**runtime)?;
     }
     drop(below);
-    link.say(&serde_json::to_string(&devices(&*runtime)?)?)?;
+    link.say(&serde_json::to_string(&devices(&**runtime)?)?)?;
     if let Who::Podman(_) = each.who {
         link.send_files(&[Podman::image().into()])?;
     }
     link.hear()?;
     link.tell_clock()?;
     std::thread::sleep(Duration::from_secs(1));
+    let ahead = if each.pre { send_ahead(link, &mut **runtime)? } else { String::new() };
 
     let begin = Instant::now();
     let kept = each.there == There::NoPlugin;
     let way = if kept { "left" } else { WAY };
-    checks.step(
-        &format!("host 1: {name}: checkpoint"),
-        if kept { runtime.leave_running() } else { runtime.checkpoint(way) },
-    );
+    if kept { runtime.leave_running() } else { runtime.checkpoint(way) }.context("checkpoint")?;
+    checks.that(&format!("host 1: {name}: checkpoint"), true);
     let dumped = begin.elapsed();
     let frozen = runtime.logs(way).and_then(|logs| frozen(&logs).ok()).unwrap_or_default();
     let size = link.send_files(&runtime.moved(way))?;
     link.hear()?;
     let copied = begin.elapsed() - dumped;
-    link.say(&format!("{frozen}dump {dumped:.1?}, copy of {} KiB {copied:.1?}", size / 1024))?;
+    link.say(&format!("{ahead}{frozen}dump {dumped:.1?}, copy of {} KiB {copied:.1?}", size / 1024))?;
     link.hear()?;
     if kept {
         let key = runtime.exec(&["cat", "/ind/c/c"]);
         checks.that(&format!("host 1: {name}: the container goes on here"), key.is_ok());
-        runtimes::walked(checks, &format!("host 1: {name}"), &*runtime)?;
+        runtimes::walked(checks, &format!("host 1: {name}"), &**runtime)?;
     }
-    Ok(())
+    Ok(String::new())
 }
 
-fn destination(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> {
+/// Most of its memory, while it runs; how long that took.
+fn send_ahead(link: &mut Link, runtime: &mut dyn Runtime) -> Result<String> {
+    let begin = Instant::now();
+    runtime.pre_checkpoint()?;
+    let size = link.send_files(&runtime.go_on_from_pre())?;
+    link.hear()?;
+    Ok(format!("{} KiB ahead of it in {:.1?}, ", size / 1024, begin.elapsed()))
+}
+
+/// Returns how long it took, with the parts.
+fn destination(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<String> {
     let name = &format!("host 2: {}", each.name);
     let was: BTreeMap<String, String> = serde_json::from_str(&link.hear()?)?;
     if let Who::Podman(_) = each.who {
         link.receive_files()?;
     }
-    let mut runtime = each.who.prepare()?;
+    let mut runtime = each.who.prepare(each.there)?;
     let last =
         was.values().max_by_key(|dev| dev.rsplit(':').next().and_then(|minor| minor.parse::<u32>().ok()));
     let _taken = match each.there {
@@ -187,10 +233,15 @@ fn destination(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> 
             fs::rename(PLUGIN, AWAY)?;
             None
         }
-        There::Like => None,
+        There::Like | There::NoAutomounter => None,
     };
     link.say("ready")?;
     let ahead = link.clock_ahead()?;
+    if each.pre {
+        runtime.go_on_from_pre();
+        link.receive_files()?;
+        link.say("got it")?;
+    }
     link.receive_files()?;
     link.say("here")?;
     let parts = link.hear()?;
@@ -207,12 +258,16 @@ fn destination(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> 
         let told = restored.err().map(|error| format!("{error:#}")).unwrap_or_default();
         checks.that(&format!("{name}: refused: {reason}"), told.contains(reason));
         ensure!(told.contains(reason), "it was to be refused with {reason:?}, and was: {told}");
-        return Ok(());
+        return Ok(String::new());
     }
     restored?;
     let before = checks.failed;
     let now = devices(&*runtime)?;
     match each.there {
+        // They are the host's own.
+        _ if matches!(each.who, Who::Hosted(_)) => {
+            checks.equal(&format!("{name}: as many mounts"), now.len(), was.len());
+        }
         There::NumbersTaken => checks.that(
             &format!("{name}: other device numbers"),
             now.len() == was.len()
@@ -220,7 +275,11 @@ fn destination(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> 
         ),
         _ => checks.equal(&format!("{name}: same st_dev"), now, was),
     }
-    let pause = if each.who == Who::Systemd {
+    let pause = if let Who::Hosted(_) = each.who {
+        runtime.own_checks(checks, name)?;
+        let pause = runtimes::reader(checks, name, &*runtime)? - ahead;
+        format!("{pause} ms between two lookups of a program; ")
+    } else if let Who::Systemd(_) = each.who {
         checks.step(&format!("{name}: a mounted unit"), runtime.exec(&["cat", "/mnt/bind/a"]));
         checks.step(&format!("{name}: a unit that waits"), runtime.exec(&["touch", "/mnt/scratch/file"]));
         String::new()
@@ -230,21 +289,21 @@ fn destination(checks: &mut Checks, link: &mut Link, each: &Move) -> Result<()> 
         format!("{pause} ms between two lookups of a program; ")
     };
     let plugin = runtime.logs(way).map(|logs| in_plugin(&logs)).unwrap_or_default();
-    println!("time: {}: {pause}{parts}, restore {took:.1?}{plugin}", each.name);
     ensure!(checks.failed == before, "{} checks failed", checks.failed - before);
-    Ok(())
+    Ok(format!("{pause}{parts}, restore {took:.1?}{plugin}"))
 }
 
 impl Who {
     fn start(self) -> Result<Box<dyn Runtime>> {
         Ok(match self {
             Self::Criu => Box::new(Cli::start()?),
-            Self::Systemd => {
+            Self::Systemd(program) => {
                 systemd_files()?;
-                let container = systemd::boot(systemd::TARGET)?;
+                let container = systemd::boot(program, systemd::TARGET)?;
                 container.enter(&["cat", "/mnt/bind/a"])?;
                 Box::new(Cli::of(Some(container)))
             }
+            Self::Hosted(nfs) => Box::new(Hosted::start(nfs)?),
             Self::Oci(program) => Box::new(Oci::start(program)?),
             Self::Podman(program) => {
                 let podman = Podman::start(program)?;
@@ -255,16 +314,17 @@ impl Who {
     }
 
     /// The root file system that it wants on another host.
-    fn prepare(self) -> Result<Box<dyn Runtime>> {
+    fn prepare(self, there: There) -> Result<Box<dyn Runtime>> {
         Ok(match self {
             Self::Criu => Box::new(Cli::prepare()?),
-            Self::Systemd => {
+            Self::Systemd(_) => {
                 systemd_files()?;
                 mount_points()?;
                 // Of an earlier move. Where controllers are on CRIU cannot put its root task there.
                 systemd::remove_cgroups()?;
                 Box::new(Cli::of(None))
             }
+            Self::Hosted(nfs) => Box::new(Hosted::prepare(nfs, there != There::NoAutomounter)?),
             Self::Oci(program) => Box::new(Oci::prepare(program)?),
             Self::Podman(program) => Box::new(Podman::prepare(program)?),
         })

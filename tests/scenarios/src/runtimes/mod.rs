@@ -124,6 +124,11 @@ fn pre_checkpoint(checks: &mut Checks, name: &str, runtime: &dyn Runtime) -> Res
 pub fn walked(checks: &mut Checks, name: &str, runtime: &dyn Runtime) -> Result<i64> {
     // Idle direct mounts are served as well.
     checks.step(&format!("{name}: the idle direct mount"), runtime.exec(&["cat", "/direct/two/b"]));
+    reader(checks, name, runtime)
+}
+
+/// The last part of it.
+pub fn reader(checks: &mut Checks, name: &str, runtime: &dyn Runtime) -> Result<i64> {
     runtime.exec(&["sh", "-c", "kill -TERM $(cat /tmp/walker)"])?;
     let mut walked = String::new();
     wait_until(|| {

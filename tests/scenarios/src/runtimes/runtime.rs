@@ -1,6 +1,7 @@
 //! The container runtimes, each by its own commands.
 
 use super::files;
+use crate::check::Checks;
 use crate::plugin::container::{Container, Criu};
 use crate::process::{run, run_ok};
 use anyhow::{Context, Result};
@@ -15,6 +16,7 @@ const NAME: &str = "carried";
 /// podman's checkpoint, and its image for another host.
 const ARCHIVE: &str = "/tmp/carried.tar";
 const IMAGE: &str = "/tmp/podman-image.tar";
+const PRE: &str = "/tmp/pre.tar.gz";
 
 /// A container that a runtime started.
 pub trait Runtime {
@@ -26,6 +28,11 @@ pub trait Runtime {
 
     /// Write its memory down while it runs, for a checkpoint to come.
     fn pre_checkpoint(&self) -> Result<()>;
+
+    /// What that left, for another host. Checkpoints and restores of this runtime go on from there.
+    fn go_on_from_pre(&mut self) -> Vec<PathBuf> {
+        Vec::new()
+    }
 
     /// The ways to checkpoint and restore it.
     fn ways(&self) -> &'static [&'static str] {
@@ -48,6 +55,11 @@ pub trait Runtime {
         None
     }
 
+    /// What is to be looked at after a restore, besides.
+    fn own_checks(&self, _checks: &mut Checks, _name: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Checkpoint and restore it, in one of [`Self::ways`].
     fn carry(&mut self, way: &str) -> Result<()> {
         self.checkpoint(way)?;
@@ -56,24 +68,28 @@ pub trait Runtime {
 }
 
 /// The criu command.
-pub struct Cli(Option<Container>);
+pub struct Cli {
+    container: Option<Container>,
+    /// There is a pre-checkpoint.
+    pre: bool,
+}
 
 impl Cli {
     pub fn start() -> Result<Self> {
         Self::prepare()?;
-        Ok(Self(Some(Container::start(&["/start"])?)))
+        Ok(Self::of(Some(Container::start(&["/start"])?)))
     }
 
     /// The files of [`Self::start`], and no container yet.
     pub fn prepare() -> Result<Self> {
         files::make_content(Path::new("/"))?;
         crate::plugin::program()?;
-        Ok(Self(None))
+        Ok(Self::of(None))
     }
 
     /// A container of somebody else's, or none yet.
     pub fn of(container: Option<Container>) -> Self {
-        Self(container)
+        Self { container, pre: false }
     }
 
     fn images(way: &str) -> String {
@@ -81,7 +97,7 @@ impl Cli {
     }
 
     fn container(&self) -> Result<&Container> {
-        self.0.as_ref().context("no container")
+        self.container.as_ref().context("no container")
     }
 }
 
@@ -98,15 +114,21 @@ impl Runtime for Cli {
         Criu::as_installed("pre")?.pre_dump(self.container()?)
     }
 
+    fn go_on_from_pre(&mut self) -> Vec<PathBuf> {
+        self.pre = true;
+        vec![Criu::images_of("pre")]
+    }
+
     fn checkpoint(&mut self, way: &str) -> Result<()> {
-        Criu::as_installed(&Self::images(way))?.dump(self.container()?)?;
-        self.0 = None;
+        let after_pre: &[&str] = if self.pre { &["--track-mem", "--prev-images-dir", "../pre"] } else { &[] };
+        Criu::as_installed(&Self::images(way))?.dump_with(self.container()?, after_pre)?;
+        self.container = None;
         Ok(())
     }
 
     fn restore(&mut self, way: &str) -> Result<()> {
         let criu = Criu::as_installed(&Self::images(way))?;
-        self.0 = Some(criu.restore().with_context(|| errors(&criu.log("restore")))?);
+        self.container = Some(criu.restore().with_context(|| errors(&criu.log("restore")))?);
         Ok(())
     }
 
@@ -124,6 +146,8 @@ impl Runtime for Cli {
 pub struct Oci {
     program: &'static str,
     dir: PathBuf,
+    /// There is a pre-checkpoint.
+    pre: bool,
 }
 
 impl Oci {
@@ -136,7 +160,7 @@ impl Oci {
     /// A bundle, and no container yet.
     pub fn prepare(program: &'static str) -> Result<Self> {
         let dir = Path::new("/tmp").join(program);
-        let oci = Self { program, dir };
+        let oci = Self { program, dir, pre: false };
         for name in ["images", "left", "pre", "work"] {
             fs::create_dir_all(oci.dir.join(name))?;
         }
@@ -181,8 +205,14 @@ impl Runtime for Oci {
         self.checkpoint_to("pre", &["--pre-dump"])
     }
 
+    fn go_on_from_pre(&mut self) -> Vec<PathBuf> {
+        self.pre = true;
+        vec![self.dir.join("pre")]
+    }
+
     fn checkpoint(&mut self, way: &str) -> Result<()> {
-        self.checkpoint_to(way, &[])
+        let after_pre: &[&str] = if self.pre { &["--parent-path", "../pre"] } else { &[] };
+        self.checkpoint_to(way, after_pre)
     }
 
     fn restore(&mut self, way: &str) -> Result<()> {
@@ -221,12 +251,14 @@ impl Drop for Oci {
 /// podman, over runc or crun.
 pub struct Podman {
     runtime: &'static str,
+    /// There is a pre-checkpoint.
+    pre: bool,
 }
 
 impl Podman {
     /// As another host is made ready: [`IMAGE`] is here.
     pub fn prepare(runtime: &'static str) -> Result<Self> {
-        let podman = Self { runtime };
+        let podman = Self { runtime, pre: false };
         podman.call(&["load", "--input", IMAGE])?;
         Ok(podman)
     }
@@ -250,7 +282,7 @@ impl Podman {
 
     /// With more options of `podman run`.
     pub fn start_with(runtime: &'static str, options: &[&str]) -> Result<Self> {
-        let podman = Self { runtime };
+        let podman = Self { runtime, pre: false };
         let root = Path::new("/tmp/podman");
         if !root.exists() {
             files::make_root(root)?;
@@ -295,8 +327,12 @@ impl Runtime for Podman {
     }
 
     fn pre_checkpoint(&self) -> Result<()> {
-        let archive = "/tmp/pre.tar.gz";
-        self.call(&["container", "checkpoint", "--pre-checkpoint", "--export", archive, NAME]).map(drop)
+        self.call(&["container", "checkpoint", "--pre-checkpoint", "--export", PRE, NAME]).map(drop)
+    }
+
+    fn go_on_from_pre(&mut self) -> Vec<PathBuf> {
+        self.pre = true;
+        vec![PRE.into()]
     }
 
     fn ways(&self) -> &'static [&'static str] {
@@ -307,14 +343,20 @@ impl Runtime for Podman {
         if way == "restore" {
             self.call(&["container", "checkpoint", NAME])?;
         } else {
-            self.call(&["container", "checkpoint", "--compress", "none", "--export", ARCHIVE, NAME])?;
+            let after_pre: &[&str] = if self.pre { &["--with-previous"] } else { &[] };
+            let export = ["container", "checkpoint", "--compress", "none", "--export", ARCHIVE];
+            self.call(&[&export, after_pre, &[NAME]].concat())?;
             self.call(&["rm", NAME])?;
         }
         Ok(())
     }
 
     fn restore(&mut self, way: &str) -> Result<()> {
-        let from: &[&str] = if way == "restore" { &[NAME] } else { &["--import", ARCHIVE] };
+        let from: &[&str] = match way {
+            "restore" => &[NAME],
+            _ if self.pre => &["--import-previous", PRE, "--import", ARCHIVE],
+            _ => &["--import", ARCHIVE],
+        };
         self.call(&[&["container", "restore"], from].concat()).map(drop)
     }
 
@@ -329,6 +371,7 @@ impl Drop for Podman {
     }
 }
 
-fn errors(log: &str) -> String {
+/// The lines of a log of CRIU's that tell errors.
+pub fn errors(log: &str) -> String {
     log.lines().filter(|line| line.contains("Error")).map(|line| format!("{line}; ")).collect()
 }
