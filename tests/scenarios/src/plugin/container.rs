@@ -292,11 +292,11 @@ impl Criu {
         let libdir = libdir.iter().flat_map(|dir| ["--libdir", dir]).collect::<Vec<_>>();
         let common = [&[action, "-D", &images, "-v4", "-o", &log, "--root", ROOT], &libdir[..]].concat();
         fs::create_dir_all(ROOT)?;
-        // CRIU wants the root of a restore to be a mount.
+        // CRIU wants the root of a restore to be a mount that shares nothing.
         let _ = run(
             HANG_LIMIT,
             "sh",
-            &["-c", "mountpoint -q /c || { mount --bind / /c && mount --make-private /c; }"],
+            &["-c", "{ mountpoint -q /c || mount --bind / /c; } && mount --make-private /c"],
         )?;
         let fault = format!("AUTOFS_CR_FAULT={}", self.fault);
         let renumber: &[&str] = if self.renumber { &["AUTOFS_CR_RENUMBER=yes"] } else { &[] };

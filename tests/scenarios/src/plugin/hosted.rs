@@ -37,13 +37,18 @@ impl Hosted {
         if from_server {
             hosted.server = Some(Server::start(foreign::EXPORTS)?);
             nfs::route()?;
+        } else {
+            foreign::exports()?;
         }
         hosted.serve(from_server)?;
         super::program()?;
         let command = ["catatonit", "--", "sh", "-c", SITTERS];
         let container = Container::start_with_host(foreign::DIRS, &command)?;
         let sit = wait_until(|| foreign::sitting(&container) == foreign::BUSY);
-        ensure!(sit, "programs sit in {:?}", foreign::sitting(&container));
+        if !sit {
+            let log = std::fs::read_to_string("/tmp/logs/automount.log").unwrap_or_default();
+            bail!("programs sit in {:?}: {log}", foreign::sitting(&container));
+        }
         hosted.container = Some(container);
         Ok(hosted)
     }

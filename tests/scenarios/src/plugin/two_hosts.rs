@@ -79,10 +79,6 @@ const MOVES: &[Move] = &[
     Move { pre: true, ..works("criu, pre-dump", Who::Criu) },
     Move { pre: true, ..works("runc, pre-dump", Who::Oci("runc")) },
     Move { pre: true, ..works("podman, runc, pre-checkpoint", Who::Podman("runc")) },
-    works("criu, automounter on both hosts", Who::Hosted(false)),
-    works("criu, automounter on both hosts, NFS", Who::Hosted(true)),
-    Move { there: There::NoAutomounter, ..works("criu, automounter on host 1 only", Who::Hosted(false)) },
-    Move { there: There::NoAutomounter, ..works("criu, automounter on host 1 only, NFS", Who::Hosted(true)) },
     Move { there: There::NumbersTaken, ..works("criu, numbers taken", Who::Criu) },
     Move {
         there: There::NumbersTaken,
@@ -94,6 +90,10 @@ const MOVES: &[Move] = &[
         refused: Some("Missing required plugin"),
         ..works("criu, no plugin on host 2", Who::Criu)
     },
+    works("criu, automounter on both hosts", Who::Hosted(false)),
+    works("criu, automounter on both hosts, NFS", Who::Hosted(true)),
+    Move { there: There::NoAutomounter, ..works("criu, automounter on host 1 only", Who::Hosted(false)) },
+    Move { there: There::NoAutomounter, ..works("criu, automounter on host 1 only, NFS", Who::Hosted(true)) },
 ];
 
 /// One move.
