@@ -230,6 +230,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = in_server("rpc.nfsd 0; kill $(cat /tmp/server.pid)");
+        // Processes of the kernel's may keep the namespace for a while.
+        let _ = run(LIMIT, "ip", &["link", "delete", "client"]);
         let _ = run(LIMIT, "ip", &["netns", "delete", "server"]);
     }
 }

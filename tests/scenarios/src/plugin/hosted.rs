@@ -65,7 +65,8 @@ impl Hosted {
         if serves {
             hosted.serve(from_server)?;
         } else {
-            run_ok(LIMIT, "mkdir", &["-p", "/direct"])?;
+            let no_maps = "rm -f /etc/auto.master /etc/auto.direct /etc/auto.ind /etc/auto.short";
+            run_ok(LIMIT, "sh", &["-c", &format!("{no_maps}; mkdir -p /direct")])?;
         }
         Ok(hosted)
     }

@@ -129,6 +129,7 @@ fn all_of(checks: &mut Checks, moves: &[&Move]) -> Result<()> {
     tell_versions(host)?;
     let mut link = Link::new(host)?;
     for each in moves {
+        clean()?;
         // What host 1 has for host 2 stays until that is done.
         let mut here = None;
         let done = match host {
@@ -150,6 +151,11 @@ fn all_of(checks: &mut Checks, moves: &[&Move]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Images and bundles of the last move.
+fn clean() -> Result<()> {
+    run_ok(LIMIT, "rm", &["-rf", "/tmp/images", "/tmp/runc", "/tmp/crun"]).map(drop)
 }
 
 /// For the record: kernel and CRIU of this host, and what both have from packages.
