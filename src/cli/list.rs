@@ -233,6 +233,7 @@ pub fn master(mount: &AutofsMount) -> Cell {
         Master::Unknown { process, comm } => (format!("unknown {} {comm}", process.pid), Style::Warning),
         Master::Dead => match holder {
             Some(holder) => (format!("dead, held by {}", holder.process.pid), Style::Warning),
+            None if mount.catatonic => ("none".into(), Style::Bad),
             None => ("dead".into(), Style::Bad),
         },
         Master::NotVisible => ("not visible".into(), Style::Warning),

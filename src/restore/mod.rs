@@ -104,6 +104,14 @@ pub enum RestoreError {
     /// The image cannot be read.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The image has no mount at a path that was named, nor below it.
+    #[error("no autofs mount at {} in the image {}; autofs-cr show tells what it holds", path.display(), image.display())]
+    NotInImage {
+        /// As it was named.
+        path: PathBuf,
+        /// The image's directory.
+        image: PathBuf,
+    },
     /// The namespace cannot be looked at.
     #[error(transparent)]
     Discover(#[from] DiscoverError),
@@ -127,6 +135,9 @@ pub enum RestoreError {
 /// Restore. This process must have no other threads: it forks.
 pub fn restore(request: &Request) -> Result<Restored, RestoreError> {
     let mut image = image::read(&request.image)?;
+    if let Some(path) = request.paths.iter().find(|path| !holds(&image, path)) {
+        return Err(RestoreError::NotInImage { path: path.clone(), image: request.image.clone() });
+    }
     if !request.paths.is_empty() {
         let wanted = |path: &Path| request.paths.iter().any(|wanted| path.starts_with(wanted));
         image.mounts.retain(|mount| wanted(&mount.facts.path));
@@ -151,6 +162,11 @@ pub fn restore(request: &Request) -> Result<Restored, RestoreError> {
     let now = discover::survey(&request.target)?;
     let mounts = verify::compare(&image, &plan, &made, &now.mounts, master);
     Ok(Restored { mounts, master, waiters, resumed, engine })
+}
+
+/// A mount at this path, or below it?
+fn holds(image: &Checkpoint, path: &Path) -> bool {
+    image.mounts.iter().any(|mount| mount.facts.path.starts_with(path))
 }
 
 fn make_plan(

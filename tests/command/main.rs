@@ -64,7 +64,7 @@ fn served(place: &Place, script: &str) -> String {
         trap 'kill $engine; wait $engine' EXIT
         tries=0
         until grep -q /served /proc/self/mounts; do
-            sleep 0.05; tries=$((tries + 1)); [ $tries -lt 200 ] || { cat log; exit 1; }
+            sleep 0.05; tries=$((tries + 1)); [ $tries -lt 600 ] || { cat log; exit 1; }
         done
         ls served/key >/dev/null
     ";
@@ -158,6 +158,7 @@ fn mistakes_beside_an_engine() {
          t dump -D image $PWD/served >/dev/null
          t dump -D image $PWD/served
          t restore -D image --root relative
+         t restore -D image /nowhere
          t restore -D image --master 4194304
          t ctl --socket ./socket expire /nowhere
          t ctl --socket ./socket log loud
