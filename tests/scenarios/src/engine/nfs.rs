@@ -221,8 +221,9 @@ impl Server {
             .stderr(Stdio::null());
         ensure!(command.status()?.success(), "the server's namespaces");
         ensure!(wait_until(|| in_server("mountpoint -q /proc/fs/nfsd").is_ok()), "no file system nfsd");
-        in_server("rpcbind && exportfs -a && rpc.mountd")?;
-        in_server(START)?;
+        // It is in the background before it answers.
+        in_server("rpcbind && until rpcinfo >/dev/null 2>&1; do sleep 0.1; done; exportfs -a && rpc.mountd")?;
+        ensure!(wait_until(|| in_server(START).is_ok()), "nfsd does not start");
         Ok(server)
     }
 }
