@@ -16,7 +16,8 @@ use crate::sys::control::{Control, ControlError, MountFd};
 use crate::sys::mount::{Change, Propagation, bind};
 use crate::sys::{DevNum, Errno};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, openat2, readlinkat, statx,
+    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, Statx, StatxFlags, openat2, readlinkat,
+    seek, statx,
 };
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -218,6 +219,8 @@ impl Walker {
             Some(root) => root.clone(),
             None => Arc::new(self.control.open_mount(&mount.path, mount.dev)?),
         };
+        // A walker that was left behind may have read it.
+        seek(&root, SeekFrom::Start(0)).map_err(call("rewind", Path::new("")))?;
         let Inode { mode, uid, gid, .. } = stat_of(&root, Path::new(""))?;
         let mut tree = Tree { mode, uid, gid, ..Tree::default() };
         if names(&root, Path::new(""))?.is_empty() {

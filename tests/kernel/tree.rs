@@ -135,6 +135,11 @@ fn a_key_with_an_open_request_stops_nobody() {
     assert_eq!(lines(&trees[0])[2..], FURNITURE[2..]);
     assert_eq!(lines(&trees[1]), FURNITURE);
 
+    // A root that was opened otherwise is read by every walker.
+    let mut otherwise = Avoid::default();
+    otherwise.root(first.dev);
+    assert_eq!(read(&[&first], otherwise)[0], trees[0]);
+
     // known beforehand, it costs nothing
     let mut avoid = Avoid::default();
     avoid.key(first.dev, "idle".into());
