@@ -22,8 +22,11 @@ use std::time::{Duration, Instant};
 
 /// Most threads at once. Jobs beyond that wait; their requests are answered in time all the same.
 const THREADS: usize = 256;
-/// A thread without work ends after this time.
+/// A thread without work ends after this time,
 const IDLE: Duration = Duration::from_secs(10);
+/// or at once when so many others have none: they take turns, so that with little to do none of the many that a storm needed
+/// would ever be without work for long.
+const SPARE: usize = 16;
 /// Most expire requests of one run on one mount, so that a forced run ends although visitors mount again what it
 /// unmounts.
 const EXPIRES: usize = 1 << 16;
@@ -201,6 +204,10 @@ impl Shared {
             if let Some(job) = queue.jobs.pop_front() {
                 return Some(job);
             }
+            if queue.idle >= SPARE {
+                queue.threads -= 1;
+                return None;
+            }
             queue.idle += 1;
             let (guard, timeout) =
                 self.wake.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
@@ -258,5 +265,48 @@ impl Shared {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::kernel::simulated::Simulated;
+    use crate::engine::served::{Master, Served};
+    use crate::engine::state::{Action, Limits, State};
+    use std::sync::Barrier;
+
+    /// A master map whose readers wait for each other.
+    #[derive(Debug)]
+    struct Together(Barrier);
+
+    impl Master for Together {
+        fn read(&self, _: &[Arc<Served>]) -> Result<Vec<Arc<Served>>, Errno> {
+            self.0.wait();
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn threads_of_a_storm_end_when_it_is_over() {
+        const JOBS: usize = 100;
+        let kernel: Arc<dyn Kernel> = Arc::new(Simulated::default());
+        let (results, _reports) = calloop::channel::channel();
+        let mut state = State::new(Limits::default());
+        state.set_master(Arc::new(Together(Barrier::new(JOBS))));
+        let mut pool = Pool::new(kernel.clone(), Answers::new(kernel), results);
+        let mut actions = Vec::new();
+        state.step(Event::Reload, Instant::now(), &mut actions);
+        let Some(Action::Run(id, Task::Master(master, _))) = actions.pop() else { panic!("no job") };
+        for _ in 0..JOBS {
+            pool.run(id, Task::Master(master.clone(), Vec::new()));
+        }
+        let threads = || pool.shared.lock().threads;
+        assert_eq!(threads(), JOBS);
+        let begin = Instant::now();
+        while threads() > SPARE {
+            assert!(begin.elapsed() < IDLE / 2, "{} threads have nothing to do", threads());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
