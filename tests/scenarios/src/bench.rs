@@ -15,7 +15,7 @@ mod life;
 mod page;
 mod plot;
 
-pub use engine::{resident, visit_main};
+pub use engine::visit_main;
 pub use life::storm_main;
 
 use anyhow::{Result, bail};

@@ -156,7 +156,7 @@ pub fn wait_until_fast(mut condition: impl FnMut() -> bool) -> bool {
 }
 
 /// Resident memory of a process, KiB.
-pub fn resident(pid: i32) -> Result<u64> {
+fn resident(pid: i32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
     line.split_whitespace().nth(1).context("no number")?.parse().context("no number")

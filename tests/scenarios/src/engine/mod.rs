@@ -3,6 +3,7 @@
 pub mod amd;
 pub mod answers;
 pub mod control;
+pub mod diary;
 pub mod mounts;
 pub mod nfs;
 pub mod reload;
