@@ -2,7 +2,7 @@
 //! nothing behind when it fails.
 
 use super::kernel::{Hold, Kernel};
-use super::maps::{MountSpec, Resolved, What};
+use super::maps::{MountSpec, Replica, Resolved, What};
 use super::mount::MountError;
 use super::served::Served;
 use super::task::*;
@@ -140,7 +140,7 @@ impl<'a> Made<'a> {
         match what {
             Some(What::Symlink(to)) => return self.symlink(to),
             Some(what) => self.root(what)?,
-            None => self.directory()?,
+            None => self.root(&self.skeleton())?,
         }
         let mut failed = None;
         for spec in &offsets {
@@ -152,7 +152,7 @@ impl<'a> Made<'a> {
             }
         }
         match failed {
-            Some(errno) if entry.strict || (!self.covered && self.children.is_empty()) => Err(errno),
+            Some(errno) if entry.strict || (here.is_none() && self.children.is_empty()) => Err(errno),
             _ => Ok(()),
         }
     }
@@ -162,6 +162,18 @@ impl<'a> Made<'a> {
             self.kernel.make_dir(self.target, self.task.served.options.mode)?;
         }
         Ok(())
+    }
+
+    /// What the triggers of an entry without a root of its own are mounted on. Not on directories of the autofs mount: these
+    /// have no handles, and a trigger on which a program waits when its engine is killed can only be opened by the handle
+    /// of its directory ([`crate::sys::uncovered`]).
+    fn skeleton(&self) -> What {
+        What::Mount {
+            fstype: "tmpfs".into(),
+            options: format!("mode={:04o},size=4k", self.task.served.options.mode).into(),
+            sources: vec![Replica::plain("autofs-cr")],
+            use_weight_only: false,
+        }
     }
 
     fn symlink(&mut self, to: &Path) -> Result<(), Errno> {
@@ -236,7 +248,7 @@ impl<'a> Made<'a> {
             return false;
         }
         remove_dirs(kernel, self.target, &below);
-        remove_key_dir(kernel, &self.task.served, &self.task.key, self.target);
+        remove_key_dir(kernel, &self.task.served, &self.task.key, self.target, false);
         kernel.leave(self.target, &self.task.served);
         self.children.is_empty()
     }
@@ -255,7 +267,6 @@ fn level<'a>(entry: &'a Resolved, top: &Path) -> Vec<&'a MountSpec> {
 // Unmounting
 
 fn unmount(kernel: &dyn Kernel, task: &UnmountTask) -> Outcome {
-    std::thread::sleep(task.settle);
     let target = task.place.target(&task.key);
     let _held = match kernel.hold(&task.place) {
         Ok(held) => held,
@@ -269,7 +280,7 @@ fn unmount(kernel: &dyn Kernel, task: &UnmountTask) -> Outcome {
             tracing::debug!(target = %target.display(), "unmounted");
             let below: Vec<_> = task.below.iter().map(|child| child.place.path.to_path_buf()).collect();
             remove_dirs(kernel, &target, &below);
-            remove_key_dir(kernel, &task.served, &task.key, &target);
+            remove_key_dir(kernel, &task.served, &task.key, &target, task.linger);
             kernel.leave(&target, &task.served);
         }
         Err(errno) => tracing::debug!(target = %target.display(), %errno, "not unmounted"),
@@ -371,13 +382,13 @@ fn remove_dirs(kernel: &dyn Kernel, top: &Path, paths: &[PathBuf]) {
 }
 
 /// The directory or symbolic link of a key is ours. For browsing a directory stays, where the map lists the key (and does
-/// not know it by its wildcard only): it is a trigger, which the link is not.
-fn remove_key_dir(kernel: &dyn Kernel, served: &Served, key: &[u8], target: &Path) {
+/// not know it by its wildcard only): it is a trigger, which the link is not. So it does where it is to `linger`.
+fn remove_key_dir(kernel: &dyn Kernel, served: &Served, key: &[u8], target: &Path, linger: bool) {
     if key.is_empty() {
         return;
     }
     let listed = || served.source.keys().ok().flatten().is_some_and(|keys| keys.iter().any(|own| own == key));
-    if served.options.browse && listed() {
+    if linger || served.options.browse && listed() {
         let _ = kernel.remove_link(target);
         let _ = kernel.make_dir(target, served.options.mode);
     } else {

@@ -65,6 +65,8 @@ pub struct Found {
     /// It.
     pub place: Arc<Place>,
     keys: Vec<FoundKey>,
+    /// Directories of keys that are not mounted, and in which mount.
+    left: Vec<(DevNum, Key)>,
 }
 
 /// A key that is mounted.
@@ -84,6 +86,11 @@ impl Found {
         for FoundKey { dev, key, below } in self.keys {
             if let Some(mount) = state.find(dev) {
                 state.add_mounted(mount, key, below, now);
+            }
+        }
+        for (dev, key) in self.left {
+            if let Some(mount) = state.find(dev) {
+                state.add_left(mount, key, now);
             }
         }
         Some(id)
@@ -306,9 +313,9 @@ impl<'a> Existing<'a> {
             let keys = served.source.keys().ok().flatten().unwrap_or_default();
             jobs::browse(kernel, served, &place, &keys);
         }
-        let mut adoption = Adoption { kernel, existing: self, keys: Vec::new() };
+        let mut adoption = Adoption { kernel, existing: self, keys: Vec::new(), left: Vec::new() };
         adoption.keys(mount, served, None);
-        Found { place, keys: adoption.keys }
+        Found { place, keys: adoption.keys, left: adoption.left }
     }
 
     /// A mount and what belongs to it, parents first.
@@ -328,6 +335,7 @@ struct Adoption<'s, 'e> {
     kernel: &'s dyn Kernel,
     existing: &'s Existing<'e>,
     keys: Vec<FoundKey>,
+    left: Vec<(DevNum, Key)>,
 }
 
 impl Adoption<'_, '_> {
@@ -337,7 +345,8 @@ impl Adoption<'_, '_> {
         for covering in &mount.covering {
             keys.entry(key_of(mount, &covering.path)).or_default();
         }
-        for name in links(mount) {
+        let (links, directories) = names(mount);
+        for name in links {
             keys.entry(name).or_default();
         }
         for child in self.existing.children(mount) {
@@ -346,6 +355,10 @@ impl Adoption<'_, '_> {
                 let child = Child { place: Arc::new(place_of(child)), under: mount.dev, duty, born: birth() };
                 keys.entry(key).or_default().push(child);
             }
+        }
+        if !served.options.browse {
+            let left = directories.into_iter().filter(|name| !keys.contains_key(name));
+            self.left.extend(left.map(|name| (mount.dev, name)));
         }
         for (key, below) in keys {
             if part.is_none() && served.source.has_places() {
@@ -379,14 +392,18 @@ impl Adoption<'_, '_> {
     }
 }
 
-/// Keys of an indirect mount that are symbolic links.
-fn links(mount: &AutofsMount) -> Vec<Key> {
+/// Names in an indirect mount: symbolic links, which are mounted keys, and directories.
+fn names(mount: &AutofsMount) -> (Vec<Key>, Vec<Key>) {
     if mount.options.mount_type != MountType::Indirect {
-        return Vec::new();
+        return (Vec::new(), Vec::new());
     }
     let names = std::fs::read_dir(&mount.path).into_iter().flatten().flatten();
-    let links = names.filter(|name| name.file_type().is_ok_and(|kind| kind.is_symlink()));
-    links.map(|name| name.file_name().as_bytes().to_vec()).collect()
+    let (links, directories): (Vec<_>, Vec<_>) =
+        names.partition(|name| name.file_type().is_ok_and(|kind| kind.is_symlink()));
+    let keys = |names: Vec<std::fs::DirEntry>| {
+        names.into_iter().map(|name| name.file_name().as_bytes().to_vec()).collect()
+    };
+    (keys(links), keys(directories))
 }
 
 /// The key of `mount` that a path in it belongs to.

@@ -144,6 +144,8 @@ pub struct State {
     reload: Option<Reload>,
     /// Mounts that need another timeout.
     retime: Vec<(Arc<Place>, Arc<Served>)>,
+    /// Directories of keys that are not mounted any more, and until when they stay.
+    lingering: HashMap<(MountId, Key), Instant>,
     /// Something was unmounted since the last round of the stop.
     progress: bool,
     /// Mounts that exist and could not be attached yet.
@@ -197,11 +199,13 @@ enum Slot {
         job: JobId,
         kept: Vec<Asker>,
         children: Vec<MountId>,
+        /// As in [`Slot::Mounted`], where it was.
+        since: Option<Instant>,
     },
-    /// `since`: when it was mounted, where that was seen.
+    /// `since`: when it was mounted, or found mounted.
     Mounted {
         children: Vec<MountId>,
-        since: Option<Instant>,
+        since: Instant,
     },
     Failed {
         errno: Errno,
@@ -255,16 +259,22 @@ enum Work {
     TearDown,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Alarm {
     Job(JobId),
     Check(GroupId),
     /// Maps that are read wait no longer for each other.
     Apart,
+    /// See [`State::lingering`].
+    Tidy(MountId, Key),
     /// Running jobs are not waited for any more.
     Leave,
     Early,
 }
+
+/// How long the directory of a key stays after it was mounted, whether or not it still is. Whoever waited while an earlier one
+/// was unmounted looks for the new one when it gets a processor, and where there is none by then the kernel says ENOENT.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Actions of one step.
 type Out = Vec<Action>;
@@ -283,6 +293,7 @@ impl State {
             master: None,
             reload: None,
             retime: Vec::new(),
+            lingering: HashMap::new(),
             progress: false,
             late: BTreeMap::new(),
             early: Vec::new(),
@@ -324,8 +335,13 @@ impl State {
 
     /// A key that was found mounted, with the autofs mounts below it (parents before children).
     pub fn add_mounted(&mut self, mount: MountId, key: Key, below: Vec<Child>, now: Instant) {
-        self.set_slot(mount, &key, Some(Slot::Mounted { children: Vec::new(), since: None }), now);
+        self.set_slot(mount, &key, Some(Slot::Mounted { children: Vec::new(), since: now }), now);
         self.reconcile(mount, &key, below, true, now, &mut Vec::new());
+    }
+
+    /// A key directory on which nothing is mounted: an earlier engine left it.
+    pub fn add_left(&mut self, mount: MountId, key: Key, now: Instant) {
+        self.linger(mount, key, now + LINGER);
     }
 
     /// A mount that exists and cannot be attached now.

@@ -11,7 +11,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A map key: one path component (indirect), or empty for the root of a direct or offset mount.
 pub type Key = Vec<u8>;
@@ -158,8 +158,8 @@ pub struct UnmountTask {
     pub served: Arc<Served>,
     /// The expire request; none for a submount that is given up because nothing is mounted in it.
     pub token: Option<Token>,
-    /// It was mounted a moment ago: to be left alone for so long.
-    pub settle: Duration,
+    /// It was mounted a moment ago: its directory stays for now.
+    pub linger: bool,
     /// Autofs mounts below, parents before children.
     pub below: Vec<Child>,
 }

@@ -393,7 +393,7 @@ fn jobs_mount_a_tree_and_take_it_away() {
                 key: request.name,
                 served: bench.served.clone(),
                 token: Some(request.token),
-                settle: Duration::ZERO,
+                linger: false,
                 below: below.clone(),
             };
             let outcome = jobs::run(&bench.kernel, &Task::Unmount(task), &|_, _| ());

@@ -89,6 +89,7 @@ impl State {
         {
             match entry.remove() {
                 Alarm::Job(job) => self.late(job, now, out),
+                Alarm::Tidy(mount, key) => self.tidy(mount, key, now, out),
                 Alarm::Leave => self.leave_when_quiet(true, out),
                 Alarm::Apart => self.follow_apart(now, out),
                 Alarm::Check(group) => {
@@ -103,6 +104,26 @@ impl State {
                     }
                 }
             }
+        }
+    }
+
+    /// The directory of a key stays until then.
+    pub(super) fn linger(&mut self, id: MountId, key: Key, until: Instant) {
+        self.lingering.insert((id, key.clone()), until);
+        self.alarm(until, Alarm::Tidy(id, key));
+    }
+
+    /// Remove the directory of a key, unless it was mounted again meanwhile.
+    fn tidy(&mut self, id: MountId, key: Key, now: Instant, out: &mut Out) {
+        let slot = (id, key);
+        if self.lingering.get(&slot).is_none_or(|until| *until > now) {
+            return;
+        }
+        self.lingering.remove(&slot);
+        let (id, key) = slot;
+        let free = self.mounts.get(&id).is_some_and(|mount| !mount.slots.contains_key(&key));
+        if free && self.phase == Phase::Serving {
+            self.idle(id, key, None, now, out);
         }
     }
 

@@ -20,14 +20,14 @@ impl State {
     }
 
     pub(super) fn done(&mut self, job: JobId, outcome: Outcome, now: Instant, out: &mut Out) {
-        let Some(Job { work, alarm, late, .. }) = self.jobs.remove(&job) else { return };
+        let Some(Job { work, alarm, late, began, .. }) = self.jobs.remove(&job) else { return };
         self.alarms.remove(&alarm);
         match (work, outcome) {
             (Work::Slot(id, key), Outcome::Mounted { result, children }) => {
                 self.mounted(job, id, key, result, children, now, out);
             }
             (Work::Slot(id, key), Outcome::Unmounted { result, below }) => {
-                self.unmounted(job, id, key, result, below, now, out);
+                self.unmounted((job, began), id, key, result, below, now, out);
             }
             (Work::Read(group), Outcome::Reread { wanted, stale }) => {
                 self.reread(group, wanted, now, out);
@@ -61,7 +61,7 @@ impl State {
         now: Instant,
         out: &mut Out,
     ) {
-        let Some(kept) = self.take_kept(job, id, &key) else { return };
+        let Some((kept, _)) = self.take_kept(job, id, &key) else { return };
         self.reconcile(id, &key, children, false, now, out);
         if let Some(mount) = self.mounts.get(&id) {
             mount.answer_all(&key, &kept, result, out);
@@ -70,7 +70,7 @@ impl State {
         let slot = match result {
             Err(errno) if children.is_empty() => self.failed(id, errno, now),
             // what could not be cleaned up expires later
-            _ => Some(Slot::Mounted { children, since: Some(now) }),
+            _ => Some(Slot::Mounted { children, since: now }),
         };
         self.set_slot(id, &key, slot, now);
         self.remove_if_retired(id, now, out);
@@ -79,7 +79,7 @@ impl State {
     #[allow(clippy::too_many_arguments)]
     fn unmounted(
         &mut self,
-        job: JobId,
+        (job, began): (JobId, Instant),
         id: MountId,
         key: Key,
         result: Result<(), Errno>,
@@ -87,12 +87,15 @@ impl State {
         now: Instant,
         out: &mut Out,
     ) {
-        let Some(kept) = self.take_kept(job, id, &key) else { return };
+        let Some((kept, since)) = self.take_kept(job, id, &key) else { return };
         self.reconcile(id, &key, below, true, now, out);
         let children = self.children(id, &key);
         let gone = result.is_ok() && children.is_empty();
         self.progress |= gone;
-        let slot = (!gone).then_some(Slot::Mounted { children, since: None });
+        let slot = (!gone).then_some(Slot::Mounted { children, since: since.unwrap_or(now) });
+        if let Some(until) = since.map(|since| since + LINGER).filter(|until| gone && began < *until) {
+            self.linger(id, key.clone(), until.max(now));
+        }
         self.set_slot(id, &key, slot, now);
         if kept.is_empty() {
             self.remove_if_retired(id, now, out);
@@ -101,11 +104,13 @@ impl State {
         }
     }
 
-    /// The job on a slot ended: who else asked meanwhile. `None` when the slot is not that job's any more.
-    fn take_kept(&mut self, job: JobId, id: MountId, key: &[u8]) -> Option<Vec<Asker>> {
+    /// The job on a slot ended: who else asked meanwhile, and since when it was mounted. `None` when the slot is not that job's any more.
+    fn take_kept(&mut self, job: JobId, id: MountId, key: &[u8]) -> Option<(Vec<Asker>, Option<Instant>)> {
         let mount = self.mounts.get_mut(&id)?;
         match mount.slots.get_mut(key) {
-            Some(Slot::Busy { job: running, kept, .. }) if *running == job => Some(std::mem::take(kept)),
+            Some(Slot::Busy { job: running, kept, since, .. }) if *running == job => {
+                Some((std::mem::take(kept), *since))
+            }
             _ => None,
         }
     }

@@ -4,10 +4,6 @@ use super::*;
 use crate::engine::maps::Credentials;
 use crate::sys::packet::Kind;
 
-/// How long those that waited for a key have to go on before it can be unmounted. One whose directory was removed before
-/// looks for the new one when it wakes; if that is gone again by then, the kernel says ENOENT.
-const SETTLE: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 50 });
-
 impl State {
     /// `until`: set for a packet that has waited already.
     pub(super) fn packet(&mut self, packet: Packet, until: Option<Instant>, now: Instant, out: &mut Out) {
@@ -126,9 +122,9 @@ impl State {
         if self.phase != Phase::Serving {
             return mount.answer_all(&key, &askers, Err(Errno::HOSTDOWN), out);
         }
-        let (check, children) = match mount.slots.get(&key) {
-            Some(Slot::Mounted { children, .. }) => (true, children.clone()),
-            _ => (false, Vec::new()),
+        let (check, children, since) = match mount.slots.get(&key) {
+            Some(Slot::Mounted { children, since }) => (true, children.clone(), Some(*since)),
+            _ => (false, Vec::new(), None),
         };
         let task = MountTask {
             place: mount.place.clone(),
@@ -140,19 +136,17 @@ impl State {
             known: children.iter().filter_map(|child| self.as_child(*child)).collect(),
         };
         let limit = self.limits.mount;
-        self.start(id, key, Task::Mount(task), (askers, children), limit, now, out);
+        self.start(id, key, Task::Mount(task), (askers, children, since), limit, now, out);
     }
 
     /// The kernel says that a slot is idle (or a submount has nothing mounted): unmount it.
     pub(super) fn idle(&mut self, id: MountId, key: Key, token: Option<Token>, now: Instant, out: &mut Out) {
         let Some(mount) = self.mounts.get(&id) else { return };
-        let mut settle = Duration::ZERO;
+        let mut since = None;
         let children = match mount.slots.get(&key) {
             Some(Slot::Busy { .. }) => None,
-            Some(Slot::Mounted { children, since }) => {
-                if let Some(since) = since.filter(|_| !key.is_empty()) {
-                    settle = (since + SETTLE).saturating_duration_since(now);
-                }
+            Some(Slot::Mounted { children, since: mounted }) => {
+                since = Some(*mounted);
                 Some(children.clone())
             }
             Some(Slot::Failed { .. }) | None => Some(Vec::new()),
@@ -174,11 +168,11 @@ impl State {
             key: key.clone(),
             served: mount.served.clone(),
             token,
-            settle,
+            linger: since.is_some_and(|since| now < since + LINGER),
             below: self.descendants(&children),
         };
         let limit = self.limits.unmount;
-        self.start(id, key, Task::Unmount(task), (Vec::new(), children), limit, now, out);
+        self.start(id, key, Task::Unmount(task), (Vec::new(), children, since), limit, now, out);
     }
 
     #[allow(clippy::too_many_arguments)] // the one place where a slot becomes busy
@@ -187,13 +181,13 @@ impl State {
         id: MountId,
         key: Key,
         task: Task,
-        (kept, children): (Vec<Asker>, Vec<MountId>),
+        (kept, children, since): (Vec<Asker>, Vec<MountId>, Option<Instant>),
         limit: Duration,
         now: Instant,
         out: &mut Out,
     ) {
         let job = self.run(Work::Slot(id, key.clone()), task, limit, now, out);
-        let slot = Slot::Busy { job, kept, children };
+        let slot = Slot::Busy { job, kept, children, since };
         self.set_slot(id, &key, Some(slot), now);
     }
 }

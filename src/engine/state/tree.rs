@@ -182,7 +182,7 @@ impl State {
             Some(Slot::Busy { children, .. } | Slot::Mounted { children, .. }) => children.push(id),
             _ => {
                 let children = vec![id];
-                self.set_slot(owner, &key, Some(Slot::Mounted { children, since: None }), now);
+                self.set_slot(owner, &key, Some(Slot::Mounted { children, since: now }), now);
             }
         }
     }

@@ -203,8 +203,7 @@ const SCENARIOS: &[Scenario] = &[
 
 /// Not in `scripts/test`: what passes on some runs only, or takes long.
 /// - `two-hosts-all`: many minutes, with machines whose processors are emulated.
-/// - `soak`: on some runs one lookup of many is told ENOENT, or all wait for many seconds (docs/endurance.md).
-const UNSETTLED: &[&str] = &["two-hosts-all", "soak"];
+const UNSETTLED: &[&str] = &["two-hosts-all"];
 
 /// After `--rounds`: how often a scenario that repeats itself does so.
 static ROUNDS: OnceLock<usize> = OnceLock::new();

@@ -19,6 +19,7 @@ slow -fstype=slow :nothing
 full / -fstype=tmpfs,nr_inodes=1 :full /sub :/srv/data/one
 strict -strict / -fstype=tmpfs,nr_inodes=1 :full /sub :/srv/data/one
 gone :/srv/nothing
+multi /one :/srv/data/one /two :/srv/data/two
 * :/srv/data/&
 ";
 
@@ -42,7 +43,8 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     engine.signal(Signal::SIGUSR1)?;
     checks.that("the engine ends", engine.stop()?);
     checks.that("nothing is left", !is_autofs("/a") && !is_autofs("/p"));
-    one_that_waits(checks)
+    one_that_waits(checks)?;
+    one_that_waits_below_a_key(checks)
 }
 
 /// A program waits for a direct mount when the engine is killed, and the file system below has no handles (it is an overlay):
@@ -72,6 +74,24 @@ fn one_that_waits(checks: &mut Checks) -> Result<()> {
     checks.that("the engine ends", second.stop()?);
     checks
         .that("nothing is left", !is_autofs("/a") && !is_autofs("/direct/dead") && !is_autofs("/direct/one"));
+    Ok(())
+}
+
+/// A program waits for a part of an entry without a root when the engine is killed: the next one opens that trigger by the
+/// handle of its directory.
+fn one_that_waits_below_a_key(checks: &mut Checks) -> Result<()> {
+    fs::write("/etc/auto.master", "/a /etc/auto.a\n")?;
+    let mut first = Daemon::start(&[], &["/a"])?;
+    checks.step("a part of an entry without a root", read_file("/a/multi/two/two"));
+    first.signal(Signal::SIGSTOP)?;
+    let waiter = Process::start(Command::new("cat").arg("/a/multi/one/one").stdout(Stdio::piped()))?;
+    std::thread::sleep(Duration::from_millis(300));
+    first.kill9()?;
+    let mut second = Daemon::start(&[], &["/a", "/a/multi/one", "/a/multi/two"])?;
+    let read = waiter.finish(HANG_LIMIT);
+    checks.that("its other part is waited for while the engine is killed: the next answers", read.is_ok());
+    checks.that("the engine ends", second.stop()?);
+    checks.that("nothing is left", !is_autofs("/a"));
     Ok(())
 }
 
