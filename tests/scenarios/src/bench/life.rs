@@ -1,6 +1,6 @@
 //! Expiry, a thousand triggers at once with a dead server among them, and reading a large map again.
 
-use super::engine::{clear, daemon_command, log, mounted, start, visit, wait_until_fast, write_map};
+use super::engine::{clear, daemon_command, log, mounted, p99, start, visit, wait_until_fast, write_map};
 use super::figures::Figures;
 use crate::check::HANG_LIMIT;
 use crate::peers::is_autofs;
@@ -69,7 +69,7 @@ fn storm_of(dead: bool) -> Result<Duration> {
     ensure!(live.len() == KEYS * 9 / 10, "the visitors printed {told}");
     process.kill9()?;
     mount::unmount(Path::new("/storm"), Unmount::Lazy)?;
-    Ok(Duration::from_nanos(live[live.len() * 99 / 100]))
+    Ok(Duration::from_nanos(p99(&live)))
 }
 
 /// An unchanged map of [`ENTRIES`] entries is read again.
