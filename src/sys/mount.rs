@@ -262,6 +262,22 @@ pub struct AutofsParams<'a> {
     pub ignore: bool,
 }
 
+impl<'a> AutofsParams<'a> {
+    /// Owned by this process, its group and its user; protocol 5; no other option.
+    pub fn new(pipe: BorrowedFd<'a>, mount_type: MountType) -> Self {
+        Self {
+            pipe,
+            pgrp: None,
+            mount_type,
+            protocol: (5, 5),
+            uid: None,
+            gid: None,
+            strict_expire: false,
+            ignore: false,
+        }
+    }
+}
+
 /// A new autofs superblock.
 pub fn autofs(
     params: &AutofsParams<'_>,

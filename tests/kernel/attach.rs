@@ -78,16 +78,8 @@ impl Owned {
     pub fn new(path: PathBuf, mount_type: MountType) -> Self {
         let (master, write) = Holder::new();
         fs::create_dir_all(&path).unwrap();
-        let params = AutofsParams {
-            pipe: write.as_fd(),
-            pgrp: Some(master.pid()),
-            mount_type,
-            protocol: (5, 5),
-            uid: None,
-            gid: None,
-            strict_expire: false,
-            ignore: false,
-        };
+        let params =
+            AutofsParams { pgrp: Some(master.pid()), ..AutofsParams::new(write.as_fd(), mount_type) };
         let mount = mount::autofs(&params, Path::new("test"), MountFlags::empty()).unwrap();
         mount.attach(CWD, &path).unwrap();
         Self { target: Target { path, dev: mount.dev().unwrap() }, master }

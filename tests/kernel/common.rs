@@ -18,8 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// No wait of a test is longer.
-pub const LIMIT: Duration = Duration::from_secs(10);
+/// No wait of a test is longer: a limit for what hangs, on a loaded machine too.
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// An empty directory in a fresh tmpfs that nobody else sees, in a mount namespace of this thread.
 pub fn private_mount_namespace() -> PathBuf {
@@ -59,16 +59,7 @@ impl Autofs {
     ) -> Self {
         fs::create_dir_all(&path).unwrap();
         let pipe = packet_pipe().unwrap();
-        let mut params = AutofsParams {
-            pipe: pipe.write.as_fd(),
-            pgrp: None,
-            mount_type,
-            protocol: (5, 5),
-            uid: None,
-            gid: None,
-            strict_expire: false,
-            ignore: false,
-        };
+        let mut params = AutofsParams::new(pipe.write.as_fd(), mount_type);
         change(&mut params);
         let detached = mount::autofs(&params, Path::new("test"), MountFlags::empty()).unwrap();
         detached.attach(CWD, &path).unwrap();
@@ -129,6 +120,17 @@ impl Visitor {
 
     pub fn pid(&self) -> i32 {
         self.0.id() as i32
+    }
+
+    /// Whether it waits for a master's answer. Its state alone does not say so: it is D too while its program is read from
+    /// a disk.
+    pub fn waits(&self) -> bool {
+        fs::read(format!("/proc/{}/wchan", self.pid())).is_ok_and(|wchan| wchan.starts_with(b"autofs"))
+    }
+
+    /// Come back when it waits for a master's answer.
+    pub fn until_it_waits(&self) {
+        wait_until(|| self.waits().then_some(()));
     }
 
     /// How it ended, and what it wrote to stdout and stderr.

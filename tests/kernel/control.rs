@@ -195,10 +195,7 @@ fn catatonic_releases_every_waiter() {
     let autofs = direct();
     let visitors = [(); 3].map(|()| Visitor::run("cat", &[&autofs.path.join("file")]));
     autofs.request();
-    for visitor in &visitors {
-        let syscall = format!("/proc/{}/wchan", visitor.pid());
-        wait_until(|| (fs::read_to_string(&syscall).unwrap() == "autofs_wait").then_some(()));
-    }
+    visitors.iter().for_each(Visitor::until_it_waits);
     autofs.control.make_catatonic(autofs.fd.as_fd()).unwrap();
     for visitor in visitors {
         let (status, output) = visitor.outcome();

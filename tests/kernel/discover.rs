@@ -167,16 +167,7 @@ fn a_thousand_mounts_and_more() {
     const MANY: usize = 1_500;
     let home = private_mount_namespace();
     let first = Autofs::mount(MountType::Direct, home.join("0"));
-    let params = mount::AutofsParams {
-        pipe: first.pipe.write.as_fd(),
-        pgrp: None,
-        mount_type: MountType::Direct,
-        protocol: (5, 5),
-        uid: None,
-        gid: None,
-        strict_expire: false,
-        ignore: false,
-    };
+    let params = mount::AutofsParams::new(first.pipe.write.as_fd(), MountType::Direct);
     for number in 1..MANY {
         let path = home.join(number.to_string());
         fs::create_dir(&path).unwrap();

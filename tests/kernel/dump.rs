@@ -79,7 +79,7 @@ impl Scene {
     fn waiter(&self) -> Visitor {
         let visitor = Visitor::run("ls", &[&self.path("slow/.")]);
         wait_until(|| self.path("asked").exists().then_some(()));
-        wait_until(|| (state(visitor.pid()) == 'D').then_some(()));
+        visitor.until_it_waits();
         visitor
     }
 
@@ -177,7 +177,7 @@ fn everything_is_recorded_and_nothing_is_changed() {
     let before = scene.mounts();
     let image = scene.dump(&[]);
     assert_eq!(scene.mounts(), before);
-    assert_eq!(state(waiter.pid()), 'D');
+    assert!(waiter.waits());
 
     assert_eq!(image.origin.left, Left::Running);
     let facts: Vec<_> = image.mounts.iter().map(|mount| mount.facts.clone()).collect();
@@ -216,7 +216,7 @@ fn an_unread_request_is_recorded() {
     let scene = Scene::new();
     kill(Pid::from_raw(scene.master.pid()), Signal::SIGSTOP).unwrap();
     let waiter = Visitor::run("ls", &[&scene.path("indirect/key")]);
-    wait_until(|| (state(waiter.pid()) == 'D').then_some(()));
+    waiter.until_it_waits();
     let image = scene.dump(&[]);
     let in_flight = &dumped(&image, "indirect").in_flight;
     assert_eq!(in_flight.len(), 1);
@@ -267,13 +267,13 @@ fn with_a_holder_lookups_wait_when_the_master_dies() {
     scene.master.0.kill().unwrap();
     scene.master.0.wait().unwrap();
     let visitor = Visitor::run("ls", &[&scene.path("idle/.")]);
-    wait_until(|| (state(visitor.pid()) == 'D').then_some(()));
+    visitor.until_it_waits();
     assert_eq!(scene.mount("idle").master, Master::Dead);
 
     // a second one takes the place of the first
     scene.dump(&["--hold=200", "--replace"]);
     wait_until(|| (holders(&scene).len() == 1 && holders(&scene) != [holder]).then_some(()));
-    assert_eq!(state(visitor.pid()), 'D');
+    assert!(visitor.waits());
 
     let pipe = packet_pipe().unwrap();
     let targets: Vec<_> =

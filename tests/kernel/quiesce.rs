@@ -41,9 +41,7 @@ fn waiter(mount: &Autofs, read: bool) -> Visitor {
     if read {
         mount.request();
     }
-    wait_until(|| {
-        std::fs::read(format!("/proc/{}/wchan", visitor.pid())).unwrap().starts_with(b"autofs").then_some(())
-    });
+    visitor.until_it_waits();
     visitor
 }
 
@@ -85,7 +83,7 @@ fn many_waiters_and_as_many_keys() {
     let mount = Autofs::mount(MountType::Indirect, private_mount_namespace().join("indirect"));
     let visitors: Vec<_> =
         (0..40).map(|key| Visitor::run("ls", &[&mount.path.join((key % 20).to_string())])).collect();
-    wait_until(|| visitors.iter().all(|visitor| state(visitor.pid()) == 'D').then_some(()));
+    visitors.iter().for_each(Visitor::until_it_waits);
     let mut held = hold(&mount);
     let (restarted, pipe) = change_hands(&mount, &mut held);
     assert_eq!(restarted, 40);
@@ -170,7 +168,7 @@ fn dropping_lets_everyone_go() {
     drop(hold(&mount));
     is_in(&asleep, 'S');
     // nobody changed the mount: the visitor still waits, and is free again
-    assert_eq!(state(visitor.pid()), 'D');
+    assert!(visitor.waits());
     let status = std::fs::read_to_string(format!("/proc/{}/status", visitor.pid())).unwrap();
     assert!(status.contains("TracerPid:\t0\n"));
     mount.control.make_catatonic(mount.fd.as_fd()).unwrap();

@@ -577,16 +577,8 @@ fn into_a_container() {
     let dev = space
         .run(|| {
             fs::create_dir_all(&path).unwrap();
-            let params = AutofsParams {
-                pipe: write.as_fd(),
-                pgrp: Some(inner),
-                mount_type: MountType::Direct,
-                protocol: (5, 5),
-                uid: None,
-                gid: None,
-                strict_expire: false,
-                ignore: false,
-            };
+            let params =
+                AutofsParams { pgrp: Some(inner), ..AutofsParams::new(write.as_fd(), MountType::Direct) };
             let mount = mount::autofs(&params, Path::new("test"), MountFlags::empty()).unwrap();
             mount.attach(CWD, &path).unwrap();
             mount.dev().unwrap()

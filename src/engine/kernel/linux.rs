@@ -124,14 +124,9 @@ impl Kernel for Linux {
 
     fn make_trigger(&self, path: &Path, kind: MountType, served: &Served) -> Result<Place, Errno> {
         let params = AutofsParams {
-            pipe: self.pipe.as_fd(),
-            pgrp: None,
-            mount_type: kind,
-            protocol: (5, 5),
-            uid: None,
-            gid: None,
             strict_expire: served.options.strict_expire,
             ignore: served.options.ignore,
+            ..AutofsParams::new(self.pipe.as_fd(), kind)
         };
         let mount =
             mounts::autofs(&params, Path::new(&served.name), MountFlags::empty()).map_err(mount_errno)?;

@@ -65,16 +65,7 @@ pub fn main(what: &str) -> Result<()> {
 /// timeout. Returns its number and its root.
 fn bare_trigger(control: &Control, path: &Path, pipe: &PacketPipe) -> Result<(DevNum, MountFd)> {
     fs::create_dir_all(path)?;
-    let params = AutofsParams {
-        pipe: pipe.write.as_fd(),
-        pgrp: None,
-        mount_type: MountType::Direct,
-        protocol: (5, 5),
-        uid: None,
-        gid: None,
-        strict_expire: false,
-        ignore: false,
-    };
+    let params = AutofsParams::new(pipe.write.as_fd(), MountType::Direct);
     let detached = mount::autofs(&params, Path::new("bench"), MountFlags::empty())?;
     let dev = detached.dev()?;
     detached.attach(CWD, path)?;

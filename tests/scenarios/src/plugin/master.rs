@@ -111,14 +111,11 @@ fn mount_one(control: &Control, spec: &str, pipe: std::os::fd::BorrowedFd<'_>) -
     let has = |name| options.iter().any(|(option, _)| *option == name);
     let number = |name| options.iter().find(|(option, _)| *option == name).map(|(_, value)| value.parse());
     let params = AutofsParams {
-        pipe,
-        pgrp: None,
-        mount_type: kind,
-        protocol: (5, 5),
         uid: number("uid").transpose()?,
         gid: number("gid").transpose()?,
         strict_expire: has("strictexpire"),
         ignore: has("ignore"),
+        ..AutofsParams::new(pipe, kind)
     };
     let made = mount::autofs(&params, Path::new("scenario"), MountFlags::empty())?;
     fs::create_dir_all(&path)?;
