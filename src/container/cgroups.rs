@@ -5,12 +5,11 @@
 //! the host has it.
 
 use crate::sys::mount::{DetachedMount, MountFlags, new_superblock};
-use crate::sys::{Errno, fork, io_errno};
+use crate::sys::{Errno, fork, nix_errno};
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{Dir, FileType, Mode, OFlags, mkdirat, openat};
 use std::ffi::OsStr;
 use std::fmt::Display;
-use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -26,20 +25,11 @@ pub fn read(pid: i32) -> Result<Vec<PathBuf>, Errno> {
         return Ok(Vec::new());
     }
     let space = rustix::fs::open(format!("/proc/{pid}/ns/cgroup"), OFlags::CLOEXEC, Mode::empty())?;
-    let (mut receive, send) = std::io::pipe().map_err(io_errno)?;
-    // A child: this process stays in its own namespace.
-    let child = fork::fork(|| {
-        let entered = setns(&space, CloneFlags::CLONE_NEWCGROUP).map_err(|errno| errno as i32);
-        let found = entered.and_then(|()| walk().map_err(Errno::raw_os_error));
-        let bytes = postcard::to_allocvec(&found).unwrap_or_default();
-        (&send).write_all(&bytes).map_or(1, |()| 0)
-    })?;
-    drop(send);
-    let mut bytes = Vec::new();
-    receive.read_to_end(&mut bytes).map_err(io_errno)?;
-    let _ = child.wait();
-    let found: Result<_, i32> = postcard::from_bytes(&bytes).map_err(|_| Errno::IO)?;
-    found.map_err(Errno::from_raw_os_error)
+    // This process stays in its own namespace.
+    fork::ask(|| {
+        setns(&space, CloneFlags::CLONE_NEWCGROUP).map_err(nix_errno)?;
+        walk()
+    })
 }
 
 /// Make those that are not there, below the root of this process's cgroup namespace. Those made before an

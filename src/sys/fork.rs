@@ -1,9 +1,11 @@
 //! Child processes that run this program's own code, without exec.
 
 use super::process::open_pidfd;
-use super::{Errno, nix_errno};
+use super::{Errno, io_errno, nix_errno};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
+use serde::{Serialize, de::DeserializeOwned};
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// A child that was forked. Dropping it kills and reaps it.
@@ -37,6 +39,23 @@ pub fn fork(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
             Ok(Child { pid, pidfd: open_pidfd(number)?, reaped: false })
         }
     }
+}
+
+/// Have a copy of this process find something out: it may enter other namespaces and have threads. EIO when it ends without
+/// an answer; other errors are those of [`fork`], pipe(2) and `body`.
+pub fn ask<T: Serialize + DeserializeOwned>(body: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    let (mut receive, send) = std::io::pipe().map_err(io_errno)?;
+    let child = fork(|| {
+        let found = body().map_err(Errno::raw_os_error);
+        let bytes = postcard::to_allocvec(&found).unwrap_or_default();
+        (&send).write_all(&bytes).map_or(1, |()| 0)
+    })?;
+    drop(send);
+    let mut bytes = Vec::new();
+    receive.read_to_end(&mut bytes).map_err(io_errno)?;
+    let _ = child.wait();
+    let found: Result<T, i32> = postcard::from_bytes(&bytes).map_err(|_| Errno::IO)?;
+    found.map_err(Errno::from_raw_os_error)
 }
 
 /// Close every descriptor but one. Only for a process that has just been forked and gives up what it inherited.
