@@ -97,12 +97,16 @@ fn end_requests(read: &OwnedFd) {
             continue;
         }
         let mounts = mountinfo::parse(&table).map(|entries| survey::assemble(&entries)).unwrap_or_default();
-        for mount in mounts.into_iter().filter(|mount| mount.options.pipe_ino == Some(pipe.st_ino)) {
-            let target = attach::Target { path: mount.path, dev: mount.dev };
-            // One that cannot be opened is catatonic with the next request: nobody reads the pipe then.
-            for root in attach::open_roots(&space, &[target]).into_iter().flatten() {
-                let _ = control.make_catatonic(root.as_fd());
-            }
+        let its = mounts.into_iter().filter(|mount| mount.options.pipe_ino == Some(pipe.st_ino));
+        let targets: Vec<_> = its.map(|mount| attach::Target { path: mount.path, dev: mount.dev }).collect();
+        if targets.is_empty() {
+            continue;
+        }
+        // One that cannot be opened is catatonic with the next request: nobody reads the pipe then.
+        let one = |target| attach::open_roots(&space, std::slice::from_ref(target)).unwrap_or_default();
+        let roots = attach::open_roots(&space, &targets);
+        for root in roots.unwrap_or_else(|_| targets.iter().flat_map(one).collect()) {
+            let _ = control.make_catatonic(root.as_fd());
         }
     }
 }
