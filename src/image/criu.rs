@@ -7,6 +7,7 @@ use super::framing::{Frame, Frames, MOUNT_MAGIC, Writer};
 use super::pack::{File, open_mounts};
 use super::{LIMITS, check, convert, files, wire};
 use crate::sys::DevNum;
+use prost::Message;
 use rustix::fs::{Dir, Mode, OFlags, openat};
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -83,16 +84,10 @@ pub fn encode_parked(descriptors: impl IntoIterator<Item = (i32, i32, u32, bool)
 
 /// What [`encode_parked`] was given; nothing when there is no such file.
 pub fn read_parked(dir: BorrowedFd<'_>) -> Result<Vec<(i32, i32, u32, bool)>, ImageError> {
-    let Some(bytes) = read_if_there(dir, PARKED)? else { return Ok(Vec::new()) };
-    let mut budget = LIMITS.entries;
-    let parked = |frame: Result<Frame<'_>, ImageError>| {
-        let message: wire::Parked = frame?.decode(&[], &mut budget)?;
-        let missing = || Fault::Missing.at("pid, fd, dev_minor or cloexec").in_file(PARKED);
-        let natural = |number: Option<i32>| number.filter(|number| *number >= 0).ok_or_else(missing);
-        let minor = message.dev_minor.ok_or_else(missing)?;
-        Ok((natural(message.pid)?, natural(message.fd)?, minor, message.cloexec.ok_or_else(missing)?))
-    };
-    Frames::open(PARKED, &bytes, PARKED_MAGIC)?.map(parked).collect()
+    read_list(dir, PARKED, PARKED_MAGIC, "pid, fd, dev_minor or cloexec", |message: wire::Parked| {
+        let natural = |number: Option<i32>| number.filter(|number| *number >= 0);
+        Some((natural(message.pid)?, natural(message.fd)?, message.dev_minor?, message.cloexec?))
+    })
 }
 
 /// The file of the inodes by which masters know direct and offset mounts.
@@ -106,15 +101,9 @@ pub fn encode_roots<'a>(roots: impl IntoIterator<Item = (&'a DevNum, &'a u64)>) 
 
 /// What [`encode_roots`] was given; nothing when there is no such file.
 pub fn read_roots(dir: BorrowedFd<'_>) -> Result<HashMap<DevNum, u64>, ImageError> {
-    let Some(bytes) = read_if_there(dir, ROOTS)? else { return Ok(HashMap::new()) };
-    let mut budget = LIMITS.entries;
-    let root = |frame: Result<Frame<'_>, ImageError>| {
-        let message: wire::Root = frame?.decode(&[], &mut budget)?;
-        let missing = || Fault::Missing.at("dev_minor or inode").in_file(ROOTS);
-        let dev = DevNum::anonymous(message.dev_minor.ok_or_else(missing)?);
-        Ok((dev, message.inode.ok_or_else(missing)?))
-    };
-    Frames::open(ROOTS, &bytes, ROOTS_MAGIC)?.map(root).collect()
+    read_list(dir, ROOTS, ROOTS_MAGIC, "dev_minor or inode", |message: wire::Root| {
+        Some((DevNum::anonymous(message.dev_minor?), message.inode?))
+    })
 }
 
 /// The file of the container's cgroups: paths below the root of its cgroup namespace, parents first.
@@ -128,16 +117,11 @@ pub fn encode_cgroups<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> File 
 
 /// What [`encode_cgroups`] was given, none of it outside that root; nothing when there is no such file.
 pub fn read_cgroups(dir: BorrowedFd<'_>) -> Result<Vec<PathBuf>, ImageError> {
-    let Some(bytes) = read_if_there(dir, CGROUPS)? else { return Ok(Vec::new()) };
-    let mut budget = LIMITS.entries;
-    let path = |frame: Result<Frame<'_>, ImageError>| {
-        let message: wire::Cgroup = frame?.decode(&[], &mut budget)?;
-        let missing = || Fault::Missing.at("path").in_file(CGROUPS);
-        let path = PathBuf::from(OsString::from_vec(message.path.ok_or_else(missing)?));
+    read_list(dir, CGROUPS, CGROUPS_MAGIC, "path", |message: wire::Cgroup| {
+        let path = PathBuf::from(OsString::from_vec(message.path?));
         let below = path.components().all(|part| matches!(part, Component::Normal(_)));
-        Some(path).filter(|path| below && !path.as_os_str().is_empty()).ok_or_else(missing)
-    };
-    Frames::open(CGROUPS, &bytes, CGROUPS_MAGIC)?.map(path).collect()
+        Some(path).filter(|path| below && !path.as_os_str().is_empty())
+    })
 }
 
 /// A mount that the container has of the host's automounter.
@@ -178,20 +162,15 @@ pub fn encode_foreign<'a>(mounts: impl IntoIterator<Item = &'a Foreign>) -> File
 
 /// What [`encode_foreign`] was given; nothing when there is no such file.
 pub fn read_foreign(dir: BorrowedFd<'_>) -> Result<Vec<Foreign>, ImageError> {
-    let Some(bytes) = read_if_there(dir, FOREIGN)? else { return Ok(Vec::new()) };
-    let mut budget = LIMITS.entries;
-    let foreign = |frame: Result<Frame<'_>, ImageError>| {
-        let message: wire::Foreign = frame?.decode(&[], &mut budget)?;
-        let missing = || Fault::Missing.at("mount_id or path").in_file(FOREIGN);
-        let path = PathBuf::from(OsString::from_vec(message.path.ok_or_else(missing)?));
-        Ok(Foreign {
-            mount_id: message.mount_id.ok_or_else(missing)?,
-            path: Some(path).filter(|path| path.is_absolute()).ok_or_else(missing)?,
+    read_list(dir, FOREIGN, FOREIGN_MAGIC, "mount_id or path", |message: wire::Foreign| {
+        let path = PathBuf::from(OsString::from_vec(message.path?));
+        Some(Foreign {
+            mount_id: message.mount_id?,
+            path: Some(path).filter(|path| path.is_absolute())?,
             autofs: message.autofs.unwrap_or_default(),
             slave: message.slave.unwrap_or_default(),
         })
-    };
-    Frames::open(FOREIGN, &bytes, FOREIGN_MAGIC)?.map(foreign).collect()
+    })
 }
 
 /// CRIU names external mounts by path, so that all that are stacked at one path have one name in its images of mounts
@@ -241,6 +220,23 @@ fn is_ours(name: &str, bytes: &[u8]) -> Result<bool, ImageError> {
     let Some(first) = Frames::open(name, bytes, MOUNT_MAGIC)?.next() else { return Ok(false) };
     let message: wire::AutofsEntry = first?.decode(&[], &mut LIMITS.entries.clone())?;
     Ok(message.position.is_some())
+}
+
+/// The messages of one of our files, each turned into something; nothing when there is no such file. `fields`: which are missing, or wrong,
+/// where `of` has no answer.
+fn read_list<M: Message + Default, T, C: FromIterator<T> + Default>(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    magic: u32,
+    fields: &'static str,
+    of: impl Fn(M) -> Option<T>,
+) -> Result<C, ImageError> {
+    let Some(bytes) = read_if_there(dir, name)? else { return Ok(C::default()) };
+    let mut budget = LIMITS.entries;
+    let item = |frame: Result<Frame<'_>, ImageError>| {
+        of(frame?.decode(&[], &mut budget)?).ok_or_else(|| Fault::Missing.at(fields).in_file(name))
+    };
+    Frames::open(name, &bytes, magic)?.map(item).collect()
 }
 
 fn read_if_there(dir: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>, ImageError> {
