@@ -278,14 +278,14 @@ pub fn mount(mount: MountInfo, flags: c_ulong) -> Option<c_int> {
         return Some(-1);
     }
     let restore = state.restore.as_mut()?;
+    if first && let Err(error) = restore.make_cgroups() {
+        criu::log(Level::Warning, &error.to_string());
+    }
     let dev = dev(mount.read()?.s_dev);
     if !restore.has(dev) {
         return None;
     }
     let path = criu::mountpoint(mount)?;
-    if first && let Err(error) = restore.make_cgroups() {
-        criu::log(Level::Warning, &error.to_string());
-    }
     Some(match restore.mount(dev, &path, mount_flags(flags)) {
         Ok(()) => 0,
         Err(error) => {
