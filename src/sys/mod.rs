@@ -15,6 +15,7 @@
 //! | [`ldap`] | OpenLDAP's client library |
 //! | [`netgroup`] | netgroups of the name service |
 //! | [`privilege`] | capabilities that a process gives up |
+//! | [`hesiod`] | hesiod, by its library |
 //! | [`nis`] | NIS, by its library |
 //! | [`process`] | pidfds, descriptors of other processes, process groups |
 //! | [`sss`] | SSSD's library for automounters |
@@ -27,6 +28,7 @@ pub mod control;
 pub mod devnum;
 pub mod features;
 pub mod fork;
+pub mod hesiod;
 pub mod hostname;
 pub mod kerberos;
 pub mod ldap;

@@ -11,6 +11,7 @@ mod common;
 mod conf;
 mod docs;
 mod explain;
+mod hesiod;
 mod hostile;
 mod locations;
 mod master;

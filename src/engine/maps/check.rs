@@ -83,8 +83,8 @@ fn check_map(entry: Entry, site: &Arc<Site>) -> Vec<Found> {
 fn is_local(map: &MapName) -> bool {
     match &map.kind {
         MapKind::Path | MapKind::Named | MapKind::File | MapKind::Program => true,
-        // These are refused at once.
-        MapKind::Hesiod | MapKind::Nisplus => true,
+        // It is refused at once.
+        MapKind::Nisplus => true,
         MapKind::Multi(maps) => maps.iter().all(is_local),
         _ => false,
     }

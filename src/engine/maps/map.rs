@@ -4,6 +4,7 @@ mod check;
 
 use super::amd;
 use super::conf::Conf;
+use super::hesiod;
 use super::local::{Machine, ThisMachine};
 use super::master::{self, Entry, Format, LineError, MapKind, MapName, MapOptions};
 use super::open::Opener;
@@ -11,7 +12,7 @@ use super::options::merge;
 use super::source::{ListSource, RawEntry, Source, SourceError};
 use super::sun::{self, Context, Defaults};
 use super::switch::Switch;
-use super::text::{Position, Warning, show};
+use super::text::{Position, Text, Warning, show};
 use super::vars::{Definition, Environment, Requester, Variables};
 use super::{Credentials, Resolved};
 use crate::image::checkpoint::Service;
@@ -75,11 +76,11 @@ impl Site {
         entry.map.format.or(first).or(configured).unwrap_or(entry.map.format())
     }
 
-    fn content(&self, entry: &Entry, format: Format, source: Box<dyn Source>) -> Result<Content, MapError> {
+    fn content(&self, entry: &Entry, format: Format, source: Box<dyn Source>) -> Content {
         match format {
-            Format::Sun => Ok(Content::Sun(source)),
-            Format::Amd => Ok(Content::Amd(source, self.amd_settings(entry))),
-            Format::Hesiod => Err(MapError::Gone { map: entry.map.to_string(), service: "hesiod" }),
+            Format::Sun => Content::Sun(source),
+            Format::Amd => Content::Amd(source, self.amd_settings(entry)),
+            Format::Hesiod => Content::Hesiod(source),
         }
     }
 
@@ -126,6 +127,8 @@ enum Content {
     Sun(Box<dyn Source>),
     /// Entries in amd format.
     Amd(Box<dyn Source>, amd::Settings),
+    /// Records of hesiod.
+    Hesiod(Box<dyn Source>),
     /// One key, whose meaning is known.
     Fixed(Vec<u8>, Resolved),
 }
@@ -159,14 +162,9 @@ pub enum MapError {
         "map {0}: maps of this type or format are not supported; use a file or program map in sun format"
     )]
     Unsupported(String),
-    /// Its name service is no more: hesiod, NIS+.
-    #[error("map {map}: maps of {service} are not served; put it into a file, or into LDAP, SSSD or NIS")]
-    Gone {
-        /// As written.
-        map: String,
-        /// The service.
-        service: &'static str,
-    },
+    /// Its name service is no more.
+    #[error("map {0}: maps of NIS+ are not served; put it into a file, or into LDAP, SSSD or NIS")]
+    Nisplus(String),
 }
 
 /// Why an entry makes no sense.
@@ -178,6 +176,20 @@ pub enum EntryError {
     /// In amd format.
     #[error(transparent)]
     Amd(#[from] amd::Error),
+    /// A record of hesiod.
+    #[error(transparent)]
+    Hesiod(#[from] hesiod::Error),
+}
+
+impl EntryError {
+    /// Where in the map, and why.
+    fn place(&self) -> (Position, String) {
+        match self {
+            Self::Sun(error) => (error.at, error.kind.to_string()),
+            Self::Amd(error) => (error.at, error.kind.to_string()),
+            Self::Hesiod(error) => (error.at, error.kind.to_string()),
+        }
+    }
 }
 
 impl Map {
@@ -185,7 +197,7 @@ impl Map {
     pub fn open(entry: Entry, site: Arc<Site>) -> Result<Self, MapError> {
         let format = site.format(&entry);
         let source = Opener::new(site.clone(), &entry, format).open(&entry.map)?;
-        let content = site.content(&entry, format, source)?;
+        let content = site.content(&entry, format, source);
         Ok(Self::new(entry, site, content))
     }
 
@@ -230,7 +242,7 @@ impl Map {
     /// A map with the entries of a checkpoint in place of its own source.
     pub fn listed(entry: Entry, entries: &[(Vec<u8>, Vec<u8>)], site: Arc<Site>) -> Result<Self, MapError> {
         let source = ListSource::new(entries, &entry.map.to_string());
-        let content = site.content(&entry, site.format(&entry), Box::new(source))?;
+        let content = site.content(&entry, site.format(&entry), Box::new(source));
         Ok(Self::new(entry, site, content))
     }
 
@@ -276,7 +288,7 @@ impl Map {
         let variables = Variables { environment, definitions: &self.definitions, requester: who };
         match &self.content {
             Content::Fixed(known, resolved) => Ok((key == known).then(|| resolved.clone())),
-            Content::Sun(source) => {
+            Content::Sun(source) | Content::Hesiod(source) => {
                 let Some(raw) = source.lookup(key, &variables)? else {
                     return Ok(None);
                 };
@@ -284,7 +296,7 @@ impl Map {
                     return Ok(None);
                 }
                 let context = Context { key, variables, defaults: &self.defaults, machine };
-                let resolved = sun::resolve(&raw.text, &context, warnings).map_err(EntryError::from);
+                let resolved = self.resolve(&raw.text, &context, warnings);
                 resolved.map(Some).map_err(|error| MapError::entry(raw.origin, key, error))
             }
             Content::Amd(source, settings) => {
@@ -306,6 +318,19 @@ impl Map {
                 let resolved = amd::resolve(&raw.text, base, &context, warnings).map_err(EntryError::from);
                 resolved.map(Some).map_err(|error| MapError::entry(raw.origin, key, error))
             }
+        }
+    }
+
+    /// What an entry in sun format, or a record of hesiod, stands for.
+    fn resolve(
+        &self,
+        text: &Text<'_>,
+        context: &Context<'_>,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Resolved, EntryError> {
+        match self.content {
+            Content::Hesiod(_) => Ok(sun::resolve(&hesiod::entry(text)?, context, warnings)?),
+            _ => Ok(sun::resolve(text, context, warnings)?),
         }
     }
 
@@ -333,7 +358,7 @@ impl Map {
     /// All keys in order, without the wildcard; `None` when the map cannot list them.
     pub fn keys(&self) -> Result<Option<Vec<Vec<u8>>>, MapError> {
         let (source, prefix) = match &self.content {
-            Content::Sun(source) => (source, None),
+            Content::Sun(source) | Content::Hesiod(source) => (source, None),
             Content::Amd(source, _) => (source, Some(self.entry.options.prefix.as_slice())),
             Content::Fixed(key, _) => return Ok(Some(vec![key.clone()])),
         };
@@ -373,7 +398,7 @@ impl Map {
     /// Where the entries come from; `None` for the map of a unit.
     pub fn source(&self) -> Option<&dyn Source> {
         match &self.content {
-            Content::Sun(source) | Content::Amd(source, _) => Some(source.as_ref()),
+            Content::Sun(source) | Content::Hesiod(source) | Content::Amd(source, _) => Some(source.as_ref()),
             Content::Fixed(..) => None,
         }
     }

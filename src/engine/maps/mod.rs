@@ -23,6 +23,7 @@
 pub mod amd;
 pub mod check;
 pub mod conf;
+pub mod hesiod;
 pub mod local;
 pub mod map;
 pub mod master;

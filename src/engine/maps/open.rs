@@ -5,8 +5,9 @@ use super::map::{MapError, Site};
 use super::master::{Entry, Files, Format, Loader, MapKind, MapName};
 use super::source::ldap::{self, Place};
 use super::source::{
-    Client, DIRECTORY, Desk, FileSource, HomesSource, HostsSource, Keys, LdapClient, MultiSource, NisClient,
-    ProgramSource, RemoteSource, ServiceError, Source, SssClient, Status, SwitchSource,
+    Client, DIRECTORY, Desk, FileSource, HesiodClient, HomesSource, HostsSource, Keys, LdapClient,
+    MultiSource, NisClient, ProgramSource, RemoteSource, ServiceError, Source, SssClient, Status,
+    SwitchSource,
 };
 use super::text::is_blank;
 use std::io;
@@ -53,8 +54,8 @@ impl Opener {
 
     /// The source of a map that the files `above` include, each the one after it.
     pub fn included(&self, map: &MapName, above: &[PathBuf]) -> Result<Box<dyn Source>, MapError> {
-        if let Some(service) = gone(map) {
-            return Err(MapError::Gone { map: map.to_string(), service });
+        if map.kind == MapKind::Nisplus {
+            return Err(MapError::Nisplus(map.to_string()));
         }
         // The maps of a multi map are all in the format of the first that names one.
         if map.format.is_some_and(|format| format != self.format) {
@@ -75,7 +76,7 @@ impl Opener {
             MapKind::Userdir => Ok(Box::new(HomesSource)),
             MapKind::Hosts => Ok(Box::new(HostsSource::new(&self.options))),
             _ => {
-                let service = Service::of(map, &self.site, self.ldap())?;
+                let service = Service::of(map, self.format, &self.site, self.ldap())?;
                 let valid = self.site.conf.positive_timeout;
                 Ok(Box::new(RemoteSource::new(
                     map.to_string(),
@@ -154,15 +155,6 @@ impl Opener {
     }
 }
 
-/// The name service that a map would need, and that nobody has any more.
-fn gone(map: &MapName) -> Option<&'static str> {
-    match map.kind {
-        MapKind::Nisplus => Some("NIS+"),
-        MapKind::Hesiod => Some("hesiod"),
-        _ => (map.format == Some(Format::Hesiod)).then_some("hesiod"),
-    }
-}
-
 /// How a map of a service is asked for.
 struct Service {
     /// How long an answer may take.
@@ -171,7 +163,7 @@ struct Service {
 }
 
 impl Service {
-    fn of(map: &MapName, site: &Site, conf: Ldap) -> Result<Self, MapError> {
+    fn of(map: &MapName, format: Format, site: &Site, conf: Ldap) -> Result<Self, MapError> {
         let name = map.name.to_string_lossy().into_owned();
         let (limit, make): (_, Box<dyn Fn() -> Box<dyn Client> + Send + Sync>) = match map.kind {
             MapKind::Ldap | MapKind::Ldaps => {
@@ -184,6 +176,17 @@ impl Service {
                 let domain = site.conf.amd_value("", "nis_domain").map(str::to_owned);
                 let client = move || NisClient { domain: domain.clone(), map: name.clone() };
                 (LIMIT, Box::new(move || Box::new(client())))
+            }
+            MapKind::Hesiod if format == Format::Amd => {
+                let base = site.conf.amd_value("", "hesiod_base").unwrap_or("automount").to_owned();
+                let map = name.strip_prefix("hesiod.").unwrap_or(&name).to_owned();
+                let client = move || HesiodClient::Amd { map: map.clone(), base: base.clone() };
+                (LIMIT, Box::new(move || Box::new(client())))
+            }
+            MapKind::Hesiod => {
+                // In a map of the name service switch, whose other services have entries in sun format.
+                let as_sun = format == Format::Sun && map.format.is_none();
+                (LIMIT, Box::new(move || Box::new(HesiodClient::Filsys { as_sun })))
             }
             _ => return Err(MapError::Unsupported(map.to_string())),
         };
@@ -208,13 +211,14 @@ impl Texts {
 
     /// All that a service has of a map, as text.
     fn ask(&self, map: &MapName) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
-        let Service { limit, make } =
-            Service::of(map, &self.site, self.site.conf.ldap.clone()).map_err(io::Error::other)?;
+        let Service { limit, make } = Service::of(map, Format::Sun, &self.site, self.site.conf.ldap.clone())
+            .map_err(io::Error::other)?;
         let listed = Desk::new(limit, make).ask(|client| client.list()).map_err(|error| {
             let kind = match error {
                 ServiceError::NoMap => io::ErrorKind::NotFound,
                 ServiceError::TimeLimit(_) => io::ErrorKind::TimedOut,
                 ServiceError::Unavailable(_) => io::ErrorKind::NotConnected,
+                ServiceError::Entry(_) => io::ErrorKind::InvalidData,
             };
             io::Error::new(kind, error)
         })?;

@@ -15,6 +15,7 @@
 
 mod desk;
 mod file;
+mod hesiod;
 mod homes;
 mod hosts;
 pub mod ldap;
@@ -28,6 +29,7 @@ mod switch;
 
 pub use desk::Desk;
 pub use file::{FileSource, Keys};
+pub use hesiod::HesiodClient;
 pub use homes::HomesSource;
 pub use hosts::HostsSource;
 pub use ldap::LdapClient;

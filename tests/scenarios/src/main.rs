@@ -110,7 +110,7 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "map-sources",
-        about: "maps from a real slapd, sssd, ypserv and mountd, and nsswitch; then those hang and die",
+        about: "maps from a real slapd, sssd, ypserv, name server and mountd, and nsswitch; then those hang and die",
         run: engine::sources::run_scenario,
     },
     Scenario {

@@ -34,12 +34,12 @@ impl Map {
     fn check_entry(&self, key: &[u8], raw: &RawEntry, variables: Variables<'_>, warnings: &mut Vec<Warning>) {
         let defaults = &self.defaults;
         match &self.content {
-            Content::Sun(_) if raw.text.bytes() == b"-null" => {}
-            Content::Sun(_) => {
+            Content::Sun(_) | Content::Hesiod(_) if raw.text.bytes() == b"-null" => {}
+            Content::Sun(_) | Content::Hesiod(_) => {
                 let context = sun::Context { key, variables, defaults, machine: &Nowhere };
-                if let Err(error) = sun::resolve(&raw.text, &context, warnings) {
-                    warnings
-                        .push(Warning::error(error.at, format!("the entry does not count: {}", error.kind)));
+                if let Err(error) = self.resolve(&raw.text, &context, warnings) {
+                    let (at, why) = error.place();
+                    warnings.push(Warning::error(at, format!("the entry does not count: {why}")));
                 }
             }
             Content::Amd(_, settings) => {

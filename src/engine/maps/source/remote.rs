@@ -30,6 +30,9 @@ pub enum ServiceError {
     /// It cannot be asked: not installed, not running, not reachable.
     #[error("{0}")]
     Unavailable(String),
+    /// What it says of a key makes no sense.
+    #[error("{0}")]
+    Entry(String),
     /// It did not answer in time.
     #[error("no answer within {} s", .0.as_secs())]
     TimeLimit(Duration),

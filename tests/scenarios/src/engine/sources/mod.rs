@@ -1,6 +1,7 @@
-//! Maps from everywhere: exports of hosts, LDAP, SSSD, NIS, the name service switch; and all of them down.
+//! Maps from everywhere: exports of hosts, LDAP, SSSD, NIS, hesiod, the name service switch; and all of them down.
 
 mod down;
+mod hesiod;
 mod ldap;
 
 use super::Daemon;
@@ -24,7 +25,7 @@ const CONF: &str = "[ autofs ]\ntimeout = 600\nbrowse_mode = no\nnegative_timeou
 
 const MASTER: &str = "/net -hosts\n/bis ldap:auto.bis\n/own ldap:auto.own\n/nis ldap:auto.nis\n\
                       /tls ldaps:lab:automountMapName=auto.bis,dc=example,dc=com\n/sss sss:auto.bis\n\
-                      /yp yp:auto.yp\n/stuck program:/etc/auto.stuck\n/file file:/etc/auto.file\n\
+                      /yp yp:auto.yp\n/hes hesiod:filsys\n/amd-hes hesiod,amd:hesiod.home\n/stuck program:/etc/auto.stuck\n/file file:/etc/auto.file\n\
                       +auto.master\n";
 
 const POINTS: &[&str] = &[
@@ -35,6 +36,8 @@ const POINTS: &[&str] = &[
     "/tls",
     "/sss",
     "/yp",
+    "/hes",
+    "/amd-hes",
     "/stuck",
     "/file",
     "/from/ldap",
@@ -49,7 +52,9 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     let mut slapd = ldap::start()?;
     let _sssd = sssd(checks)?;
     let _nis = nis(checks)?;
+    let _names = hesiod::serve(checks)?;
     fs::write("/etc/autofs.conf", CONF)?;
+    let hesiod_of_automount = hesiod::of_automount()?;
     fs::write("/etc/auto.master", MASTER)?;
     fs::write("/etc/auto.file", "* :/srv/data/&\n")?;
     script("/etc/auto.stuck", "#!/bin/sh\ncase $1 in fine) echo :/srv/data/one;; *) sleep 600;; esac\n")?;
@@ -64,6 +69,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
         checks.equal(path, read(path)?, want.into());
     }
     checks.equal("the wildcard of SSSD", read("/sss/two/two")?, "two".into());
+    hesiod::maps(checks, &hesiod_of_automount)?;
     ldap::logins(checks)?;
     switch(checks)?;
     down::stuck_program(checks)?;
@@ -201,6 +207,7 @@ fn switch(checks: &mut Checks) -> Result<()> {
         ("sss files", "/srv/data/one", "/srv/data/two"),
         ("files [NOTFOUND=return] ldap", "no key", "/from/a/file"),
         ("nis files", "no key", "/from/a/file"),
+        ("hesiod files", "no key", "/from/a/file"),
         ("nis [UNAVAIL=return NOTFOUND=return] files", "no ", "no "),
     ] {
         fs::write("/etc/nsswitch.conf", format!("automount: {line}\n"))?;
