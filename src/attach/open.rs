@@ -10,7 +10,7 @@ use super::remote::Remote;
 use super::{AttachError, Target, space_of};
 use crate::discover;
 use crate::discover::facts::{AutofsMount, MountType, Survey};
-use crate::discover::{mountinfo, survey};
+use crate::discover::{mountinfo, proc::Worker, survey};
 use crate::sys::control::{Command, Control, ControlError, MountFd};
 use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
 use crate::sys::process::own_group;
@@ -19,7 +19,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 /// How long OPENMOUNT may take where it cannot be kept from waiting.
@@ -222,21 +223,28 @@ impl Others<'_> {
         let entered = space_of(self.space).map_err(AttachError::Namespace)?;
         let (send, receive) = mpsc::channel();
         let (control, wanted) = (self.control.clone(), target.clone());
+        let worker = Arc::new(Worker::default());
+        let its = worker.clone();
         std::thread::spawn(move || {
-            let opened =
-                entered.run(|| match (open_by_walk(&control, None, &wanted.path, wanted.dev), way) {
+            let opened = entered.run(|| {
+                its.begin();
+                match (open_by_walk(&control, None, &wanted.path, wanted.dev), way) {
                     (Err(ControlError::NoSuchMount { .. }), Some((above, rest))) => {
                         let base = control.open_mount(&above.path, above.dev)?;
                         open_by_walk(&control, Some(base.as_fd()), &rest, wanted.dev)
                     }
                     (result, _) => result,
-                });
+                }
+            });
             // Nobody listens any more when it comes too late.
             let _ = send.send(opened);
         });
-        match receive.recv_timeout(LIMIT) {
-            Ok(opened) => opened.map_err(AttachError::Namespace)?.map_err(failed(target)),
-            Err(_) => Err(AttachError::Waits(target.path.clone())),
+        loop {
+            match receive.recv_timeout(LIMIT) {
+                Ok(opened) => return opened.map_err(AttachError::Namespace)?.map_err(failed(target)),
+                Err(RecvTimeoutError::Timeout) if !worker.sleeps() => {}
+                Err(_) => return Err(AttachError::Waits(target.path.clone())),
+            }
         }
     }
 

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 /// How long the masters may take to answer what they were asked.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long new tasks may keep appearing, or sleep in something that cannot be interrupted.
-const RESTLESS: Duration = Duration::from_secs(2);
+const RESTLESS: Duration = Duration::from_secs(10);
 /// How long CRIU may trace a task after it has failed.
 const CRIU_ENDS: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(1);

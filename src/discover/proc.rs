@@ -10,6 +10,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::{ffi::OsStringExt, fs::FileExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// A directory of `/proc` that stands for one task; what is read below it is of that task alone, even when its
 /// number is given to another one meanwhile.
@@ -131,6 +132,28 @@ pub fn numbers(dir: impl AsFd) -> Result<Vec<i32>, Errno> {
     Dir::read_from(dir)?
         .filter_map(|entry| entry.map(|entry| number(entry.file_name())).transpose())
         .collect()
+}
+
+/// A thread of ours that may come to wait for ever, for the one who waits for it.
+///
+/// That nothing has come from it does not mean that it waits: on a busy machine it may want a processor.
+#[derive(Debug, Default)]
+pub struct Worker(AtomicI32);
+
+impl Worker {
+    /// To be called by that thread, first of all.
+    pub fn begin(&self) {
+        self.0.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
+    }
+
+    /// Does it sleep? (Or it has ended.)
+    pub fn sleeps(&self) -> bool {
+        let stat = |tid| TaskDir::process(tid).ok().and_then(|task| task.stat());
+        match self.0.load(Ordering::Relaxed) {
+            0 => false,
+            tid => stat(tid).is_none_or(|stat| stat.state != b'R'),
+        }
+    }
 }
 
 /// The inode of a namespace file.

@@ -217,7 +217,7 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(50));
         drop(write);
         wait(vec![read], start + Duration::from_secs(60));
-        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(start.elapsed() < Duration::from_secs(50));
         Ok(())
     }
 

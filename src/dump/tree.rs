@@ -12,6 +12,7 @@
 use crate::attach::{AttachError, Target, open_roots, space_of};
 use crate::discover;
 use crate::discover::facts::TreeEntry;
+use crate::discover::proc::Worker;
 use crate::sys::control::{Control, ControlError, MountFd};
 use crate::sys::mount::{Change, Propagation, bind};
 use crate::sys::{DevNum, Errno};
@@ -30,7 +31,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// A walk that makes no step for this long waits for an answer.
+/// A walk that makes no step for this long, and sleeps, waits for an answer.
 const STALLED: Duration = Duration::from_millis(250);
 /// After so many stalls in a mount no trigger of it is looked at any more.
 const PATIENCE: usize = 3;
@@ -170,7 +171,8 @@ fn walk(
         match receive.recv_timeout(STALLED) {
             Ok(result) => results.push(result),
             Err(RecvTimeoutError::Disconnected) => return None,
-            Err(RecvTimeoutError::Timeout) if progress.steps.load(Ordering::Relaxed) != before => {}
+            Err(RecvTimeoutError::Timeout)
+                if progress.steps.load(Ordering::Relaxed) != before || !progress.worker.sleeps() => {}
             Err(RecvTimeoutError::Timeout) => return Some(progress.place()),
         }
     }
@@ -179,6 +181,7 @@ fn walk(
 /// Where a walker is, for the one who waits for it.
 #[derive(Default)]
 struct Progress {
+    worker: Worker,
     steps: AtomicU64,
     place: Mutex<PathBuf>,
 }
@@ -205,6 +208,7 @@ struct Walker {
 
 impl Walker {
     fn run(&self, mounts: &[Target], results: &Sender<Result<Tree, TreeError>>) {
+        self.progress.worker.begin();
         for mount in mounts {
             // when nobody wants it we were left behind
             if results.send(self.tree(mount)).is_err() {

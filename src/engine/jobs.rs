@@ -519,8 +519,9 @@ pub fn direct(kernel: &dyn Kernel, path: &Path, served: &Served) -> Result<Place
 }
 
 /// How often, and after which pause, mounts that are busy with nothing mounted on them are tried again: what uses one
-/// may be a program between two steps of its walk, or the end of a run over idle mounts.
-const TRIES: usize = 10;
+/// may be a program between two steps of its walk, or the end of a run over idle mounts; on a busy machine each of them
+/// waits for a processor.
+const TRIES: usize = 100;
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 10 });
 
 type Places<'a> = Vec<&'a Arc<Place>>;

@@ -24,7 +24,7 @@ pub const ARGUMENT: &str = "--carried=";
 /// Rises when [`Written`] changes.
 const FORMAT: u32 = 1;
 /// How long a program may take to tell its version.
-const VERSION_LIMIT: Duration = Duration::from_secs(5);
+const VERSION_LIMIT: Duration = Duration::from_secs(30);
 
 /// The other program cannot take over; this one goes on.
 #[derive(Debug, thiserror::Error)]

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// Most threads at once. Jobs beyond that wait; their requests are answered in time all the same.
 const THREADS: usize = 256;
 /// A thread without work ends after this time,
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(if cfg!(test) { 120 } else { 10 });
 /// or at once when so many others have none: they take turns, so that with little to do none of the many that a storm needed
 /// would ever be without work for long.
 const SPARE: usize = 16;
@@ -276,7 +276,7 @@ mod tests {
     use crate::engine::state::{Action, Limits, State};
     use std::sync::Barrier;
 
-    /// A master map whose readers wait for each other.
+    /// A master map whose readers wait for each other, and for the test.
     #[derive(Debug)]
     struct Together(Barrier);
 
@@ -293,7 +293,8 @@ mod tests {
         let kernel: Arc<dyn Kernel> = Arc::new(Simulated::default());
         let (results, _reports) = calloop::channel::channel();
         let mut state = State::new(Limits::default());
-        state.set_master(Arc::new(Together(Barrier::new(JOBS))));
+        let together = Arc::new(Together(Barrier::new(JOBS + 1)));
+        state.set_master(together.clone());
         let mut pool = Pool::new(kernel.clone(), Answers::new(kernel), results);
         let mut actions = Vec::new();
         state.step(Event::Reload, Instant::now(), &mut actions);
@@ -303,6 +304,7 @@ mod tests {
         }
         let threads = || pool.shared.lock().threads;
         assert_eq!(threads(), JOBS);
+        together.0.wait();
         let begin = Instant::now();
         while threads() > SPARE {
             assert!(begin.elapsed() < IDLE / 2, "{} threads have nothing to do", threads());

@@ -7,8 +7,8 @@ use crate::discover::waiters::{waiter, waits_in_autofs};
 /// Does it sleep so that no stop can wake it?
 pub(super) fn is_asleep(tid: i32) -> bool {
     let stat = TaskDir::process(tid).ok().and_then(|task| task.stat());
-    // nobody waits for one that has ended
-    stat.is_none_or(|stat| stat.state == b'D')
+    // nobody waits for one that has ended, or for its other threads
+    stat.is_none_or(|stat| stat.state == b'D' || stat.has_ended())
 }
 
 /// Does it sleep in autofs?

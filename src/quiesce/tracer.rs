@@ -16,13 +16,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a running task may take to its stop: the longest call that does not sleep.
-const RUNNING: Duration = Duration::from_millis(500);
-/// How long a waiter may take to wake after CATATONIC. (One that waits for the end of an expiry wakes after the task that
-/// expires.) Waiters of other mounts do not wake, and cost us this time.
+/// How long a running task may take to its stop: the longest call that does not sleep, and on a busy machine it has to get
+/// a processor first.
+const RUNNING: Duration = Duration::from_secs(2);
+/// After CATATONIC waiters wake one after the other. (One that waits for the end of an expiry wakes after the task that
+/// expires.) When none has woken for this time, the others are waiters of other mounts, which do not wake.
 const WAKING: Duration = Duration::from_millis(50);
 /// How long new tasks may keep appearing.
-const RESTLESS: Duration = Duration::from_secs(5);
+const RESTLESS: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_micros(100);
 
 /// What the thread is asked for. Releasing ends it.
@@ -254,10 +255,14 @@ impl Holding {
 
     /// After CATATONIC: wait for the waiters to stop, set their calls to be made again.
     pub(crate) fn restart(&mut self) -> Answer {
-        let deadline = Instant::now() + WAKING;
+        let (mut waiting, mut since) = (usize::MAX, Instant::now());
         loop {
             self.settle()?;
-            if Instant::now() > deadline || !self.pending.iter().any(Pending::waits) {
+            let now = self.pending.iter().filter(|pending| pending.waits()).count();
+            if now < waiting {
+                (waiting, since) = (now, Instant::now());
+            }
+            if waiting == 0 || since.elapsed() > WAKING {
                 return Ok(self.restarting());
             }
             std::thread::sleep(PAUSE);

@@ -15,7 +15,7 @@ const CANDIDATE: &CStr = c"autofs-cr-claim";
 const HOLDER: &CStr = c"autofs-cr-quiet";
 const WAITING: &CStr = c"autofs-cr-queue";
 /// How long the others may take.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_micros(500);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

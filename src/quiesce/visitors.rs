@@ -10,7 +10,6 @@ use crate::sys::DevNum;
 use std::collections::{HashMap, HashSet};
 
 /// Flags of `/proc/PID/stat` (`include/linux/sched.h`).
-const PF_EXITING: u32 = 0x4;
 const PF_IO_WORKER: u32 = 0x10;
 const PF_KTHREAD: u32 = 0x20_0000;
 
@@ -44,7 +43,7 @@ fn judge(facts: &Facts) -> Verdict {
     if flag(PF_KTHREAD) {
         return if blocks { Verdict::RefuseKernel } else { Verdict::Leave };
     }
-    if flag(PF_EXITING) || matches!(facts.stat.state, b'Z' | b'X') {
+    if facts.stat.is_ending() {
         return Verdict::Leave;
     }
     if facts.sees || facts.wanted || facts.waits { Verdict::Hold } else { Verdict::Leave }
@@ -160,7 +159,7 @@ mod tests {
     #[test]
     fn who_has_ended_is_left() {
         assert_eq!(judge(&facts(b'Z', 0, true, false)), Verdict::Leave);
-        assert_eq!(judge(&facts(b'R', PF_EXITING, true, false)), Verdict::Leave);
+        assert_eq!(judge(&facts(b'R', 0x4, true, false)), Verdict::Leave);
     }
 
     #[test]

@@ -30,7 +30,7 @@ const KEPT: usize = 1000;
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(1);
 /// How long to wait for other restores.
-const TURN: Duration = Duration::from_secs(5);
+const TURN: Duration = Duration::from_secs(60);
 /// The tries of all numbers together.
 const PATIENCE: u32 = 500;
 

@@ -1,6 +1,6 @@
 //! Child processes that run this program's own code, without exec.
 
-use super::process::open_pidfd;
+use super::process::{open_pidfd, stat};
 use super::{Errno, io_errno, nix_errno};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -21,8 +21,7 @@ pub struct Child {
 /// EDEADLK when this process has several threads: the copy has only one, and a lock that another thread
 /// holds would never be released in it.
 pub fn fork(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
-    let threads = std::fs::read_dir("/proc/self/task").map_err(|_| Errno::NOSYS)?.count();
-    if threads != 1 {
+    if threads()? != 1 {
         return Err(Errno::DEADLK);
     }
     // SAFETY: this is the only thread, so no lock or other state is half changed in the copy.
@@ -39,6 +38,14 @@ pub fn fork(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
             Ok(Child { pid, pidfd: open_pidfd(number)?, reaped: false })
         }
     }
+}
+
+/// How many threads of this process run its program. One that was joined is listed for a moment more.
+fn threads() -> Result<usize, Errno> {
+    let tasks = std::fs::read_dir("/proc/self/task").map_err(|_| Errno::NOSYS)?;
+    let number = |task: std::fs::DirEntry| task.file_name().to_str()?.parse().ok();
+    let runs = |tid: &i32| stat(*tid).is_ok_and(|stat| !stat.is_ending());
+    Ok(tasks.filter_map(Result::ok).filter_map(number).filter(runs).count())
 }
 
 /// Have a copy of this process find something out: it may enter other namespaces and have threads. EIO when it ends without

@@ -162,6 +162,12 @@ impl Stat {
     pub fn has_ended(&self) -> bool {
         matches!(self.state, b'Z' | b'X')
     }
+
+    /// It has left its program for good, and the kernel takes it away.
+    pub fn is_ending(&self) -> bool {
+        const PF_EXITING: u32 = 0x4; // include/linux/sched.h
+        self.flags & PF_EXITING != 0 || self.has_ended()
+    }
 }
 
 /// Of a process, or of any task by its number.

@@ -1,12 +1,13 @@
 //! Against servers of our own on the loopback network.
 
 use super::*;
+use rustix::net::{AddressFamily, SocketType};
 use std::net::TcpListener;
 
 const ECHO: Program = Program { number: 400_001, version: 1 };
 
 fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(10)
+    Instant::now() + Duration::from_secs(60)
 }
 
 /// The answer to a request: what `status` says, then the arguments.
@@ -76,13 +77,16 @@ fn a_silent_server_takes_no_more_than_the_limit() {
         let start = Instant::now();
         let answer = call(address, transport, ECHO, 1, b"", start + Duration::from_millis(200));
         assert!(matches!(answer, Err(RpcError::TimeLimit)), "{answer:?}");
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(30));
     }
 }
 
 #[test]
 fn a_port_without_a_server_is_an_error_at_once() {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Bound, so that nobody else gets it, and nobody listens.
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
+    let address = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
     let answer = call(address, Transport::Tcp, ECHO, 1, b"", soon());
     assert!(matches!(answer, Err(RpcError::Network(_))), "{answer:?}");
 }

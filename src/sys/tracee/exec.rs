@@ -4,7 +4,7 @@ use super::{Held, Stop, TraceeError, arch, call, interrupt, ptrace, resume, wait
 use std::time::{Duration, Instant};
 
 /// How long stopping may take.
-const STOP: Duration = Duration::from_secs(1);
+const STOP: Duration = Duration::from_secs(10);
 
 impl Held {
     /// Let it run until it has executed another program, and hold that before its first instruction. Who calls has seen to

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// How long falling asleep may take.
-const LIMIT: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// The words of [`user_regs_struct`].
 const WORDS: usize = size_of::<user_regs_struct>() / size_of::<u64>();

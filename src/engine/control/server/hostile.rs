@@ -12,6 +12,18 @@ fn is_answered(path: &Path) -> bool {
     exchange(path, STATUS).starts_with("{\"done\":")
 }
 
+/// Not at once, perhaps: as many as may be are served already.
+fn is_answered_in_the_end(path: &Path) -> bool {
+    let begin = Instant::now();
+    while !is_answered(path) {
+        if begin.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
 /// A socket in a directory that everybody may enter.
 fn place() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
@@ -20,7 +32,10 @@ fn place() -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
-/// Until the other side has closed.
+/// How long what happens at once may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Until the other side has closed, without an answer.
 fn is_closed(stream: &mut UnixStream, limit: Duration) -> bool {
     stream.set_read_timeout(Some(limit)).unwrap();
     let mut rest = Vec::new();
@@ -41,7 +56,7 @@ fn somebody_who_is_not_root() {
             rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
             UnixStream::connect(&path).map(|mut stream| {
                 let _ = stream.write_all(STATUS);
-                is_closed(&mut stream, Duration::from_secs(4))
+                is_closed(&mut stream, PATIENCE)
             })
         })
         .join()
@@ -70,12 +85,12 @@ fn half_a_line_for_ever() {
         assert!(begin.elapsed() < LINE_LIMIT, "the others waited");
         // A byte now and then does not give it more time.
         let drip = std::thread::spawn(move || {
-            while slow.write_all(b" ").is_ok() && begin.elapsed() < 3 * LINE_LIMIT {
+            while slow.write_all(b" ").is_ok() && begin.elapsed() < 4 * LINE_LIMIT {
                 std::thread::sleep(Duration::from_millis(200));
             }
         });
-        assert!(is_closed(&mut half, 2 * LINE_LIMIT));
-        assert!(begin.elapsed() < LINE_LIMIT + Duration::from_secs(3));
+        assert!(is_closed(&mut half, PATIENCE));
+        assert!(begin.elapsed() < 3 * LINE_LIMIT);
         drip.join().unwrap();
     });
 }
@@ -92,14 +107,13 @@ fn ten_thousand_connections() {
                 held.push(stream);
             }
         }
-        let closed = held.iter_mut().skip(CONNECTIONS).all(|s| is_closed(s, Duration::from_secs(4)));
+        let closed = held.iter_mut().skip(CONNECTIONS).all(|stream| {
+            let _ = stream.write_all(STATUS);
+            is_closed(stream, PATIENCE)
+        });
         assert!(closed, "more than {CONNECTIONS} are served at once");
         drop(held);
-        let answered = (0..100).any(|_| {
-            std::thread::sleep(Duration::from_millis(20));
-            is_answered(&path)
-        });
-        assert!(answered);
+        assert!(is_answered_in_the_end(&path));
     });
 }
 
@@ -134,11 +148,7 @@ fn one_that_closes_while_it_is_answered() {
             let mut stream = UnixStream::connect(&path).unwrap();
             let _ = stream.write_all(STATUS);
         }
-        let answered = (0..100).any(|_| {
-            std::thread::sleep(Duration::from_millis(20));
-            is_answered(&path)
-        });
-        assert!(answered);
+        assert!(is_answered_in_the_end(&path));
     });
 }
 
@@ -150,12 +160,12 @@ fn one_that_does_not_take_its_answer() {
     let sender = std::thread::spawn(move || Stream::Unix(theirs).write(&vec![b'x'; 64 << 20]));
     // A byte now and then does not give it more time.
     let mut byte = [0];
-    while !sender.is_finished() && begin.elapsed() < 3 * LINE_LIMIT {
+    while !sender.is_finished() && begin.elapsed() < 4 * LINE_LIMIT {
         std::thread::sleep(Duration::from_millis(300));
         ours.read_exact(&mut byte).unwrap();
     }
     assert!(sender.join().unwrap().is_err());
-    assert!(begin.elapsed() < LINE_LIMIT + Duration::from_secs(3), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < 3 * LINE_LIMIT, "{:?}", begin.elapsed());
 }
 
 #[test]

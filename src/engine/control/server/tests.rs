@@ -33,7 +33,7 @@ pub(super) fn with_engine<T: Send>(listener: Listener, clients: impl FnOnce() ->
 
 pub(super) fn exchange(path: &Path, request: &[u8]) -> String {
     let mut stream = UnixStream::connect(path).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let _ = stream.write_all(request);
     let mut line = String::new();
     let _ = io::BufReader::new(stream).read_line(&mut line);
