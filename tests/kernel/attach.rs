@@ -2,7 +2,7 @@
 
 use crate::common::{Autofs, Visitor, next_packet, private_mount_namespace, tmpfs, wait_until};
 use autofs_cr::attach::{AttachError, Share, Target, abandon, attach_here, attach_to};
-use autofs_cr::discover::facts::{AutofsMount, End};
+use autofs_cr::discover::facts::{AutofsMount, End, PipeEnd};
 use autofs_cr::discover::{self, Target as Namespace};
 use autofs_cr::sys::control::Control;
 use autofs_cr::sys::mount::{self, AutofsParams, MountFlags, MountType};
@@ -23,7 +23,7 @@ pub struct Holder {
 
 impl Holder {
     pub fn new() -> (Self, OwnedFd) {
-        Self::running("sleep", &["60"])
+        Self::running("sleep", &["1000"])
     }
 
     /// With any program. Returns the write end, too.
@@ -212,9 +212,11 @@ fn into_another_process() {
     let waiters = attach_to(master.pid(), &Namespace::Own, &[share]).unwrap();
     assert_eq!(waiters, 1);
     for target in targets {
-        let facts = facts(target.dev);
-        assert_eq!((facts.options.pgrp, facts.options.pipe_ino), (master.pid(), Some(master.pipe)));
-        assert!(facts.pipe_ends.iter().all(|end| end.end == End::Read && end.process.pid == master.pid()));
+        let options = facts(target.dev).options;
+        assert_eq!((options.pgrp, options.pipe_ino), (master.pid(), Some(master.pipe)));
+        // a child of another test has a copy of our write end until its exec
+        let its = |end: &PipeEnd| end.end == End::Read && end.process.pid == master.pid();
+        wait_until(|| facts(target.dev).pipe_ends.iter().all(its).then_some(()));
     }
     assert_eq!(master.descriptors(), before);
 
@@ -237,7 +239,7 @@ fn a_master_of_another_pid_namespace_is_refused_and_nothing_changes() {
     let old_descriptors = mount.master.descriptors();
     let (outer, write) = Holder::running(
         "unshare",
-        &["--pid", "--fork", "--kill-child", "--mount-proc", "setsid", "sleep", "60"],
+        &["--pid", "--fork", "--kill-child", "--mount-proc", "setsid", "sleep", "1000"],
     );
     drop(write);
     let inner = outer.only_child("sleep");

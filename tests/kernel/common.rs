@@ -3,15 +3,18 @@
 use autofs_cr::sys::{
     DevNum,
     control::{Control, MountFd},
-    mount::{self, AutofsParams, DetachedMount, MountFlags, MountType, Unmount},
+    mount::{self, AutofsParams, DetachedMount, MountError, MountFlags, MountType, Unmount},
     packet::{Packet, PacketPipe, packet_pipe, read_packet},
+    tracee::{Seized, TraceeError},
 };
+use nix::sys::signal::Signal;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::CWD,
 };
 use std::{
     fs,
+    io::ErrorKind,
     os::{fd::AsFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -19,7 +22,7 @@ use std::{
 };
 
 /// No wait of a test is longer: a limit for what hangs, on a loaded machine too.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(180);
 
 /// An empty directory in a fresh tmpfs that nobody else sees, in a mount namespace of this thread.
 pub fn private_mount_namespace() -> PathBuf {
@@ -110,12 +113,16 @@ impl Visitor {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         change(&mut command);
-        Self(command.spawn().unwrap())
+        Self(wait_until(|| match command.spawn() {
+            // a program that was just copied: a child of another test has it open for writing until its exec
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => None,
+            child => Some(child.unwrap()),
+        }))
     }
 
-    /// A program that does nothing for long enough.
+    /// A program that does nothing for longer than any test takes.
     pub fn idle() -> Self {
-        Self::run("sleep", &[Path::new("60")])
+        Self::run("sleep", &[Path::new("1000")])
     }
 
     pub fn pid(&self) -> i32 {
@@ -131,6 +138,42 @@ impl Visitor {
     /// Come back when it waits for a master's answer.
     pub fn until_it_waits(&self) {
         wait_until(|| self.waits().then_some(()));
+    }
+
+    /// Its state, one letter of `/proc/PID/stat`.
+    pub fn state(&self) -> char {
+        state(self.pid())
+    }
+
+    /// Come back when it is in this state.
+    pub fn until_its_state_is(&self, wanted: char) {
+        wait_until(|| (self.state() == wanted).then_some(()));
+    }
+
+    /// Come back when it sleeps in this function of the kernel.
+    pub fn until_it_is_in(&self, function: &str) {
+        wait_until(|| {
+            (fs::read(format!("/proc/{}/wchan", self.pid())).unwrap() == function.as_bytes()).then_some(())
+        });
+    }
+
+    /// Come back when it catches all these signals: it is past its start, then.
+    pub fn until_it_catches(&self, signals: &[Signal]) {
+        let wanted = signals.iter().fold(0, |mask, signal| mask | 1_u64 << (*signal as i32 - 1));
+        let caught = |status: &str| {
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
+            u64::from_str_radix(mask, 16).unwrap() & wanted == wanted
+        };
+        let status = format!("/proc/{}/status", self.pid());
+        wait_until(|| caught(&fs::read_to_string(&status).unwrap()).then_some(()));
+    }
+
+    /// Seized by this thread. A test beside this one that holds visitors has every waiter there is for a moment.
+    pub fn seize(&self) -> Seized {
+        wait_until(|| match Seized::new(self.pid()) {
+            Err(TraceeError::Refused { .. }) => None,
+            seized => Some(seized.unwrap()),
+        })
     }
 
     /// How it ended, and what it wrote to stdout and stderr.
@@ -149,6 +192,22 @@ impl Drop for Visitor {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The state of a process, one letter of `/proc/PID/stat`.
+pub fn state(pid: i32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat[stat.rfind(')').unwrap() + 2..].chars().next().unwrap()
+}
+
+/// Unmount what nobody uses. It may be in use for a moment: a child of another test has copies of all descriptors of this
+/// process until its exec.
+pub fn unmount_idle(path: &Path) {
+    wait_until(|| match mount::unmount(path, Unmount::Idle) {
+        Err(MountError::Busy(_)) => None,
+        done => Some(done),
+    })
+    .unwrap();
 }
 
 /// Poll `done` until it gives something; fails the test at the limit.

@@ -223,7 +223,7 @@ fn an_idle_mount_expires_and_a_used_one_does_not() {
     let mut bench = Bench::new();
     let place = bench.trigger("direct", MountType::Direct);
     bench.kernel.mount(&a_tmpfs(), &place.path, &bench.served).unwrap();
-    let user = Visitor::run_as("sleep", &[Path::new("60")], |command| _ = command.current_dir(&place.path));
+    let user = Visitor::run_as("sleep", &[Path::new("1000")], |command| _ = command.current_dir(&place.path));
     wait_until(|| {
         fs::read_link(format!("/proc/{}/cwd", user.pid())).is_ok_and(|cwd| cwd == *place.path).then_some(())
     });

@@ -1,6 +1,6 @@
 //! The mount API.
 
-use crate::common::{Autofs, mountinfo_line, private_mount_namespace, tmpfs};
+use crate::common::{Autofs, mountinfo_line, private_mount_namespace, tmpfs, unmount_idle};
 use autofs_cr::sys::mount::{self, Change, MountError, MountFlags, MountType, Propagation, Unmount};
 use rustix::fs::CWD;
 use std::{fs, path::Path};
@@ -91,7 +91,7 @@ fn no_step_triggers_an_automount() {
         params.pgrp = Some(owner.pid());
     });
     tmpfs().attach(CWD, &autofs.path).unwrap();
-    mount::unmount(&autofs.path, Unmount::Idle).unwrap();
+    unmount_idle(&autofs.path);
     Change::propagation(Propagation::Slave, false).apply(CWD, &autofs.path).unwrap();
     let covered = autofs.control.is_mount_point(&autofs.path).unwrap();
     assert_eq!(covered.unwrap().dev, autofs.dev);

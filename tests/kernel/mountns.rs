@@ -37,7 +37,7 @@ fn a_namespace_file_is_enough() {
     private_mount_namespace();
     let visitor = Visitor::run_as("unshare", &[], |command| {
         command.args(["--mount", "--propagation", "private", "sh", "-c"]);
-        command.arg("mount -t tmpfs only-there /mnt && touch /mnt/done && exec sleep 60");
+        command.arg("mount -t tmpfs only-there /mnt && touch /mnt/done && exec sleep 1000");
     });
     let file = format!("/proc/{}/ns/mnt", visitor.pid());
     let own = fs::read_link("/proc/thread-self/ns/mnt").unwrap();
@@ -58,7 +58,7 @@ fn the_root_of_a_chrooted_process_is_its_own() {
             .and_then(|bind| bind.attach(CWD, &home.join("root").join(name)));
     }
     fs::write(home.join("root/mark"), "").unwrap();
-    let visitor = Visitor::run("chroot", &[&home.join("root"), Path::new("sleep"), Path::new("60")]);
+    let visitor = Visitor::run("chroot", &[&home.join("root"), Path::new("sleep"), Path::new("1000")]);
     let root = format!("/proc/{}/root", visitor.pid());
     wait_until(|| (fs::read_link(&root).unwrap() == home.join("root")).then_some(()));
     let space = Space::of_process(visitor.pid()).unwrap();

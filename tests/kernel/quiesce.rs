@@ -5,7 +5,6 @@ use autofs_cr::quiesce::{QuiesceError, Quiesced, Scope};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::mount::MountType;
 use autofs_cr::sys::packet::{PacketPipe, packet_pipe};
-use autofs_cr::sys::tracee::Seized;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::fs::CWD;
@@ -23,16 +22,6 @@ fn hold(mount: &Autofs) -> Quiesced {
 
 fn scope(dev: DevNum) -> Scope {
     Scope { mounts: vec![dev], ..Scope::default() }
-}
-
-/// One letter of `/proc/PID/stat`.
-fn state(tid: i32) -> char {
-    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap();
-    stat[stat.rfind(')').unwrap() + 2..].chars().next().unwrap()
-}
-
-fn is_in(visitor: &Visitor, wanted: char) {
-    wait_until(|| (state(visitor.pid()) == wanted).then_some(()));
 }
 
 /// A visitor that waits for the mount, its request read when `read`.
@@ -111,8 +100,8 @@ fn waiters_may_be_left_stopped() {
     let stopped = held.release_waiters_stopped().unwrap();
     assert_eq!(stopped.iter().map(|waiting| waiting.waiter.tid).collect::<Vec<_>>(), [visitor.pid()]);
     assert!(!stopped[0].was_stopped);
-    is_in(&visitor, 'T');
-    is_in(&other, 'S');
+    visitor.until_its_state_is('T');
+    other.until_its_state_is('S');
     let pipe = packet_pipe().unwrap();
     mount.control.set_pipe(mount.fd.as_fd(), pipe.write.as_fd()).unwrap();
     kill(Pid::from_raw(visitor.pid()), Signal::SIGCONT).unwrap();
@@ -126,12 +115,12 @@ fn a_waiter_that_its_user_stopped_stays_stopped() {
     let pid = Pid::from_raw(visitor.pid());
     kill(pid, Signal::SIGSTOP).unwrap();
     let mut held = hold(&mount);
-    let was_stopped: Vec<_> = held.waiting().iter().filter(|waiting| waiting.was_stopped).collect();
-    assert_eq!(was_stopped.len(), 1);
+    let waiting = held.waiting().iter().find(|waiting| waiting.waiter.tid == visitor.pid());
+    assert!(waiting.unwrap().was_stopped);
     let (restarted, pipe) = change_hands(&mount, &mut held);
     assert_eq!(restarted, 1);
     held.release().unwrap();
-    is_in(&visitor, 'T');
+    visitor.until_its_state_is('T');
     kill(pid, Signal::SIGCONT).unwrap();
     answered(&mount, &pipe, visitor);
 }
@@ -144,19 +133,19 @@ fn everyone_is_held_and_let_go_as_he_was() {
     let forking = Visitor::run("sh", &[Path::new("-c"), Path::new("while :; do (:); done")]);
     let stopped = Visitor::idle();
     kill(Pid::from_raw(stopped.pid()), Signal::SIGSTOP).unwrap();
-    is_in(&stopped, 'T');
-    is_in(&asleep, 'S');
+    stopped.until_its_state_is('T');
+    asleep.until_its_state_is('S');
     for _ in 0..20 {
         let held = hold(&mount);
         for visitor in [&asleep, &running, &stopped] {
-            assert_eq!(state(visitor.pid()), 't');
+            assert_eq!(visitor.state(), 't');
         }
-        assert!(matches!(state(forking.pid()), 't' | 'D'));
+        assert!(matches!(forking.state(), 't' | 'D'));
         held.release().unwrap();
-        is_in(&stopped, 'T');
-        is_in(&asleep, 'S');
-        assert_ne!(state(running.pid()), 't');
-        assert_ne!(state(forking.pid()), 't');
+        stopped.until_its_state_is('T');
+        asleep.until_its_state_is('S');
+        assert_ne!(running.state(), 't');
+        assert_ne!(forking.state(), 't');
     }
 }
 
@@ -166,11 +155,12 @@ fn dropping_lets_everyone_go() {
     let asleep = Visitor::idle();
     let visitor = waiter(&mount, true);
     drop(hold(&mount));
-    is_in(&asleep, 'S');
+    asleep.until_its_state_is('S');
     // nobody changed the mount: the visitor still waits, and is free again
     assert!(visitor.waits());
-    let status = std::fs::read_to_string(format!("/proc/{}/status", visitor.pid())).unwrap();
-    assert!(status.contains("TracerPid:\t0\n"));
+    // a test beside this one may hold it now
+    let status = format!("/proc/{}/status", visitor.pid());
+    wait_until(|| std::fs::read_to_string(&status).unwrap().contains("TracerPid:\t0\n").then_some(()));
     mount.control.make_catatonic(mount.fd.as_fd()).unwrap();
     visitor.outcome();
 }
@@ -180,13 +170,13 @@ fn a_waiter_with_a_debugger_is_refused_others_are_told() {
     let mount = direct();
     let other = Visitor::idle();
     let visitor = waiter(&mount, true);
-    let debugged = Seized::new(other.pid()).unwrap().stop(LIMIT).unwrap();
+    let debugged = other.seize().stop(LIMIT).unwrap();
     let held = hold(&mount);
     assert_eq!(held.not_held().iter().map(|one| one.tid).collect::<Vec<_>>(), [other.pid()]);
     held.release().unwrap();
     drop(debugged);
 
-    let _debugged = Seized::new(visitor.pid()).unwrap();
+    let _debugged = visitor.seize();
     match Quiesced::hold(&scope(mount.dev)) {
         Err(QuiesceError::Traced { tid, .. }) => assert_eq!(tid, visitor.pid()),
         other => panic!("{other:?}"),
@@ -200,8 +190,8 @@ fn who_does_not_see_the_mount_is_left_alone() {
     let mount = direct();
     let inside = Visitor::idle();
     let held = hold(&mount);
-    assert_eq!(state(inside.pid()), 't');
-    assert_ne!(state(outside.pid()), 't');
+    assert_eq!(inside.state(), 't');
+    assert_ne!(outside.state(), 't');
     held.release().unwrap();
 }
 
@@ -210,7 +200,7 @@ fn whoever_is_spared_goes_on() {
     let mount = direct();
     let master = Visitor::idle();
     let held = Quiesced::hold(&Scope { spare: vec![master.pid()], ..scope(mount.dev) }).unwrap();
-    assert_ne!(state(master.pid()), 't');
+    assert_ne!(master.state(), 't');
     held.release().unwrap();
 }
 
@@ -286,6 +276,6 @@ fn calls_that_a_stop_interrupts_are_made_again() {
             hold(&mount).release().unwrap();
         }
         wait_until(waits);
-        assert_ne!(state(visitor.pid()), 'Z');
+        assert_ne!(visitor.state(), 'Z');
     }
 }

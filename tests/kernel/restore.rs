@@ -182,12 +182,12 @@ fn everything_inside_a_mount_comes_back() {
 fn a_dump_of_what_was_restored_is_the_same() {
     let home = private_mount_namespace();
     let [first, second] = ["first", "second"].map(|name| home.join(name));
-    let mut direct = dumped(&home.join("data"), 310, MountType::Direct);
+    let mut direct = dumped(&home.join("data"), HIGH + 10, MountType::Direct);
     direct.facts.options.strict_expire = true;
     direct.facts.mount_flags = vec!["rw".into(), "nosuid".into(), "noatime".into()];
     (direct.root_uid, direct.root_gid, direct.root_mode) = (10, 20, 0o711);
     (direct.facts.options.uid, direct.facts.options.gid) = (Some(10), Some(20));
-    let mut indirect = dumped(&home.join("mnt"), 311, MountType::Indirect);
+    let mut indirect = dumped(&home.join("mnt"), HIGH + 11, MountType::Indirect);
     indirect.facts.options.timeout = 7;
     indirect.tree = vec![
         TreeEntry { uid: 5, gid: 6, ..entry("key", 0o1777) },
@@ -564,7 +564,7 @@ fn into_a_container() {
     let image = home.join("image");
     let (outer, write) = Holder::running(
         "unshare",
-        &["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "setsid", "sleep", "60"],
+        &["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "setsid", "sleep", "1000"],
     );
     let inner = outer.only_child("sleep");
     let in_container = |program: &str, arguments: &[&Path]| {

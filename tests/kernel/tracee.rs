@@ -24,7 +24,7 @@ use std::{
 };
 
 fn hold(visitor: &Visitor) -> Held {
-    Seized::new(visitor.pid()).unwrap().stop(LIMIT).unwrap()
+    visitor.seize().stop(LIMIT).unwrap()
 }
 
 fn shell(script: &str) -> Visitor {
@@ -35,17 +35,18 @@ fn proc_file(visitor: &Visitor, name: &str) -> String {
     fs::read_to_string(format!("/proc/{}/{name}", visitor.pid())).unwrap()
 }
 
-fn state(visitor: &Visitor) -> char {
-    let stat = proc_file(visitor, "stat");
-    stat.rsplit(") ").next().unwrap().chars().next().unwrap()
+/// A program that sleeps, and has begun to.
+fn sleeper() -> Visitor {
+    let visitor = Visitor::idle();
+    visitor.until_it_is_in("hrtimer_nanosleep");
+    visitor
 }
 
-fn wait_for_state(visitor: &Visitor, wanted: char) {
-    wait_until(|| (state(visitor) == wanted).then_some(()));
-}
-
-fn wait_for_call(visitor: &Visitor, function: &str) {
-    wait_until(|| (proc_file(visitor, "wchan") == function).then_some(()));
+/// A program that computes, and has begun to.
+fn busy() -> Visitor {
+    let visitor = shell("trap : USR1; while :; do :; done");
+    visitor.until_it_catches(&[Signal::SIGUSR1]);
+    visitor
 }
 
 fn signal(visitor: &Visitor, signal: Signal) {
@@ -65,9 +66,10 @@ fn traces(visitor: &Visitor) -> (Vec<String>, String, BTreeSet<PathBuf>) {
 #[test]
 fn a_sleep_goes_on_where_it_was() {
     let start = Instant::now();
-    let visitor = Visitor::run("sleep", &[Path::new("2")]);
-    wait_for_call(&visitor, "hrtimer_nanosleep");
-    std::thread::sleep(Duration::from_secs(1));
+    let visitor = Visitor::run("sleep", &[Path::new("8")]);
+    visitor.until_it_is_in("hrtimer_nanosleep");
+    std::thread::sleep(Duration::from_secs(6));
+    let interrupted = Instant::now();
     let held = hold(&visitor);
     assert!(held.syscall().unwrap().is_some());
     held.release().unwrap();
@@ -76,29 +78,27 @@ fn a_sleep_goes_on_where_it_was() {
     held.release().unwrap();
     let (status, _) = visitor.outcome();
     assert!(status.success());
-    // had it begun again, it would have taken 3 s
-    assert!((Duration::from_secs(2)..Duration::from_millis(2900)).contains(&start.elapsed()));
+    assert!(start.elapsed() >= Duration::from_secs(8));
+    // had it begun again, it would have taken 8 s from there
+    assert!(interrupted.elapsed() < Duration::from_millis(7500));
 }
 
 #[test]
 fn calls_leave_no_traces() {
-    for visitor in [Visitor::idle(), shell("while :; do :; done")] {
-        wait_until(|| (!proc_file(&visitor, "maps").is_empty()).then_some(()));
-        std::thread::sleep(Duration::from_millis(50));
+    for visitor in [sleeper(), busy()] {
         let before = traces(&visitor);
         let mut held = hold(&visitor);
         assert_eq!(held.call(libc::SYS_getpgid, [0; 6]).unwrap(), i64::from(visitor.pid()));
         assert_eq!(held.call(libc::SYS_close, [999, 0, 0, 0, 0, 0]).unwrap(), -i64::from(libc::EBADF));
         drop(held);
         assert_eq!(traces(&visitor), before);
-        wait_until(|| "RS".contains(state(&visitor)).then_some(()));
+        wait_until(|| "RS".contains(visitor.state()).then_some(()));
     }
 }
 
 #[test]
 fn a_descriptor_travels() {
-    let visitor = Visitor::idle();
-    wait_for_call(&visitor, "hrtimer_nanosleep");
+    let visitor = sleeper();
     let before = traces(&visitor).2;
     let mut held = hold(&visitor);
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -115,8 +115,8 @@ fn a_descriptor_travels() {
 
 #[test]
 fn a_task_without_free_numbers_says_so() {
-    let visitor = shell("exec 3<&-; ulimit -n 4; exec sleep 60");
-    wait_for_call(&visitor, "hrtimer_nanosleep");
+    let visitor = shell("exec 3<&-; ulimit -n 4; exec sleep 1000");
+    visitor.until_it_is_in("hrtimer_nanosleep");
     let before = traces(&visitor);
     let mut held = hold(&visitor);
     let file = tempfile::tempfile().unwrap();
@@ -130,19 +130,19 @@ fn a_task_without_free_numbers_says_so() {
 fn who_was_stopped_stays_stopped() {
     let visitor = Visitor::idle();
     signal(&visitor, Signal::SIGSTOP);
-    wait_for_state(&visitor, 'T');
+    visitor.until_its_state_is('T');
     let mut held = hold(&visitor);
     assert_eq!(held.call(libc::SYS_getpid, [0; 6]).unwrap(), i64::from(visitor.pid()));
     held.release().unwrap();
-    wait_for_state(&visitor, 'T');
+    visitor.until_its_state_is('T');
     signal(&visitor, Signal::SIGCONT);
-    wait_for_state(&visitor, 'S');
+    visitor.until_its_state_is('S');
 }
 
 #[test]
 fn signals_that_arrive_meanwhile_are_delivered_afterwards() {
     let visitor = shell("trap 'echo one' USR1; trap 'exit 7' USR2; while :; do sleep 0.01; done");
-    std::thread::sleep(Duration::from_millis(100));
+    visitor.until_it_catches(&[Signal::SIGUSR1, Signal::SIGUSR2]);
     let mut held = hold(&visitor);
     signal(&visitor, Signal::SIGUSR1);
     held.call(libc::SYS_getpid, [0; 6]).unwrap();
@@ -163,17 +163,15 @@ fn a_stop_that_arrives_meanwhile_stops_it_afterwards() {
         assert_eq!(held.call(libc::SYS_getpid, [0; 6]).unwrap(), i64::from(visitor.pid()));
     }
     held.release().unwrap();
-    wait_for_state(&visitor, 'T');
+    visitor.until_its_state_is('T');
     signal(&visitor, Signal::SIGCONT);
-    wait_for_state(&visitor, 'S');
+    visitor.until_its_state_is('S');
 }
 
 #[test]
 fn a_storm_of_signals_keeps_nobody_from_being_held() {
-    let visitor = shell("trap : USR1; while :; do :; done");
-    let caught = |line: &str| line.strip_prefix("SigCgt:\t").is_some_and(|mask| !mask.ends_with("000"));
-    wait_until(|| proc_file(&visitor, "status").lines().any(caught).then_some(()));
-    for round in 0..1000 {
+    let visitor = busy();
+    for round in 0..400 {
         signal(&visitor, Signal::SIGUSR1);
         let mut held = hold(&visitor);
         if round % 10 == 0 {
@@ -181,16 +179,16 @@ fn a_storm_of_signals_keeps_nobody_from_being_held() {
         }
         held.release().unwrap();
     }
-    wait_for_state(&visitor, 'R');
+    visitor.until_its_state_is('R');
 }
 
 #[test]
 fn release_stopped_stops() {
     let visitor = Visitor::idle();
     hold(&visitor).release_stopped().unwrap();
-    wait_for_state(&visitor, 'T');
+    visitor.until_its_state_is('T');
     signal(&visitor, Signal::SIGCONT);
-    wait_for_state(&visitor, 'S');
+    visitor.until_its_state_is('S');
 }
 
 #[test]
@@ -201,7 +199,7 @@ fn the_dead_and_the_traced_are_told_apart() {
     let refused = std::thread::spawn(move || Seized::new(pid).map(drop)).join().unwrap();
     assert!(matches!(refused, Err(TraceeError::Refused { .. })), "{refused:?}");
     signal(&visitor, Signal::SIGKILL);
-    wait_for_state(&visitor, 'Z');
+    visitor.until_its_state_is('Z');
     assert!(matches!(held.syscall(), Err(TraceeError::Gone(_))));
     drop(held);
     assert!(matches!(Seized::new(pid), Err(TraceeError::Gone(_))));
@@ -214,11 +212,11 @@ fn the_dead_and_the_traced_are_told_apart() {
 fn change_hands(autofs: &Autofs, trigger: &Path, read_by_the_old: bool) -> String {
     let (control, fd) = (&autofs.control, autofs.fd.as_fd());
     let visitor = Visitor::run("cat", &[&trigger.join("file")]);
-    wait_for_call(&visitor, "autofs_wait");
+    visitor.until_it_is_in("autofs_wait");
     if read_by_the_old {
         autofs.request();
     }
-    let seized = Seized::new(visitor.pid()).unwrap();
+    let seized = visitor.seize();
     let Err((Some(seized), TraceeError::Timeout(_))) = seized.stop(Duration::from_millis(20)) else {
         panic!("a waiter stopped")
     };
@@ -264,13 +262,13 @@ fn a_waiter_that_is_released_stopped_waits_for_the_new_master() {
     let autofs = Autofs::mount(MountType::Direct, private_mount_namespace().join("direct"));
     let (control, fd) = (&autofs.control, autofs.fd.as_fd());
     let visitor = Visitor::run("cat", &[&autofs.path.join("file")]);
-    wait_for_call(&visitor, "autofs_wait");
-    let seized = Seized::new(visitor.pid()).unwrap();
+    visitor.until_it_is_in("autofs_wait");
+    let seized = visitor.seize();
     control.make_catatonic(fd).unwrap();
     let mut held = seized.stop(LIMIT).unwrap();
     held.restart_syscall().unwrap();
     held.release_stopped().unwrap();
-    wait_for_state(&visitor, 'T');
+    visitor.until_its_state_is('T');
     let pipe = packet_pipe().unwrap();
     control.set_pipe(fd, pipe.write.as_fd()).unwrap();
     signal(&visitor, Signal::SIGCONT);
@@ -285,8 +283,7 @@ fn a_command_in_anothers_place_makes_that_one_the_owner() {
     let autofs = Autofs::mount(MountType::Direct, private_mount_namespace().join("direct"));
     autofs.control.make_catatonic(autofs.fd.as_fd()).unwrap();
     // Started after the mount, so that it sees it.
-    let master = Visitor::idle();
-    wait_for_call(&master, "hrtimer_nanosleep");
+    let master = sleeper();
     let before = traces(&master);
     let mut held = hold(&master);
     let device = Control::open().unwrap();
@@ -311,8 +308,7 @@ fn a_command_in_anothers_place_makes_that_one_the_owner() {
 
 #[test]
 fn many_calls_are_made_in_order_and_leave_no_traces() {
-    let visitor = Visitor::idle();
-    wait_for_call(&visitor, "hrtimer_nanosleep");
+    let visitor = sleeper();
     let before = traces(&visitor);
     let mut held = hold(&visitor);
     // more than one table; each result tells its place
@@ -330,13 +326,13 @@ fn many_calls_are_made_in_order_and_leave_no_traces() {
     signal(&visitor, Signal::SIGCONT);
     held.release().unwrap();
     assert_eq!(traces(&visitor), before);
-    wait_for_state(&visitor, 'S');
+    visitor.until_its_state_is('S');
 }
 
 #[test]
 fn many_descriptors_travel_all_or_none() {
-    let visitor = shell("ulimit -n 500; exec sleep 60");
-    wait_for_call(&visitor, "hrtimer_nanosleep");
+    let visitor = shell("ulimit -n 500; exec sleep 1000");
+    visitor.until_it_is_in("hrtimer_nanosleep");
     let before = traces(&visitor);
     let mut held = hold(&visitor);
     let files: Vec<_> = (0..300).map(|_| tempfile::tempfile().unwrap()).collect();
@@ -391,11 +387,11 @@ fn many_mounts_are_given_to_another_at_once() {
 
 #[test]
 fn a_sleeper_runs_nothing_of_its_own_until_it_is_woken() {
-    let mut visitor = shell("trap 'echo trapped' USR1; sleep 5 & wait; while :; do :; done");
+    let mut visitor = shell("trap 'echo trapped' USR1; sleep 100 & wait; while :; do :; done");
     let children = format!("task/{}/children", visitor.pid());
     // a shell that forks blocks all signals for a moment
     let blocks_none = || proc_file(&visitor, "status").contains("SigBlk:\t0000000000000000");
-    let waits = || state(&visitor) == 'S' && !proc_file(&visitor, &children).is_empty() && blocks_none();
+    let waits = || visitor.state() == 'S' && !proc_file(&visitor, &children).is_empty() && blocks_none();
     wait_until(|| waits().then_some(()));
     let before = traces(&visitor);
     let sleeper = hold(&visitor).put_to_sleep().unwrap();
@@ -403,7 +399,7 @@ fn a_sleeper_runs_nothing_of_its_own_until_it_is_woken() {
         proc_file(&visitor, "status").lines().find(|l| l.starts_with("TracerPid")),
         Some("TracerPid:\t0")
     );
-    wait_for_state(&visitor, 'S');
+    visitor.until_its_state_is('S');
     let call = proc_file(&visitor, "syscall");
     assert!(call.starts_with(&format!("{} 0x0 0x0 0x0 0x0", libc::SYS_ppoll)), "{call}");
     // A handler must not run in the middle of it.
@@ -430,5 +426,5 @@ fn a_sleeper_runs_nothing_of_its_own_until_it_is_woken() {
         held.wake(&sleeper).unwrap();
         held.release().unwrap();
     }
-    wait_for_state(&visitor, 'R');
+    visitor.until_its_state_is('R');
 }

@@ -79,10 +79,10 @@ fn a_stuck_program_is_killed_with_its_children() {
     let start = Instant::now();
     let answer = opened.lookup("k");
     assert!(answer.contains("it was killed"), "{answer}");
-    assert!(start.elapsed() < Duration::from_secs(30));
+    assert!(start.elapsed() < Duration::from_secs(50));
     let child = std::fs::read_to_string(marker.path()).unwrap();
     let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim()));
-    let gone = (0..100).any(|_| {
+    let gone = (0..3000).any(|_| {
         std::thread::sleep(Duration::from_millis(20));
         state().map_or(true, |stat| stat.contains(") Z "))
     });
@@ -98,9 +98,9 @@ fn a_program_that_closes_its_output_is_killed_too() {
 #[test]
 fn a_child_left_behind_is_not_waited_for() {
     let start = Instant::now();
-    let opened = limited("sleep 5 & echo s:/x", Duration::from_secs(60));
+    let opened = limited("sleep 100 & echo s:/x", Duration::from_secs(60));
     assert_eq!(opened.lookup("k"), "-t nfs s:/x");
-    assert!(start.elapsed() < Duration::from_secs(4));
+    assert!(start.elapsed() < Duration::from_secs(50));
 }
 
 #[test]
