@@ -1,6 +1,8 @@
 //! What workers do: one function for each [`Task`]. Each ends in the state it reports, and leaves
 //! nothing behind when it fails.
 
+mod follow;
+
 use super::kernel::{Hold, Kernel};
 use super::maps::{MountSpec, Replica, Resolved, What};
 use super::mount::MountError;
@@ -10,7 +12,7 @@ use crate::discover::facts::MountType;
 use crate::sys::{DevNum, Errno};
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +26,7 @@ pub fn run(kernel: &dyn Kernel, task: &Task, tell: Tell<'_>) -> Outcome {
     match task {
         Task::Mount(task) => mount(kernel, task, tell),
         Task::Unmount(task) => unmount(kernel, task),
+        Task::Follow(task) => Outcome::Followed(follow::follow(kernel, task)),
         Task::Master(master, served) => Outcome::Master(master.read(served).ok()),
         Task::Reread(served, root, list) => reread(kernel, served, root.as_deref(), *list),
         Task::Sync(task) => Outcome::Synced(sync(kernel, task)),
@@ -82,15 +85,7 @@ fn mount_held(kernel: &dyn Kernel, task: &MountTask) -> Outcome {
 fn look_up(task: &MountTask, target: &Path) -> Result<(Offset, Arc<Resolved>), Errno> {
     let at = match &task.offset {
         Some(offset) => offset.as_ref().clone(),
-        None => Offset {
-            key: match task.key.as_slice() {
-                [] => target.as_os_str().as_bytes().to_vec(),
-                key => key.to_vec(),
-            },
-            top: target.to_owned(),
-            below: PathBuf::new(),
-            entry: None,
-        },
+        None => Offset::root(&task.key, target),
     };
     let entry = match &at.entry {
         Some(entry) => entry.clone(),
@@ -415,7 +410,7 @@ fn reread(kernel: &dyn Kernel, served: &Served, root: Option<&Place>, list: bool
         true => served.source.keys().map(Some),
         false => Ok(None),
     });
-    let unchanged = Outcome::Reread { wanted: None, stale: Vec::new() };
+    let unchanged = Outcome::Reread { wanted: None, stale: Vec::new(), changed: false };
     let keys = match keys {
         Ok(None) => return unchanged,
         Ok(Some(keys)) => keys.unwrap_or_default(),
@@ -426,14 +421,16 @@ fn reread(kernel: &dyn Kernel, served: &Served, root: Option<&Place>, list: bool
     };
     if served.point.is_none() {
         let paths = keys.into_iter().map(|key| OsString::from_vec(key).into());
-        return Outcome::Reread { wanted: Some(paths.collect()), stale: Vec::new() };
+        return Outcome::Reread { wanted: Some(paths.collect()), stale: Vec::new(), changed: true };
     }
-    let Some(root) = root.filter(|_| served.options.browse) else { return unchanged };
+    let Some(root) = root.filter(|_| served.options.browse) else {
+        return Outcome::Reread { wanted: None, stale: Vec::new(), changed: true };
+    };
     make_key_dirs(kernel, served, root, &keys);
     // Not removed here: a job may be mounting on one of them.
     let idle = |key: &Key| !kernel.is_covered(root, &root.target(key)).unwrap_or(true);
     let stale = others(kernel, root, &keys).into_iter().filter(idle).collect();
-    Outcome::Reread { wanted: None, stale }
+    Outcome::Reread { wanted: None, stale, changed: true }
 }
 
 /// Directories for exactly these keys, where no job is at work on one; mounted ones cannot be removed, and stay.
@@ -464,8 +461,7 @@ fn sync(kernel: &dyn Kernel, task: &SyncTask) -> Synced {
     let owned = |places: Places<'_>| places.into_iter().cloned().collect();
     let mut synced = Synced { removed: owned(removed), stay: owned(stay.clone()), ..Synced::default() };
     for Make { group, served, path } in &task.make {
-        let in_the_way =
-            stay.iter().any(|stays| stays.path.starts_with(path) || path.starts_with(&stays.path));
+        let in_the_way = stay.iter().any(|stays| are_related(&stays.path, path));
         let made = if in_the_way { Err(Errno::BUSY) } else { make(kernel, path, served) };
         match made {
             Ok(place) => synced.made.push((*group, Arc::new(place))),

@@ -53,8 +53,17 @@ pub struct Offset {
     pub top: PathBuf,
     /// The offset, below `top`.
     pub below: PathBuf,
-    /// The entry as it was when its root was mounted; `None` after a restart: it is looked up again.
+    /// The entry as it was when its root was mounted; `None` after a restart, or when it has changed: it is looked up again.
     pub entry: Option<Arc<Resolved>>,
+}
+
+impl Offset {
+    /// The whole entry of a key, whose trigger is `target`.
+    pub fn root(key: &[u8], target: &Path) -> Self {
+        use std::os::unix::ffi::OsStrExt;
+        let key = if key.is_empty() { target.as_os_str().as_bytes() } else { key };
+        Self { key: key.to_vec(), top: target.to_owned(), below: PathBuf::new(), entry: None }
+    }
 }
 
 /// An autofs mount that belongs to a mounted key: it comes and goes with it.
@@ -93,6 +102,8 @@ pub enum Task {
     Mount(MountTask),
     /// Unmount a key.
     Unmount(UnmountTask),
+    /// Have the offsets of a mounted key follow its entry.
+    Follow(FollowTask),
     /// Read the master map again; these maps are served now.
     Master(Arc<dyn Master>, Vec<Arc<Served>>),
     /// Read a map again; its mount, if it is an indirect one. With `true` all keys are wanted, also when it did not
@@ -110,6 +121,7 @@ impl Task {
         match self {
             Self::Mount(task) => Some(&task.place),
             Self::Unmount(task) => Some(&task.place),
+            Self::Follow(task) => Some(&task.place),
             Self::Reread(_, place, _) => place.as_deref(),
             Self::Master(..) | Self::Sync(_) | Self::TearDown(_) => None,
         }
@@ -120,6 +132,7 @@ impl Task {
         match self {
             Self::Mount(_) => "mount",
             Self::Unmount(_) => "unmount",
+            Self::Follow(_) => "follow",
             Self::Master(..) => "read the master map",
             Self::Reread(..) => "read",
             Self::Sync(_) => "sync",
@@ -162,6 +175,22 @@ pub struct UnmountTask {
     pub linger: bool,
     /// Autofs mounts below, parents before children.
     pub below: Vec<Child>,
+}
+
+/// The entry of a mounted key may have changed: make the triggers of new offsets, and remove those that are idle of offsets
+/// that it does not have any more.
+#[derive(Debug)]
+pub struct FollowTask {
+    /// The autofs mount.
+    pub place: Arc<Place>,
+    /// Its key.
+    pub key: Key,
+    /// The map.
+    pub served: Arc<Served>,
+    /// Set for an offset trigger.
+    pub offset: Option<Arc<Offset>>,
+    /// Autofs mounts directly below.
+    pub known: Vec<Child>,
 }
 
 /// Mounts of maps that go and come.
@@ -267,6 +296,8 @@ pub enum Outcome {
         /// Autofs mounts that still exist, or exist again, below; parents before children.
         below: Vec<Child>,
     },
+    /// Of [`Task::Follow`]: autofs mounts that exist directly below now.
+    Followed(Vec<Child>),
     /// Of [`Task::Master`]: the maps to be served; those that are served already and did not change are the same ones.
     /// `None`: it cannot be read.
     Master(Option<Vec<Arc<Served>>>),
@@ -277,6 +308,8 @@ pub enum Outcome {
         wanted: Option<Vec<PathBuf>>,
         /// Names in the mount of an indirect map that are no keys of it, and that nothing is mounted on.
         stale: Vec<Key>,
+        /// The map may have other entries than before.
+        changed: bool,
     },
     /// Of [`Task::Sync`].
     Synced(Synced),
@@ -302,7 +335,9 @@ impl Outcome {
     pub fn result(&self) -> Result<(), Errno> {
         match self {
             Self::Mounted { result, .. } | Self::Unmounted { result, .. } => *result,
-            Self::Master(_) | Self::Reread { .. } | Self::Synced(_) | Self::TornDown => Ok(()),
+            Self::Followed(_) | Self::Master(_) | Self::Reread { .. } | Self::Synced(_) | Self::TornDown => {
+                Ok(())
+            }
         }
     }
 }
@@ -320,4 +355,9 @@ pub struct ExpireRun {
 /// Is `path` strictly below `top`?
 pub fn is_below(path: &Path, top: &Path) -> bool {
     path != top && path.starts_with(top)
+}
+
+/// Would a mount at one be in the way of one at the other?
+pub fn are_related(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
 }

@@ -49,7 +49,9 @@ impl Ticket {
         let (place, served, key, token, asker) = match task {
             Task::Mount(task) => (&task.place, &task.served, &task.key, task.asker.token, Some(task.asker)),
             Task::Unmount(task) => (&task.place, &task.served, &task.key, task.token?, None),
-            Task::Master(..) | Task::Reread(..) | Task::Sync(_) | Task::TearDown(_) => return None,
+            Task::Follow(_) | Task::Master(..) | Task::Reread(..) | Task::Sync(_) | Task::TearDown(_) => {
+                return None;
+            }
         };
         let (place, served, key) = (place.clone(), served.clone(), key.clone());
         let to = Answer { place, served, key, token, asker, result: Ok(()) };

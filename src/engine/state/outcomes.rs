@@ -29,9 +29,15 @@ impl State {
             (Work::Slot(id, key), Outcome::Unmounted { result, below }) => {
                 self.unmounted((job, began), id, key, result, below, now, out);
             }
-            (Work::Read(group), Outcome::Reread { wanted, stale }) => {
+            (Work::Slot(id, key), Outcome::Followed(children)) => {
+                self.followed(job, id, key, children, now, out);
+            }
+            (Work::Read(group), Outcome::Reread { wanted, stale, changed }) => {
                 self.reread(group, wanted, now, out);
                 self.remove_stale(group, stale, now, out);
+                if changed {
+                    self.follow_offsets(group, now, out);
+                }
             }
             (Work::Master, Outcome::Master(_)) if late => {}
             (Work::Master, Outcome::Master(served)) => self.master_read(served, now, out),
@@ -105,7 +111,12 @@ impl State {
     }
 
     /// The job on a slot ended: who else asked meanwhile, and since when it was mounted. `None` when the slot is not that job's any more.
-    fn take_kept(&mut self, job: JobId, id: MountId, key: &[u8]) -> Option<(Vec<Asker>, Option<Instant>)> {
+    pub(super) fn take_kept(
+        &mut self,
+        job: JobId,
+        id: MountId,
+        key: &[u8],
+    ) -> Option<(Vec<Asker>, Option<Instant>)> {
         let mount = self.mounts.get_mut(&id)?;
         match mount.slots.get_mut(key) {
             Some(Slot::Busy { job: running, kept, since, .. }) if *running == job => {

@@ -169,6 +169,65 @@ impl State {
         }
     }
 
+    /// The entries of a map may have changed: the offsets of what is mounted follow, the deepest first, as a job above keeps
+    /// one below from starting.
+    pub(super) fn follow_offsets(&mut self, id: GroupId, now: Instant, out: &mut Out) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        let is_offset =
+            |child: &MountId| self.mounts.get(child).is_some_and(|child| child.offset().is_some());
+        let mut slots = Vec::new();
+        for (mount, own) in self.mounts.iter().filter(|(_, own)| own.group == id && own.held > 0) {
+            for (key, slot) in &own.slots {
+                if matches!(slot, Slot::Mounted { children, .. } if children.iter().any(is_offset)) {
+                    slots.push((std::cmp::Reverse(own.depth()), *mount, key.clone()));
+                }
+            }
+        }
+        slots.sort();
+        for (_, mount, key) in slots {
+            self.follow_slot(mount, key, now, out);
+        }
+    }
+
+    fn follow_slot(&mut self, id: MountId, key: Key, now: Instant, out: &mut Out) {
+        let Some(mount) = self.mounts.get(&id).filter(|_| self.busy_above(id).is_none()) else { return };
+        let Some(Slot::Mounted { children, since }) = mount.slots.get(&key) else { return };
+        let (children, since) = (children.clone(), Some(*since));
+        let task = FollowTask {
+            place: mount.place.clone(),
+            key: key.clone(),
+            served: mount.served.clone(),
+            offset: mount.offset().cloned(),
+            known: children.iter().filter_map(|child| self.as_child(*child)).collect(),
+        };
+        let limit = self.limits.mount;
+        self.start(id, key, Task::Follow(task), (Vec::new(), children, since), limit, now, out);
+    }
+
+    /// Who asked meanwhile is answered by a job of its own.
+    pub(super) fn followed(
+        &mut self,
+        job: JobId,
+        id: MountId,
+        key: Key,
+        children: Vec<Child>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let Some((kept, since)) = self.take_kept(job, id, &key) else { return };
+        self.reconcile(id, &key, children, false, now, out);
+        let children = self.children(id, &key);
+        let slot = Slot::Mounted { children, since: since.unwrap_or(now) };
+        self.set_slot(id, &key, Some(slot), now);
+        if kept.is_empty() {
+            self.remove_if_retired(id, now, out);
+        } else {
+            self.mount(id, key, kept, now, out);
+        }
+    }
+
     /// The mount of an indirect map.
     fn root(&self, id: GroupId, served: &Served) -> Option<MountId> {
         let point = served.point.as_ref()?;
@@ -461,9 +520,4 @@ impl State {
             self.groups.retain(|id, group| !group.gone || used.contains(id));
         }
     }
-}
-
-/// Would one be in the way of the other?
-fn are_related(one: &Path, other: &Path) -> bool {
-    one.starts_with(other) || other.starts_with(one)
 }

@@ -64,7 +64,7 @@ impl State {
     }
 
     /// The job on a slot that a mount depends on, directly or not.
-    fn busy_above(&self, id: MountId) -> Option<JobId> {
+    pub(super) fn busy_above(&self, id: MountId) -> Option<JobId> {
         let mut at = self.mounts.get(&id)?;
         while let Some(Below { parent: (parent, key), .. }) = at.below.as_deref() {
             at = self.mounts.get(parent)?;
@@ -176,7 +176,7 @@ impl State {
     }
 
     #[allow(clippy::too_many_arguments)] // the one place where a slot becomes busy
-    fn start(
+    pub(super) fn start(
         &mut self,
         id: MountId,
         key: Key,

@@ -152,11 +152,15 @@ impl State {
     }
 
     fn adopt(&mut self, owner: MountId, key: Key, child: Child, now: Instant, out: &mut Out) {
-        if let Some(&known) = self.by_dev.get(&child.place.dev) {
-            let stays = |mount: &Mount| mount.place == child.place || mount.born > child.born;
-            if self.mounts.get(&known).is_some_and(|mount| stays(mount)) {
-                return;
+        let known = self.by_dev.get(&child.place.dev).and_then(|known| self.mounts.get_mut(known));
+        if let Some(known) = known.filter(|known| known.place == child.place || known.born > child.born) {
+            // Its entry may have changed.
+            if let (Some(below), Duty::Offset(offset)) = (&mut known.below, &child.duty)
+                && known.place == child.place
+            {
+                below.offset = Some(offset.clone());
             }
+            return;
         }
         let Some(mount) = self.mounts.get(&owner) else { return };
         let mut below = Below { parent: (owner, key.clone()), depth: mount.depth() + 1, offset: None };

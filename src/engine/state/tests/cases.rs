@@ -172,6 +172,42 @@ fn reload_follows_a_direct_map() {
 }
 
 #[test]
+fn offsets_of_a_mounted_key_follow_its_entry() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/i/multi/a/b");
+    // a, a/b and c become a/b and d
+    bench.change(1);
+    bench.event(Event::Reload);
+    bench.settle().unwrap();
+    assert!(mounted(&bench, "/i/multi/a/b") && mounted(&bench, "/i/multi/a"), "what is in use stays");
+    assert!(!exists(&bench, "/i/multi/c"));
+    arrive(&mut bench, "/i/multi/d");
+    assert!(mounted(&bench, "/i/multi/d"));
+    bench.expire_now();
+    bench.settle().unwrap();
+    assert!(!exists(&bench, "/i/multi"));
+    arrive(&mut bench, "/i/multi/a/b");
+    assert!(mounted(&bench, "/i/multi/a/b") && !exists(&bench, "/i/multi/a"));
+}
+
+#[test]
+fn who_asks_while_offsets_follow_is_answered() {
+    let mut bench = Bench::new();
+    arrive(&mut bench, "/i/multi/c");
+    bench.change(1);
+    bench.event(Event::Reload);
+    // the maps are read, and the offsets begin to follow
+    while !bench.jobs.iter().any(|job| matches!(*job.task, Task::Follow(_))) {
+        bench.work(0, 1);
+    }
+    bench.visit("/i/multi/a");
+    bench.visit("/i/multi/c");
+    bench.settle().unwrap();
+    assert!(bench.visits.is_empty());
+    assert!(mounted(&bench, "/i/multi/c"), "what is in use stays");
+}
+
+#[test]
 fn a_trigger_that_is_wanted_again_while_it_goes_comes_back() {
     let mut bench = Bench::new();
     bench.change(3);

@@ -24,7 +24,7 @@ fn write(master: &str, direct: &str) -> Result<()> {
 
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     export_all(&["one", "two", "a", "busy"])?;
-    fs::write("/etc/auto.ind", "* :/srv/data/&\n")?;
+    fs::write("/etc/auto.ind", "* :/srv/data/&\nm /one :/srv/data/one /busy :/srv/data/busy\n")?;
     fs::write("/etc/auto.other", "/direct/one :/srv/data/one\n")?;
     let ind = "/ind /etc/auto.ind --timeout=600";
     let direct = "/- /etc/auto.direct --timeout=600";
@@ -32,6 +32,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     let mut daemon = Daemon::start(&[], &["/ind", "/direct/one", "/direct/split"])?;
 
     let mut inside = Sitter::start_all(&["/ind/busy/busy", "/direct/one/one", "/direct/split/two"])?;
+    offsets(checks, &daemon)?;
     let dev = autofs_dev("/direct/one");
     // one map more, another timeout, a key in another map, a key that becomes a directory of keys, a map less
     write(
@@ -70,6 +71,20 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     let missing = run(Duration::from_secs(5), "ls", &["/more"])?;
     checks.that("and nothing is left", !missing.status.success());
     large(checks)
+}
+
+/// The entry of a mounted key has other offsets.
+fn offsets(checks: &mut Checks, daemon: &Daemon) -> Result<()> {
+    let mut inside = Sitter::start("/ind/m/busy/busy")?;
+    checks.that("an offset", is_autofs("/ind/m/one"));
+    fs::write("/etc/auto.ind", "* :/srv/data/&\nm /two :/srv/data/two /a/b :/srv/data/a\n")?;
+    daemon.signal(Signal::SIGHUP)?;
+    checks.soon("a new offset of a mounted key", || is_autofs("/ind/m/two"));
+    let read = [read_file("/ind/m/two/two")?, read_file("/ind/m/a/b/a")?];
+    checks.equal("is mounted, as is one below a directory", read, ["two".into(), "a".into()]);
+    checks.that("one that it has no more is gone", !Path::new("/ind/m/one").exists());
+    checks.that("unless it is in use", inside.goes_on() && is_mounted("/ind/m/busy"));
+    Ok(())
 }
 
 /// A large map that did not change costs nothing.

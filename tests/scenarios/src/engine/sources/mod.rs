@@ -6,10 +6,11 @@ mod ldap;
 
 use super::Daemon;
 use crate::check::{Checks, wait_until};
+use crate::cli;
 use crate::files::{export_all, script};
 use crate::peers::is_autofs;
 use crate::process::{Process, run, run_ok};
-use crate::programs::read_file;
+use crate::programs::{Sitter, read_file};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use std::fs;
@@ -61,7 +62,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     fs::write("/etc/nsswitch.conf", "passwd: files\nhosts: files\nautomount: files ldap\n")?;
 
     let mut engine = Daemon::start(&[], POINTS)?;
-    hosts(checks, &mut rpc)?;
+    hosts(checks, &engine)?;
     ldap::maps(checks)?;
     ldap::changes(checks, &engine)?;
     for path in ["/sss/a/one", "/yp/x/two"] {
@@ -127,7 +128,7 @@ fn exports(text: &str) -> Result<()> {
     run_ok(LIMIT, "exportfs", &["-ra"]).map(drop)
 }
 
-fn hosts(checks: &mut Checks, _: &mut Rpc) -> Result<()> {
+fn hosts(checks: &mut Checks, engine: &Daemon) -> Result<()> {
     checks.equal("an export of a host", read("/net/localhost/srv/data/one/one")?, "one".into());
     checks.equal("another one", read("/net/localhost/srv/data/two/two")?, "two".into());
     checks.equal("a host by its IPv6 address", read("/net/::1/srv/data/two/two")?, "two".into());
@@ -149,6 +150,20 @@ fn hosts(checks: &mut Checks, _: &mut Rpc) -> Result<()> {
     let listed =
         fs::read_dir("/net/lab/srv/data")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     checks.equal("what a host exports now", listed.collect::<Vec<_>>(), vec!["one".into()]);
+    let _inside = Sitter::start("/net/lab/srv/data/one/one")?;
+    let two = || read("/net/lab/srv/data/two/two").is_ok_and(|text| text == "two");
+    for (exported, what) in [
+        (
+            "/srv/data/one *(ro,fsid=1)\n/srv/data/two *(ro,fsid=2)\n",
+            "and a moment later, of a host that is mounted",
+        ),
+        ("/srv/data/one *(ro,fsid=1)\n", "until it does not export it any more"),
+    ] {
+        exports(exported)?;
+        engine.signal(Signal::SIGHUP)?;
+        checks.soon(what, || two() == exported.contains("two"));
+        cli::ok(&["ctl", "expire", "/net"])?;
+    }
     Ok(())
 }
 
