@@ -24,13 +24,13 @@ ensure_packages() {
     ((EUID == 0)) || die "not root: please install ${missing[*]}"
     echo "installing ${missing[*]}" >&2
     # The lists may be absent or older than the mirror: then once more with fresh ones.
-    apt_install "${missing[@]}" 2>/dev/null || { apt-get -qq update && apt_install "${missing[@]}"; } ||
+    apt_install "${missing[@]}" 2>/dev/null || { apt-get -qq -o Acquire::Retries=3 update && apt_install "${missing[@]}"; } ||
         die "cannot install ${missing[*]}"
 }
 
 apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
-        -o DPkg::Lock::Timeout=300 install "$@" >&2
+        -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 install "$@" >&2
 }
 
 # The mirror that this machine's apt uses for Debian, in whatever format it is configured.
@@ -69,7 +69,7 @@ apart() {
     shift 2
     "$command" -qq -o Dir::Etc::SourceList="$dir/sources" -o Dir::Etc::SourceParts=/dev/null \
         -o Dir::State="$dir/state" -o Dir::State::status="$dir/status" -o Dir::Cache="$dir/cache" \
-        -o Acquire::Languages=none -o APT::Sandbox::User=root "$@"
+        -o Acquire::Languages=none -o Acquire::Retries=3 -o APT::Sandbox::User=root "$@"
 }
 
 # apart_unpack DIR TARGET PACKAGE/SUITE...: their files, below TARGET.

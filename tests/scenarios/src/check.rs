@@ -1,10 +1,10 @@
 //! Counting what held and what did not.
 
+use crate::machine::patient;
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-/// How long anything may take that should happen soon; only ever reached by a failure. (systemd needs half a minute where
-/// the processor is emulated and busy.)
+/// How long anything may take that should happen soon; only ever reached by a failure.
 pub const HANG_LIMIT: Duration = Duration::from_secs(90);
 
 /// The checks of one scenario.
@@ -66,7 +66,7 @@ impl Checks {
 pub fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while !condition() {
-        if start.elapsed() > HANG_LIMIT {
+        if start.elapsed() > patient(HANG_LIMIT) {
             return false;
         }
         std::thread::sleep(Duration::from_millis(20));

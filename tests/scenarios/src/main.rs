@@ -12,6 +12,7 @@ mod engine;
 mod files;
 mod host;
 mod image;
+mod machine;
 mod package;
 mod peers;
 mod plugin;
@@ -80,7 +81,7 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "reboot",
-        about: "virtual machine: dump at shutdown, restore at boot, by the package's services; a power cut",
+        about: "virtual machine: dump at shutdown, restore at boot, by the package's services; kexec, a power cut",
         run: host::reboot::run,
     },
     Scenario {

@@ -1,5 +1,6 @@
 //! Child processes that cannot outlive or hang a scenario.
 
+use crate::machine::patient;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -102,6 +103,7 @@ impl Drop for Process {
 
 /// Run a command to its end under `timeout`; its output whatever its exit code.
 pub fn run(limit: Duration, program: &str, args: &[&str]) -> Result<Output> {
+    let limit = patient(limit);
     // Files, not pipes: a pipe ends only when everybody has closed it, also what the command left behind.
     let mut out = fs::File::from(rustix::fs::memfd_create("stdout", rustix::fs::MemfdFlags::CLOEXEC)?);
     let mut err = fs::File::from(rustix::fs::memfd_create("stderr", rustix::fs::MemfdFlags::CLOEXEC)?);

@@ -313,9 +313,10 @@ impl Criu {
     }
 }
 
-fn errors(log: &str) -> String {
+/// The errors in a log of CRIU's. Where it tells none but that it failed, the lines before.
+pub fn errors(log: &str) -> String {
     let errors: Vec<&str> = log.lines().filter(|line| line.contains("Error")).collect();
-    errors.join("; ")
+    if errors.iter().all(|line| line.ends_with("FAILED.")) { tail(log) } else { errors.join("; ") }
 }
 
 fn tail(log: &str) -> String {

@@ -10,7 +10,7 @@ use crate::engine::nfs::{self, Server};
 use crate::host::master_of;
 use crate::peers::{Automount, autofs_dev, is_autofs, is_mounted};
 use crate::process::{Process, run, run_ok};
-use crate::runtimes::runtime::{Runtime, errors};
+use crate::runtimes::runtime::Runtime;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
@@ -129,7 +129,7 @@ impl Runtime for Hosted {
 
     fn restore(&mut self, way: &str) -> Result<()> {
         let criu = Criu::as_installed(way)?;
-        let restored = criu.restore_with(foreign::RESTORE).with_context(|| errors(&criu.log("restore")))?;
+        let restored = criu.restore_with(foreign::RESTORE)?;
         self.container = Some(restored);
         Ok(())
     }

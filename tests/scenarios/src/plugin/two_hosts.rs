@@ -6,6 +6,7 @@ use super::hosted::Hosted;
 use super::link::Link;
 use super::{Fillers, systemd};
 use crate::check::Checks;
+use crate::machine::install_package;
 use crate::process::{run, run_ok};
 use crate::runtimes::runtime::{Cli, Oci, Podman, Runtime};
 use crate::runtimes::{self, devices};
@@ -116,9 +117,7 @@ pub fn run_all(checks: &mut Checks) -> Result<()> {
 
 fn all_of(checks: &mut Checks, moves: &[&Move]) -> Result<()> {
     let host: usize = std::env::var("HOST")?.parse()?;
-    let package = fs::read_dir("/job")?.filter_map(|file| file.ok()?.path().to_str().map(str::to_owned));
-    let package = package.into_iter().find(|path| path.ends_with(".deb")).context("no package in /job")?;
-    run_ok(LIMIT, "dpkg", &["--install", &package])?;
+    install_package()?;
     // The package's program, where this one looks for its companions.
     let beside = std::env::current_exe()?.with_file_name("autofs-cr");
     if !beside.exists() {
@@ -349,10 +348,14 @@ fn mount_points() -> Result<()> {
         .map(drop)
 }
 
-/// The first error of CRIU's in a message, or its first line.
+/// The first error of CRIU's in a message that names a cause, or the beginning of the message.
 fn short(message: &str) -> &str {
-    let error = message.split_once("Error (").and_then(|(_, rest)| rest.split_once("): "));
-    let message = error.map_or(message, |(_, text)| text);
+    let errors = message.split("Error (").skip(1).filter_map(|rest| Some(rest.split_once("): ")?.1));
+    let cause = errors.map(first_part).find(|error| !error.ends_with("FAILED."));
+    cause.unwrap_or_else(|| first_part(message))
+}
+
+fn first_part(message: &str) -> &str {
     message.split([';', '\n']).next().unwrap_or_default()
 }
 

@@ -2,7 +2,7 @@
 
 use super::files;
 use crate::check::Checks;
-use crate::plugin::container::{Container, Criu};
+use crate::plugin::container::{Container, Criu, errors};
 use crate::process::{run, run_ok};
 use anyhow::{Context, Result};
 use std::fs;
@@ -128,7 +128,7 @@ impl Runtime for Cli {
 
     fn restore(&mut self, way: &str) -> Result<()> {
         let criu = Criu::as_installed(&Self::images(way))?;
-        self.container = Some(criu.restore().with_context(|| errors(&criu.log("restore")))?);
+        self.container = Some(criu.restore()?);
         Ok(())
     }
 
@@ -180,8 +180,8 @@ impl Oci {
         let result = run_ok(LIMIT, "sh", &command);
         result.map(drop).map_err(|error| {
             let read = |name| fs::read_to_string(self.path(name)).unwrap_or_default();
-            let logs = [read("errors"), errors(&read("work/dump.log")), errors(&read("work/restore.log"))];
-            error.context(logs.concat())
+            let logs = [errors(&read("work/dump.log")), errors(&read("work/restore.log")), read("errors")];
+            error.context(logs.join("; "))
         })
     }
 
@@ -369,9 +369,4 @@ impl Drop for Podman {
     fn drop(&mut self) {
         let _ = self.call(&["rm", "--force", "--time", "0", NAME]);
     }
-}
-
-/// The lines of a log of CRIU's that tell errors.
-pub fn errors(log: &str) -> String {
-    log.lines().filter(|line| line.contains("Error")).map(|line| format!("{line}; ")).collect()
 }
