@@ -118,6 +118,9 @@ pub fn run_all(checks: &mut Checks) -> Result<()> {
 fn all_of(checks: &mut Checks, moves: &[&Move]) -> Result<()> {
     let host: usize = std::env::var("HOST")?.parse()?;
     install_package()?;
+    // It gives up when a container does not stand still within 10 s.
+    fs::create_dir_all("/etc/criu")?;
+    fs::write("/etc/criu/default.conf", "timeout 120\n")?;
     // The package's program, where this one looks for its companions.
     let beside = std::env::current_exe()?.with_file_name("autofs-cr");
     if !beside.exists() {
@@ -356,7 +359,8 @@ fn short(message: &str) -> &str {
 }
 
 fn first_part(message: &str) -> &str {
-    message.split([';', '\n']).next().unwrap_or_default()
+    let part = message.split([';', '\n']).next().unwrap_or_default();
+    part.char_indices().nth(120).map_or(part, |(end, _)| &part[..end])
 }
 
 /// From CRIU's statistics: how long stopping took, and how long all were stopped.
