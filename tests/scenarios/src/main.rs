@@ -106,7 +106,7 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nfs",
-        about: "virtual machine: NFS 3 and 4, replicas, -hosts, a server that is gone for a while; beside real automount",
+        about: "virtual machine: NFS 3 and 4, replicas, -hosts, a server that is gone for a while, SMB; beside real automount",
         run: engine::nfs::run_scenario,
     },
     Scenario {

@@ -1,4 +1,4 @@
-//! Real NFS, in a virtual machine: a laboratory's kernel may have neither the client nor the server. The server lives in a
+//! Real NFS and SMB, in a virtual machine: a laboratory's kernel may have neither clients nor servers. The server of NFS lives in a
 //! network namespace of its own, as both automounters bind what is exported by their own host. What real automount mounts from
 //! these maps is what our engine mounts.
 
@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -38,10 +39,11 @@ multi -vers=4.2 / 10.1.0.2:/srv/data/multi /below 10.1.0.2:/srv/data/sub
 gone -vers=4.2 10.1.0.2:/srv/data/gone
 late -vers=3,nolock 10.1.0.2:/srv/data/v4
 local :/srv/data/v3
+smb -fstype=cifs,guest,ro ://127.0.0.1/data
 ";
 
 /// What is read, and what is not there.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "/nfs/v3/v3",
     "/nfs/v4/v4",
     "/nfs/v41/v41",
@@ -54,12 +56,14 @@ const FILES: [&str; 12] = [
     "/net/10.1.0.2/srv/data/v3/v3",
     "/direct/nfs/direct",
     "/nfs/local/v3",
+    "/nfs/smb/v3/v3",
 ];
 const NOT_THERE: [&str; 3] = ["/nfs/gone/gone", "/nfs/none/none", "/net/10.1.0.9/srv"];
 
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     fs::create_dir_all("/srv/data/multi/below")?;
     let _server = Server::start(&NAMES)?;
+    let _smb = smb()?;
     for (file, text) in [("auto.master", MASTER), ("auto.nfs", MAP), ("auto.nfs-direct", DIRECT)] {
         fs::write(format!("/etc/{file}"), text)?;
     }
@@ -111,11 +115,11 @@ fn refuses(checks: &mut Checks) -> Result<()> {
 
 /// NFS mounts outlive their master, and come back from an image.
 fn lives_on(checks: &mut Checks, engine: &mut Daemon) -> Result<()> {
-    let before = nfs_mounts()?;
+    let before = remote_mounts()?;
     cli::ok(&["dump", "-D", IMAGES])?;
     engine.kill9()?;
     cli::ok(&["restore", "-D", IMAGES, "--serve"])?;
-    checks.equal("kill -9 and restore: the same mounts", nfs_mounts()?, before.clone());
+    checks.equal("kill -9 and restore: the same mounts", remote_mounts()?, before.clone());
     checks.that("that are read", FILES.into_iter().all(reads));
 
     let serving = || -> Result<i32> {
@@ -125,9 +129,9 @@ fn lives_on(checks: &mut Checks, engine: &mut Daemon) -> Result<()> {
     };
     Process::signal_pid(serving()?, Signal::SIGTERM)?;
     checks.soon("an end takes all of them away", || !POINTS.into_iter().any(is_autofs));
-    checks.that("none is left", nfs_mounts()?.is_empty());
+    checks.that("none is left", remote_mounts()?.is_empty());
     cli::ok(&["restore", "-D", IMAGES, "--serve", "--remount-active"])?;
-    checks.equal("restore --remount-active: the same mounts", nfs_mounts()?, before);
+    checks.equal("restore --remount-active: the same mounts", remote_mounts()?, before);
     checks.that("that are read again", FILES.into_iter().all(reads));
     Process::signal_pid(serving()?, Signal::SIGTERM)?;
     checks.soon("the end", || !POINTS.into_iter().any(is_autofs));
@@ -148,7 +152,7 @@ fn visit(who: &str) -> Result<Seen> {
         read.insert(file, reads(file));
         println!("  {who}: {file} in {:.1?}", begin.elapsed());
     }
-    Ok(Seen { read, mounts: nfs_mounts()? })
+    Ok(Seen { read, mounts: remote_mounts()? })
 }
 
 fn reads(file: &str) -> bool {
@@ -159,13 +163,13 @@ fn reads(file: &str) -> bool {
 }
 
 /// Type, source and options of what is mounted from a server, by place.
-fn nfs_mounts() -> Result<BTreeMap<String, String>> {
+fn remote_mounts() -> Result<BTreeMap<String, String>> {
     let mut mounts = BTreeMap::new();
     for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
         let (left, right) = line.split_once(" - ").context("a line without a dash")?;
         let left: Vec<&str> = left.split(' ').collect();
         if let [_, _, _, _, path, own, ..] = left[..]
-            && right.starts_with("nfs")
+            && ["nfs", "cifs"].into_iter().any(|fstype| right.starts_with(fstype))
         {
             mounts.insert(path.to_owned(), format!("{own} {right}"));
         }
@@ -180,6 +184,19 @@ pub const SOURCE: &str = "-fstype=nfs,vers=4.2 10.1.0.2:/srv/data";
 pub fn route() -> Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     run_ok(LIMIT, "ip", &["-n", "server", "route", "replace", "default", "via", "10.1.0.1"]).map(drop)
+}
+
+/// The kernel's own server of SMB. It listens where this host does.
+fn smb() -> Result<Process> {
+    fs::create_dir_all("/etc/ksmbd")?;
+    fs::write(
+        "/etc/ksmbd/ksmbd.conf",
+        "[global]\nmap to guest = Bad User\n[data]\npath = /srv/data\nread only = yes\nguest ok = yes\n",
+    )?;
+    run_ok(LIMIT, "modprobe", &["-a", "cifs", "ksmbd"])?;
+    let server = Process::start(Command::new("ksmbd.mountd").arg("--nodetach").stdin(Stdio::null()))?;
+    ensure!(wait_until(|| TcpStream::connect("127.0.0.1:445").is_ok()), "ksmbd does not listen");
+    Ok(server)
 }
 
 /// nfsd, mountd and rpcbind in a network namespace.
