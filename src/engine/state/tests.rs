@@ -3,6 +3,9 @@
 //! Jobs run in threads of their own and stop before each call of the kernel, so that visitors, packets, other
 //! jobs and the clock get in between at every place where they can.
 
+mod cases;
+mod maps;
+
 use super::super::jobs;
 use super::super::kernel::Kernel;
 use super::super::kernel::simulated::{Baton, Simulated, Visit};
@@ -11,142 +14,13 @@ use super::super::served::{Opener, ServeOptions, Source};
 use super::super::workers::Ticket;
 use super::*;
 use crate::discover::facts::MountType;
+use maps::*;
 use proptest::prelude::*;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
-
-// Maps
-
-type Entries = BTreeMap<Vec<u8>, Resolved>;
-
-/// A map in memory.
-#[derive(Debug)]
-struct Table(Mutex<Entries>);
-
-impl Source for Arc<Table> {
-    fn lookup(&self, key: &[u8], _who: Credentials) -> Result<Option<Resolved>, Errno> {
-        Ok(self.0.lock().unwrap().get(key).cloned())
-    }
-    fn keys(&self) -> Result<Option<Vec<Vec<u8>>>, Errno> {
-        Ok(Some(self.0.lock().unwrap().keys().cloned().collect()))
-    }
-}
-
-/// A master map in memory: all maps, and which of them it has.
-#[derive(Debug)]
-struct Masters(Vec<Arc<Served>>, Mutex<Vec<bool>>);
-
-/// The usual ones, and one that is not there at first.
-const USUAL: [bool; 4] = [true, true, true, false];
-
-impl Master for Masters {
-    fn read(&self, _: &[Arc<Served>]) -> Result<Vec<Arc<Served>>, Errno> {
-        let on = self.1.lock().unwrap();
-        Ok(self.0.iter().zip(on.iter()).filter(|(_, on)| **on).map(|(served, _)| served.clone()).collect())
-    }
-}
-
-#[derive(Debug)]
-struct Submounts;
-
-impl Opener for Submounts {
-    fn submount(&self, parent: &Served, target: &Path, _: &OsStr, _: &OsStr) -> Result<Served, Errno> {
-        let table = table(&[("in", entry(&["", "x"]))]);
-        Ok(served(Some(target), &table, parent.options.clone()))
-    }
-}
-
-fn tmpfs() -> What {
-    What::Mount {
-        fstype: "tmpfs".into(),
-        options: OsString::new(),
-        sources: vec![Replica::plain("x")],
-        use_weight_only: false,
-    }
-}
-
-fn entry(offsets: &[&str]) -> Resolved {
-    let spec = |offset: &&str| MountSpec { offset: offset.into(), what: tmpfs() };
-    Resolved { mounts: offsets.iter().map(spec).collect(), ..Resolved::default() }
-}
-
-fn single(what: What) -> Resolved {
-    Resolved { mounts: vec![MountSpec { offset: PathBuf::new(), what }], ..Resolved::default() }
-}
-
-fn table(entries: &[(&str, Resolved)]) -> Arc<Table> {
-    let entries = entries.iter().map(|(key, entry)| (key.as_bytes().to_vec(), entry.clone()));
-    Arc::new(Table(Mutex::new(entries.collect())))
-}
-
-fn served(point: Option<&Path>, table: &Arc<Table>, options: ServeOptions) -> Served {
-    Served {
-        point: point.map(Path::to_path_buf),
-        name: "map".into(),
-        source: Box::new(table.clone()),
-        options,
-        opener: Arc::new(Submounts),
-    }
-}
-
-fn indirect_map() -> Vec<(&'static str, Resolved)> {
-    let strict = Resolved { strict: true, otherwise: Some(Box::new(entry(&[""]))), ..entry(&["a", "c"]) };
-    vec![
-        ("plain", entry(&[""])),
-        ("link", single(What::Symlink("/usr".into()))),
-        ("multi", entry(&["a", "a/b", "c"])),
-        ("rooted", entry(&["", "s"])),
-        ("strict", strict),
-        ("sub", single(What::Submount { map: "m".into(), options: OsString::new() })),
-    ]
-}
-
-fn direct_map() -> Vec<(&'static str, Resolved)> {
-    vec![("/d/one", entry(&[""])), ("/d/two", entry(&["x"]))]
-}
-
-fn browse_map() -> Vec<(&'static str, Resolved)> {
-    vec![("dir", entry(&[""])), ("link", single(What::Symlink("/usr".into())))]
-}
-
-/// What somebody may do to the maps.
-const CHANGES: [fn(&mut Entries, &mut Entries, &mut Entries); 7] = [
-    |indirect, _, _| _ = indirect.remove(&b"plain"[..]),
-    |indirect, _, _| _ = indirect.insert(b"multi".to_vec(), entry(&["a/b", "d"])),
-    |indirect, _, _| _ = indirect.insert(b"rooted".to_vec(), single(What::Symlink("/usr".into()))),
-    |_, direct, _| _ = direct.remove(&b"/d/one"[..]),
-    |_, direct, _| _ = direct.insert(b"/d/new".to_vec(), entry(&[""])),
-    |_, _, browse| _ = browse.remove(&b"dir"[..]),
-    |_, _, browse| _ = browse.insert(b"link".to_vec(), entry(&[""])),
-];
-
-const PATHS: [&str; 22] = [
-    "/d/other",
-    "/i/plain",
-    "/i/absent",
-    "/i/link",
-    "/i/multi",
-    "/i/multi/a",
-    "/i/multi/a/b",
-    "/i/multi/c",
-    "/i/rooted",
-    "/i/rooted/s/deep",
-    "/i/strict/a",
-    "/i/strict/c",
-    "/i/sub",
-    "/i/sub/in",
-    "/i/sub/in/x",
-    "/i/sub/none",
-    "/d/one",
-    "/d/two",
-    "/d/two/x",
-    "/d/new",
-    "/b/dir",
-    "/b/link",
-];
 
 // The machine, its kernel, its workers, and visitors
 
@@ -609,8 +483,6 @@ proptest! {
         }
     }
 }
-
-mod cases;
 
 /// CRIU has restored the engine, and its mounts as new ones.
 #[test]
