@@ -11,8 +11,8 @@ use autofs_cr::discover::mountinfo;
 use autofs_cr::engine::maps::check::{FileKind, check, guess};
 use autofs_cr::engine::maps::conf::Conf;
 use autofs_cr::engine::maps::master::{self, Item, MapName};
-use autofs_cr::engine::maps::text::Lines;
-use autofs_cr::engine::maps::{Map, Severity, Site, options, unit};
+use autofs_cr::engine::maps::text::{Lines, is_blank};
+use autofs_cr::engine::maps::{Credentials, Map, Severity, Site, What, options, unit};
 use autofs_cr::engine::mount::options::Options;
 use autofs_cr::sys::packet::Packet;
 use mutate::fuzz;
@@ -174,6 +174,31 @@ fn map_file(target: &str, kind: FileKind, words: &[&str]) {
 #[test]
 fn of_sun_maps() {
     map_file("sun", FileKind::Indirect, SUN);
+}
+
+/// What a record names is what is mounted, whatever is in it.
+#[test]
+fn of_hesiod_records() {
+    let site = Arc::new(Site::default());
+    let words = &[
+        "NFS ", "AFS ", "ERR ", "ext4 ", "/a", " host", " w ", " r", "&", "$HOST", "\\", "\"", "#", ":", ",",
+        "(1)", "-",
+    ];
+    fuzz("hesiod", Vec::new(), words, |input| {
+        let entry = master::entry(Some("/m".into()), b"file,hesiod:/map", b"").unwrap();
+        let map = Map::listed(entry, &[(b"k".to_vec(), input.to_vec())], site.clone()).unwrap();
+        let Ok(Some(resolved)) = map.lookup(b"k", Credentials { uid: 0, gid: 0 }) else { return };
+        let words: Vec<&[u8]> = input.split(|byte| is_blank(*byte)).filter(|word| !word.is_empty()).collect();
+        let path = match &resolved.mounts[0].what {
+            What::Mount { sources, .. } if sources.len() > 1 => return,
+            What::Mount { sources, .. } => sources[0].source.as_bytes(),
+            What::Symlink(target) => target.as_os_str().as_bytes(),
+            What::Submount { map, .. } => map.as_bytes(),
+            What::External { .. } | What::Command { .. } => panic!("{resolved:?}"),
+        };
+        assert!(path.ends_with(words[1]), "{resolved:?}");
+        assert_eq!(resolved.mounts.len(), 1);
+    });
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn words(bytes: &[u8]) -> Vec<Range<usize>> {
 /// Add a part of a text, or all of it, so that nothing in it has a meaning.
 fn quoted(entry: &mut Text<'_>, from: &Text<'_>, part: Option<Range<usize>>) {
     for offset in part.unwrap_or(0..from.bytes().len()) {
-        if matches!(from.bytes()[offset], b'&' | b'$' | b'\\' | b'"' | b'#') {
+        if b"&$\\\"#:".contains(&from.bytes()[offset]) {
             entry.push(b"\\", from.position(offset));
         }
         entry.push_part(from, offset..offset + 1);
