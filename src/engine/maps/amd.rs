@@ -14,7 +14,7 @@ use super::local::Machine;
 use super::master::MapName;
 use super::options::split_bytes;
 use super::sun::Defaults;
-use super::text::{Char, Position, Text, UnmatchedQuote, Warning};
+use super::text::{Char, Located, Position, Text, UnmatchedQuote, Warning};
 use super::vars::Variables;
 pub use check::check;
 use expand::Values;
@@ -76,14 +76,7 @@ impl Default for Settings {
 }
 
 /// An entry, or a location of it, that stands for nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{at}: {kind}")]
-pub struct Error {
-    /// Where in the map.
-    pub at: Position,
-    /// Why.
-    pub kind: ErrorKind,
-}
+pub type Error = Located<ErrorKind>;
 
 /// Why an entry stands for nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

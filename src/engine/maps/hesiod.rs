@@ -3,18 +3,11 @@
 //! They become entries in sun format. The mode is `r`, `w` or mount options; what follows it (where to mount it says the
 //! key, and the preference counts before) does not count.
 
-use super::text::{Position, Text, is_blank, show};
+use super::text::{Located, Text, is_blank, show};
 use std::ops::Range;
 
 /// A record makes no sense.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{at}: {kind}")]
-pub struct Error {
-    /// Where in the map.
-    pub at: Position,
-    /// Why.
-    pub kind: ErrorKind,
-}
+pub type Error = Located<ErrorKind>;
 
 /// Why a record makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -91,6 +84,7 @@ fn quoted(entry: &mut Text<'_>, from: &Text<'_>, part: Option<Range<usize>>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::text::Position;
     use super::*;
 
     fn of(record: &str) -> String {

@@ -12,12 +12,13 @@ use super::options::merge;
 use super::source::{ListSource, RawEntry, Source, SourceError};
 use super::sun::{self, Context, Defaults};
 use super::switch::Switch;
-use super::text::{Position, Text, Warning, show};
+use super::text::{Located, Position, Text, Warning, show};
 use super::vars::{Definition, Environment, Requester, Variables};
 use super::{Credentials, Resolved};
 use crate::image::checkpoint::Service;
 use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -184,10 +185,13 @@ pub enum EntryError {
 impl EntryError {
     /// Where in the map, and why.
     fn place(&self) -> (Position, String) {
+        fn of(error: &Located<impl Display>) -> (Position, String) {
+            (error.at, error.kind.to_string())
+        }
         match self {
-            Self::Sun(error) => (error.at, error.kind.to_string()),
-            Self::Amd(error) => (error.at, error.kind.to_string()),
-            Self::Hesiod(error) => (error.at, error.kind.to_string()),
+            Self::Sun(error) => of(error),
+            Self::Amd(error) => of(error),
+            Self::Hesiod(error) => of(error),
         }
     }
 }

@@ -8,7 +8,7 @@ mod location;
 
 use super::local::Machine;
 use super::options::merge;
-use super::text::{Char, Position, Text, Warning, Word, Words, show};
+use super::text::{Char, Located, Position, Text, Warning, Word, Words, show};
 use super::vars::{Definition, Variables, define, definition};
 use super::{MountSpec, Resolved, What};
 use location::Locations;
@@ -69,14 +69,7 @@ impl Default for Defaults {
 }
 
 /// An entry that stands for nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{at}: {kind}")]
-pub struct Error {
-    /// Where in the map.
-    pub at: Position,
-    /// Why.
-    pub kind: ErrorKind,
-}
+pub type Error = Located<ErrorKind>;
 
 /// Why an entry stands for nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

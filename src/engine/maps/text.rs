@@ -76,6 +76,16 @@ impl Warning {
     }
 }
 
+/// Why something does not count, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{at}: {kind}")]
+pub struct Located<K: std::fmt::Display> {
+    /// Where in the map.
+    pub at: Position,
+    /// Why.
+    pub kind: K,
+}
+
 /// Text that may have been put together from several places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Text<'a> {
