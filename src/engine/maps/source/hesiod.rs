@@ -64,7 +64,15 @@ fn preference(record: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::preference;
+    use super::*;
+
+    #[test]
+    fn a_key_chooses_no_domain() {
+        let amd = HesiodClient::Amd { map: "home".into(), base: "automount".into() };
+        for mut client in [HesiodClient::Filsys { as_sun: true }, amd] {
+            assert_eq!(client.get(b"joe@example.com"), Ok(None));
+        }
+    }
 
     #[test]
     fn the_lowest_number_comes_first() {
