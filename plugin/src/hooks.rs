@@ -45,6 +45,8 @@ struct State {
     /// Nobody waits for the answer to a request.
     quiet: bool,
     dump: Option<Dump>,
+    /// The image of all mounts, to be appended to.
+    images: Option<File>,
     /// The facts or the images could not be read: no autofs mount is dumped or restored, rather than half of it.
     failed: bool,
     restore: Option<Restore>,
@@ -92,6 +94,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     lulled: false,
     quiet: false,
     dump: None,
+    images: None,
     failed: false,
     restore: None,
     copies: None,
@@ -117,8 +120,10 @@ pub fn init(stage: Stage) {
         return;
     }
     if stage == Stage::Restore {
-        criu::is_required(NAME);
-        open_images(&mut state);
+        // Files of ours may be left of an earlier dump to the same directory.
+        if criu::is_required(NAME) {
+            open_images(&mut state);
+        }
         // Where this fails CRIU finds no mapping for the mounts, and ends.
         match take_externals() {
             Ok(copies) => state.copies = copies,
@@ -198,7 +203,10 @@ pub fn stopped(pid: c_int) {
             dump.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
             criu::require_at_restore(NAME);
             let files = [dump.parked_image(), dump.roots_image(), dump.foreign_image(), dump.cgroups_image()];
-            state.failed = files.into_iter().flatten().any(|file| !save(&file)) || !give_externals(&dump);
+            state.images = save(&dump.mounts_image());
+            state.failed = state.images.is_none()
+                || files.into_iter().flatten().any(|file| save(&file).is_none())
+                || !give_externals(&dump);
             state.dump = Some(dump);
         }
         Err(error) => {
@@ -225,46 +233,46 @@ fn give_externals(dump: &Dump) -> bool {
 
 /// Dump: the image of one superblock.
 pub fn dump(mount: MountInfo) -> c_int {
-    let state = state();
+    let mut state = state();
     if state.failed {
         return -1;
     }
-    let (Some(dump), Some(read)) = (&state.dump, mount.read()) else {
+    let State { dump: Some(dump), images: Some(images), .. } = &mut *state else {
         criu::log(
             Level::Warning,
             "nothing is known of the container's autofs mounts: CRIU dumps this one itself",
         );
         return criu::stock().map_or(-1, |stock| (stock.dump)(mount));
     };
-    match dump.image(dev(read.s_dev)) {
-        Ok(file) if save(&file) => 0,
-        Ok(_) => -1,
-        Err(error) => {
-            criu::log(Level::Error, &error.to_string());
-            -1
-        }
+    let failed = |error: &dyn std::fmt::Display| {
+        criu::log(Level::Error, &error.to_string());
+        -1
+    };
+    let Some(read) = mount.read() else { return failed(&"CRIU's description of a mount cannot be read") };
+    match dump.image(dev(read.s_dev)).map(|messages| images.write_all(&messages)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => failed(&format!("the image of the mounts: {error}")),
+        Err(error) => failed(&error),
     }
 }
 
 /// Write an image; what goes wrong is logged.
-fn save(file: &autofs_cr::image::File) -> bool {
+fn save(file: &autofs_cr::image::File) -> Option<File> {
     let Some(dir) = criu::image_dir() else {
         criu::log(Level::Error, "CRIU's image directory is not open");
-        return false;
+        return None;
     };
     let written = write(dir, &file.name, &file.bytes);
-    if let Err(error) = &written {
-        criu::log(Level::Error, &format!("{}: {error}", file.name));
-    }
-    written.is_ok()
+    written.map_err(|error| criu::log(Level::Error, &format!("{}: {error}", file.name))).ok()
 }
 
-fn write(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+fn write(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<File> {
     use nix::fcntl::{OFlag, openat};
     use nix::sys::stat::Mode;
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file = openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    File::from(file).write_all(bytes)
+    let mut file = File::from(openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+    file.write_all(bytes)?;
+    Ok(file)
 }
 
 /// Restore, in the root task: one superblock. `None`: the image is CRIU's own.

@@ -4,7 +4,7 @@ use super::cgroups;
 use super::foreign::{self, Seen};
 use super::inside::{self, Inside};
 use super::limits::{self, Limit};
-use super::owner::{self, Owner};
+use super::owner::{self, Eyes, Owner};
 use super::parked::{self, Parked};
 use super::relay;
 use super::tree::{Member, Tree};
@@ -230,10 +230,16 @@ impl Dump {
         &self.warnings
     }
 
-    /// The image of the superblock `dev`.
-    pub fn image(&self, dev: DevNum) -> Result<File, DumpError> {
-        let mut places = Vec::new();
-        for &position in self.places.get(&dev).into_iter().flatten() {
+    /// The image of all mounts; [`Dump::image`] has what is to be appended for each.
+    pub fn mounts_image(&self) -> File {
+        criu::begin_mounts()
+    }
+
+    /// What the superblock `dev` adds to the image of all mounts; nothing when it was asked for before.
+    pub fn image(&mut self, dev: DevNum) -> Result<Vec<u8>, DumpError> {
+        let places = std::mem::take(self.places.get_mut(&dev).ok_or(DumpError::Unknown(dev))?);
+        let mut found = Vec::with_capacity(places.len());
+        for position in places {
             let (mount, dumped) = &self.mounts[position];
             let dumped = dumped
                 .as_ref()
@@ -242,9 +248,9 @@ impl Dump {
             if !mount.catatonic {
                 self.master_is_inside(mount)?;
             }
-            places.push((position, dumped));
+            found.push((position, dumped));
         }
-        criu::encode(places).ok_or(DumpError::Unknown(dev))
+        Ok(criu::encode(found))
     }
 
     /// What is in the mounts of one namespace.
@@ -290,10 +296,10 @@ impl Dump {
             }
         }
         for (pid, mounts) in by_owner {
-            let open =
-                |mount: &&mut DumpedMount| owner::open_root(&control, &self.tree, pid, &mount.facts).ok();
+            let Ok(eyes) = Eyes::of(pid, &control, &self.tree) else { continue };
             let (roots, mut mounts): (Vec<_>, Vec<_>) =
-                mounts.into_iter().filter_map(|mount| Some((open(&mount)?, mount))).unzip();
+                mounts.into_iter().filter_map(|mount| Some((eyes.open(&mount.facts).ok()?, mount))).unzip();
+            drop(eyes);
             for (root, mount) in roots.iter().zip(&mounts).filter(|(_, mount)| mount.facts.known_by_inode()) {
                 if let Ok(stat) = rustix::fs::fstat(root.as_fd()) {
                     self.inodes.entry(mount.facts.dev).or_insert(stat.st_ino);

@@ -102,14 +102,12 @@ impl Maker {
 
 /// The maker's life.
 fn serve(socket: &OwnedFd, image: &Checkpoint, renumber: bool) -> Result<(), Errno> {
-    let (mut claims, not_held) = match claim(&image.mounts) {
+    let (claims, not_held) = match claim(&image.mounts) {
         Ok(claimed) => claimed,
         Err(error) => return send(socket, &format!("no device number can be kept: {error}"), &[]),
     };
     let line = |(dev, why): &(DevNum, NoClaim)| format!("device number {dev} cannot be kept: {why}");
     send(socket, &not_held.iter().map(line).collect::<Vec<_>>().join("\n"), &[])?;
-    // CRIU has other things to do first.
-    claims.close_mounts();
     let (mut index, asker) = receive_request(socket)?;
     let mut making = Making::start(image, claims, asker, renumber);
     loop {

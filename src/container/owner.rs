@@ -4,10 +4,12 @@ use super::tree::{Member, Tree};
 use crate::discover::facts::{AutofsMount, End, MountType, TreeEntry};
 use crate::discover::proc::TaskDir;
 use crate::image::checkpoint::DumpedMount;
+use crate::sys::Errno;
 use crate::sys::control::{Control, ControlError, MountFd, Requester};
 use crate::sys::process::copy_fd;
 use crate::sys::tracee::{Held, Injected, RemoteFd, TraceeError};
-use std::os::fd::{AsFd, BorrowedFd};
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,19 +29,41 @@ pub fn of<'a>(tree: &'a Tree, mount: &AutofsMount) -> Option<&'a Member> {
         .or_else(|| tree.members.iter().find(|member| group != 0 && member.inner_group == group))
 }
 
-/// A mount's root opened from here, covered or not: by the eyes of process `pid`, or of another that sees it.
-pub fn open_root(
-    control: &Control,
-    tree: &Tree,
-    pid: i32,
-    mount: &AutofsMount,
-) -> Result<MountFd, ControlError> {
-    let path = mount.path.strip_prefix("/").unwrap_or(&mount.path);
-    let open = |pid| control.open_mount(&Path::new(&format!("/proc/{pid}/root")).join(path), mount.dev);
-    // Its root may be another, or its namespace.
-    let others = tree.mount_namespaces();
-    let seen = || others.iter().find_map(|member| open(member.pid).ok());
-    open(pid).or_else(|error| seen().ok_or(error))
+/// Opens roots of mounts from here, covered or not: by the eyes of a process, or of another that sees them. Our working
+/// directory is its root meanwhile: to go through `/proc` for each takes longer than everything else.
+#[derive(Debug)]
+pub struct Eyes<'a> {
+    control: &'a Control,
+    tree: &'a Tree,
+    /// Where we were.
+    before: OwnedFd,
+}
+
+impl<'a> Eyes<'a> {
+    /// Those of process `pid`. Errors are of its root directory.
+    pub fn of(pid: i32, control: &'a Control, tree: &'a Tree) -> Result<Self, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let before = rustix::fs::open(".", flags, Mode::empty())?;
+        rustix::process::chdir(format!("/proc/{pid}/root"))?;
+        Ok(Self { control, tree, before })
+    }
+
+    /// The root of a mount.
+    pub fn open(&self, mount: &AutofsMount) -> Result<MountFd, ControlError> {
+        let path = mount.path.strip_prefix("/").unwrap_or(&mount.path);
+        let open = |root: &Path| self.control.open_mount(&root.join(path), mount.dev);
+        // Its root may be another, or its namespace.
+        let others = || self.tree.mount_namespaces().into_iter();
+        let seen = || others().find_map(|other| open(format!("/proc/{}/root", other.pid).as_ref()).ok());
+        open(".".as_ref()).or_else(|error| seen().ok_or(error))
+    }
+}
+
+impl Drop for Eyes<'_> {
+    fn drop(&mut self) {
+        // It was ours a moment ago.
+        let _ = rustix::process::fchdir(&self.before);
+    }
 }
 
 /// A process that is stopped and traced by us, so that commands can be given in its place.

@@ -3,7 +3,7 @@
 use super::cgroups;
 use super::limits::{self, Limit};
 use super::maker::{AskError, Maker};
-use super::owner::{self, Owner};
+use super::owner::{self, Eyes, Owner};
 use super::parked::{self, Descriptor};
 use super::relay::{self, Table};
 use super::renumber::{self, RenumberError};
@@ -254,7 +254,7 @@ struct Owned<'a> {
     errors: &'a mut Vec<RestoreError>,
 }
 
-impl Owned<'_> {
+impl<'a> Owned<'a> {
     fn attach(&mut self, mounts: &[&AutofsMount]) -> Result<(), TraceeError> {
         let control = match Control::open() {
             Ok(control) => control,
@@ -293,9 +293,10 @@ impl Owned<'_> {
         mounts: &[&AutofsMount],
     ) -> Result<(), TraceeError> {
         let inner = self.tree.by_pid(self.pid).map(|member| member.inner);
+        let eyes = self.eyes(control)?;
         for descriptor in self.parked.iter().filter(|descriptor| Some(descriptor.inner) == inner) {
             let Some(mount) = mounts.iter().find(|mount| mount.dev == descriptor.dev) else { continue };
-            match owner::open_root(control, self.tree, self.pid, mount) {
+            match eyes.open(mount) {
                 Ok(root) => parked::place(held, root.as_fd(), descriptor.fd, descriptor.cloexec)?,
                 Err(error) => self.fail(&[mount], |_| error.to_string()),
             }
@@ -322,8 +323,9 @@ impl Owned<'_> {
         };
         let mut opened = Vec::with_capacity(mounts.len());
         let mut roots = Vec::with_capacity(mounts.len());
+        let eyes = self.eyes(control)?;
         for mount in mounts {
-            match owner::open_root(control, self.tree, self.pid, mount) {
+            match eyes.open(mount) {
                 Ok(root) => {
                     opened.push(*mount);
                     roots.push(root);
@@ -331,6 +333,7 @@ impl Owned<'_> {
                 Err(error) => self.fail(&[mount], |_| error.to_string()),
             }
         }
+        drop(eyes);
         let pipe = match self.through_relay(pipe, &opened, &roots) {
             Ok(pipe) => pipe,
             Err(errno) => {
@@ -372,6 +375,18 @@ impl Owned<'_> {
         }
         let table = Table { pipe: fstat(&pipe)?.st_ino, inodes };
         relay::start(&pipe, &table)
+    }
+
+    fn eyes<'b>(&self, control: &'b Control) -> Result<Eyes<'b>, TraceeError>
+    where
+        'a: 'b,
+    {
+        let what = "using the root directory";
+        Eyes::of(self.pid, control, self.tree).map_err(|errno| TraceeError::Call {
+            tid: self.pid,
+            what,
+            errno,
+        })
     }
 
     /// A write end of the mount's pipe, by way of whoever holds an end of it.

@@ -30,7 +30,7 @@ impl Tree {
         let mut tree = Self::default();
         // The container's pid namespace is that of its root, so many namespaces down from ours.
         let Some(level) =
-            TaskDir::process(root).ok().and_then(|dir| Some(numbers(&dir, "NSpid:")?.len() - 1))
+            TaskDir::process(root).ok().and_then(|dir| Some(numbers(&status(&dir)?, "NSpid:")?.len() - 1))
         else {
             return tree;
         };
@@ -70,7 +70,8 @@ impl Tree {
 
 impl Member {
     fn read(dir: &TaskDir, level: usize) -> Option<Self> {
-        let at_level = |line| numbers(dir, line)?.get(level).copied();
+        let status = status(dir)?;
+        let at_level = |line| numbers(&status, line)?.get(level).copied();
         Some(Self {
             pid: dir.id,
             inner: at_level("NSpid:")?,
@@ -80,11 +81,13 @@ impl Member {
     }
 }
 
+fn status(dir: &TaskDir) -> Option<String> {
+    dir.read("status").ok().map(|status| String::from_utf8_lossy(&status).into_owned())
+}
+
 /// A line of `status`: one number for each pid namespace, the outermost first.
-fn numbers(dir: &TaskDir, line: &str) -> Option<Vec<i32>> {
-    let status = dir.read("status").ok()?;
-    let text = String::from_utf8_lossy(&status);
-    let numbers = text.lines().find_map(|text| text.strip_prefix(line))?;
+fn numbers(status: &str, line: &str) -> Option<Vec<i32>> {
+    let numbers = status.lines().find_map(|text| text.strip_prefix(line))?;
     numbers.split_whitespace().map(|number| number.parse().ok()).collect()
 }
 

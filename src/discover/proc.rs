@@ -3,10 +3,11 @@
 use super::mountinfo::number;
 pub use crate::sys::process::Stat;
 use crate::sys::{Errno, io_errno, process::ProcessId};
-use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::fs::{Mode, OFlags, RawDir, openat};
 use std::collections::{HashMap, HashSet};
-use std::ffi::{CStr, OsString};
+use std::ffi::OsString;
 use std::io::Read;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::{ffi::OsStringExt, fs::FileExt};
 use std::path::{Path, PathBuf};
@@ -54,8 +55,10 @@ impl TaskDir {
 
     /// A file's content.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Errno> {
-        let mut content = Vec::new();
-        std::fs::File::from(self.open_file(name)?).read_to_end(&mut content).map_err(io_errno)?;
+        // Room for most of them at once; without `take` the kernel would be asked for their sizes, which it does not know.
+        let mut content = Vec::with_capacity(4096);
+        let file = std::fs::File::from(self.open_file(name)?);
+        file.take(u64::MAX).read_to_end(&mut content).map_err(io_errno)?;
         Ok(content)
     }
 
@@ -126,12 +129,15 @@ pub fn tree(root: i32) -> Result<HashSet<i32>, Errno> {
     Ok(tree)
 }
 
-/// The entries of a directory that are numbers.
+/// The entries of a directory that are numbers. `dir` was not read yet.
 pub fn numbers(dir: impl AsFd) -> Result<Vec<i32>, Errno> {
-    let number = |name: &CStr| number(name.to_bytes());
-    Dir::read_from(dir)?
-        .filter_map(|entry| entry.map(|entry| number(entry.file_name())).transpose())
-        .collect()
+    let mut buffer = [MaybeUninit::uninit(); 8192];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    let mut numbers = Vec::new();
+    while let Some(entry) = entries.next() {
+        numbers.extend(number::<i32>(entry?.file_name().to_bytes()));
+    }
+    Ok(numbers)
 }
 
 /// A thread of ours that may come to wait for ever, for the one who waits for it.

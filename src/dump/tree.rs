@@ -27,8 +27,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A walk that makes no step for this long, and sleeps, waits for an answer.
@@ -131,7 +131,7 @@ pub fn read_all(
             control: control.clone(),
             roots: roots.clone(),
             avoid: avoid.clone(),
-            progress: Arc::default(),
+            progress: Arc::new(Progress::new()),
         };
         let before = results.len();
         let stalled = walk(walker, space, &mounts[before..], &mut results);
@@ -160,42 +160,57 @@ fn walk(
         |mount: &&Target| !walker.avoid.roots.contains(&mount.dev) || walker.roots.contains_key(&mount.dev);
     let mounts: Vec<_> = mounts.iter().take_while(known).cloned().collect();
     let entered = space_of(space).ok()?;
-    let (send, receive) = channel();
+    // Nothing is sent: its end is the message.
+    let (alive, ended) = channel::<()>();
     // a thread that waits cannot be ended, but by the end of this process
     let _left_alone = std::thread::Builder::new()
         .name("tree".into())
-        .spawn(move || entered.run(|| walker.run(&mounts, &send)))
+        .spawn(move || {
+            let _alive = alive;
+            entered.run(|| walker.run(&mounts))
+        })
         .ok()?;
     loop {
         let before = progress.steps.load(Ordering::Relaxed);
-        match receive.recv_timeout(STALLED) {
-            Ok(result) => results.push(result),
-            Err(RecvTimeoutError::Disconnected) => return None,
-            Err(RecvTimeoutError::Timeout)
-                if progress.steps.load(Ordering::Relaxed) != before || !progress.worker.sleeps() => {}
-            Err(RecvTimeoutError::Timeout) => return Some(progress.place()),
+        let end = ended.recv_timeout(STALLED);
+        let stalled = end == Err(RecvTimeoutError::Timeout)
+            && progress.steps.load(Ordering::Relaxed) == before
+            && progress.worker.sleeps();
+        if stalled || end == Err(RecvTimeoutError::Disconnected) {
+            results.extend(lock(&progress.found).take().into_iter().flatten());
+            return stalled.then(|| lock(&progress.place).clone());
         }
     }
 }
 
 /// Where a walker is, for the one who waits for it.
-#[derive(Default)]
 struct Progress {
     worker: Worker,
     steps: AtomicU64,
     place: Mutex<PathBuf>,
+    /// `None`: nobody waits for it any more.
+    found: Mutex<Option<Vec<Result<Tree, TreeError>>>>,
 }
 
 impl Progress {
-    /// Something follows that may wait.
-    fn step(&self, place: &Path) {
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place.to_owned();
-        self.steps.fetch_add(1, Ordering::Relaxed);
+    fn new() -> Self {
+        Self {
+            worker: Worker::default(),
+            steps: AtomicU64::new(0),
+            place: Mutex::default(),
+            found: Mutex::new(Some(Vec::new())),
+        }
     }
 
-    fn place(&self) -> PathBuf {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Something follows that may wait.
+    fn step(&self, place: &Path) {
+        *lock(&self.place) = place.to_owned();
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Walker {
@@ -207,13 +222,13 @@ struct Walker {
 }
 
 impl Walker {
-    fn run(&self, mounts: &[Target], results: &Sender<Result<Tree, TreeError>>) {
+    fn run(&self, mounts: &[Target]) {
         self.progress.worker.begin();
         for mount in mounts {
+            let tree = self.tree(mount);
             // when nobody wants it we were left behind
-            if results.send(self.tree(mount)).is_err() {
-                return;
-            }
+            let Some(found) = &mut *lock(&self.progress.found) else { return };
+            found.push(tree);
         }
     }
 

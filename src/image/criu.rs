@@ -16,6 +16,9 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
+/// All mounts: crit knows its magic.
+const MOUNTS: &str = "autofs-cr-mounts.img";
+
 /// Descriptors on covered roots.
 const PARKED: &str = "autofs-cr-parked.img";
 /// Second word of that file: "AFCP".
@@ -38,23 +41,42 @@ const NAME: &str = "autofs-cr-";
 /// Second word of CRIU's own `mountpoints-*.img`.
 const CRIU_MOUNTS_MAGIC: u32 = 0x5556_3928;
 
-/// The file of one superblock. `places`: every place where it is attached, with its position among all
-/// places of the dump (parents before children).
-pub fn encode<'a>(places: impl IntoIterator<Item = (usize, &'a DumpedMount)>) -> Option<File> {
-    let mut name = None;
-    let mut file = Writer::new(MOUNT_MAGIC);
-    for (position, mount) in places {
-        name.get_or_insert_with(|| files::mount(mount.facts.dev));
-        file.push(&convert::encode_mount(position, mount));
-    }
-    Some(File { name: name?, bytes: file.finish() })
+/// The file of all mounts, without any: the messages of [`encode`] are to be appended. (One file: thousands take CRIU's
+/// directory longer than everything else.)
+pub fn begin_mounts() -> File {
+    File { name: MOUNTS.to_owned(), bytes: Writer::new(MOUNT_MAGIC).finish() }
 }
 
-/// All mounts of the files in `dir`, checked, parents first. Files that CRIU wrote itself are left out.
+/// The messages of one superblock. `places`: every place where it is attached, with its position among all
+/// places of the dump (parents before children).
+pub fn encode<'a>(places: impl IntoIterator<Item = (usize, &'a DumpedMount)>) -> Vec<u8> {
+    let mut messages = Writer::more();
+    places.into_iter().for_each(|(position, mount)| messages.push(&convert::encode_mount(position, mount)));
+    messages.finish()
+}
+
+/// All mounts of the images in `dir`, checked, parents first. Files that CRIU wrote itself are left out.
 pub fn read(dir: BorrowedFd<'_>) -> Result<Checkpoint, ImageError> {
-    let path = Path::new("CRIU's image directory");
     let mut budget = LIMITS.entries;
     let mut mounts = Vec::new();
+    match read_if_there(dir, MOUNTS)? {
+        Some(bytes) => open_mounts(MOUNTS, &bytes, &mut budget, &mut mounts)?,
+        None => read_each(dir, &mut budget, &mut mounts)?,
+    }
+    mounts.sort_by_key(|(position, _)| *position);
+    let mounts = mounts.into_iter().map(|(_, mount)| mount).collect();
+    let checkpoint = Checkpoint { origin: nowhere(), mounts, services: Vec::new() };
+    check::check(&checkpoint)?;
+    Ok(checkpoint)
+}
+
+/// Images of before there was [`MOUNTS`] have a file for each superblock, under the name of CRIU's.
+fn read_each(
+    dir: BorrowedFd<'_>,
+    budget: &mut usize,
+    mounts: &mut Vec<(usize, DumpedMount)>,
+) -> Result<(), ImageError> {
+    let path = Path::new("CRIU's image directory");
     for entry in Dir::read_from(dir).map_err(io("list", path))? {
         let entry = entry.map_err(io("list", path))?;
         let Some(name) = entry.file_name().to_str().ok().filter(|name| files::is_mount(name)) else {
@@ -62,14 +84,10 @@ pub fn read(dir: BorrowedFd<'_>) -> Result<Checkpoint, ImageError> {
         };
         let bytes = read_file(dir, name)?;
         if is_ours(name, &bytes)? {
-            open_mounts(name, &bytes, &mut budget, &mut mounts)?;
+            open_mounts(name, &bytes, budget, mounts)?;
         }
     }
-    mounts.sort_by_key(|(position, _)| *position);
-    let mounts = mounts.into_iter().map(|(_, mount)| mount).collect();
-    let checkpoint = Checkpoint { origin: nowhere(), mounts, services: Vec::new() };
-    check::check(&checkpoint)?;
-    Ok(checkpoint)
+    Ok(())
 }
 
 /// The file of the descriptors on covered roots: process, number, minor of the mount, close-on-exec.

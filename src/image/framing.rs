@@ -34,12 +34,18 @@ impl Writer {
         Self([FRAME_MAGIC.to_le_bytes(), magic.to_le_bytes()].concat())
     }
 
+    /// More messages for a file that was begun.
+    pub fn more() -> Self {
+        Self(Vec::new())
+    }
+
     /// Append a message.
     pub fn push(&mut self, message: &impl Message) {
         // A message over 4 GiB would wrap here; the file is over its size limit long before.
         let size = message.encoded_len() as u32;
         self.0.extend_from_slice(&size.to_le_bytes());
-        self.0.extend_from_slice(&message.encode_to_vec());
+        // It fails for want of room only, and a vector grows.
+        let _ = message.encode(&mut self.0);
     }
 
     /// The bytes so far.

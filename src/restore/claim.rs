@@ -10,7 +10,7 @@
 //! stack for each.)
 
 use crate::sys::control::DEVICE;
-use crate::sys::mount::{self, DetachedMount, MountError, MountFlags};
+use crate::sys::mount::{self, DetachedMount, MountError, MountFlags, Placeholder};
 use crate::sys::{DevNum, Errno};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use std::collections::BTreeMap;
@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 /// for any number.
 pub const REACH: usize = 1 << 16;
 
-/// How many mounts of placeholders are kept open: descriptors may be few (a hard limit of 20 000 is seen).
-const KEPT: usize = 1000;
+/// How many placeholders are made before the number of the last is looked at.
+const BATCH: usize = 100;
 
 /// How often a number that seems taken is tried again (another program may hold it for a moment), and
 /// how long between.
@@ -38,9 +38,7 @@ const PATIENCE: u32 = 500;
 #[derive(Debug)]
 pub struct Claims {
     /// Placeholders, by the numbers that they hold.
-    held: BTreeMap<DevNum, OwnedFd>,
-    /// And their mounts, which are not needed any more.
-    mounts: Vec<DetachedMount>,
+    held: BTreeMap<DevNum, Placeholder>,
     /// The first filler: a tmpfs with a directory for each of the others. (A tmpfs made for this alone might take a
     /// number that is wanted.)
     shelf: Option<DetachedMount>,
@@ -68,7 +66,6 @@ impl Claims {
     pub fn new() -> Result<Self, MountError> {
         Ok(Self {
             held: BTreeMap::new(),
-            mounts: Vec::new(),
             shelf: None,
             fillers: 0,
             _turn: turn(),
@@ -85,33 +82,52 @@ impl Claims {
         let mut devs: Vec<_> = devs.into_iter().collect();
         devs.sort();
         let mut not_held = Vec::new();
-        for dev in devs {
-            let mut context = None;
+        let mut devs = &devs[..];
+        // After somebody has interfered as many are looked at one by one.
+        let mut one_by_one = 0_usize;
+        while let [dev, rest @ ..] = devs {
+            devs = rest;
+            let mut placeholder = None;
             let new = || -> Result<_, MountError> {
-                drop(context.take());
-                let (its, mount) = mount::placeholder()?;
-                context = Some(its);
-                Ok(mount)
+                drop(placeholder.take());
+                placeholder.insert(Placeholder::new()?).mount()
             };
-            match (self.superblock(dev, new)?, context) {
-                (Ok(mount), Some(context)) => {
-                    if self.mounts.len() == KEPT {
-                        self.close_mounts();
+            match (self.superblock(*dev, new)?, placeholder) {
+                (Ok(_), Some(placeholder)) => {
+                    self.held.insert(*dev, placeholder);
+                    one_by_one = one_by_one.saturating_sub(1);
+                    if one_by_one == 0 {
+                        let (held, all) = self.hold_next(*dev, rest)?;
+                        devs = &rest[held..];
+                        one_by_one = if all { 0 } else { BATCH };
                     }
-                    self.mounts.push(mount);
-                    self.held.insert(dev, context);
                 }
                 (Ok(_), None) => {}
-                (Err(why), _) => not_held.push((dev, why)),
+                (Err(why), _) => not_held.push((*dev, why)),
             }
         }
         self.last = None;
         Ok(not_held)
     }
 
-    /// What is held takes less time to be replaced after this, which takes time itself.
-    pub fn close_mounts(&mut self) {
-        self.mounts.clear();
+    /// The numbers that follow `first` without a gap, as many as `devs` begins with: the kernel gives them one after the other, so
+    /// only the last of many is looked at. (A mount that only tells a number costs a grace period of the kernel's when it ends.)
+    /// Returns how many are held, and whether these are all: not where somebody else has taken or given back a number.
+    fn hold_next(&mut self, first: DevNum, devs: &[DevNum]) -> Result<(usize, bool), MountError> {
+        let next = (1..).map(|more| DevNum { minor: first.minor + more, ..first });
+        let run = devs.iter().zip(next).take_while(|(dev, next)| *dev == next).count();
+        let mut held = 0;
+        for devs in devs[..run].chunks(BATCH) {
+            let placeholders = devs.iter().map(|_| Placeholder::new()).collect::<Result<Vec<_>, _>>()?;
+            let (Some(last), Some(dev)) = (placeholders.last(), devs.last()) else { break };
+            if self.note(&last.mount()?)? != dev.minor {
+                self.last = None;
+                break;
+            }
+            self.held.extend(devs.iter().copied().zip(placeholders));
+            held += devs.len();
+        }
+        Ok((held, held == run))
     }
 
     /// The superblock that `make` makes, with the number `dev`. To be called in ascending order, but for numbers that

@@ -149,18 +149,31 @@ pub fn new_superblock<V: AsRef<OsStr>>(
         .map_err(|errno| refused(errno, read_log(&context)))
 }
 
-/// A tmpfs that is there to have a number: a mount, which tells it, and a context, which keeps it when the mount is closed.
-///
-/// The end of a mount costs a grace period of the kernel's (10 to 40 µs, mostly waiting), that of a context none.
-pub fn placeholder() -> Result<(OwnedFd, DetachedMount), MountError> {
-    use rustix::mount::{fsconfig_create, fsmount, fsopen};
-    let made = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).and_then(|context| {
-        fsconfig_create(&context)?;
-        let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountFlags::empty())?;
-        Ok((context, DetachedMount(mount)))
-    });
-    let source_name = "a placeholder".into();
-    made.map_err(|errno| MountError::Create { fstype: "tmpfs".into(), source_name, errno, log: Vec::new() })
+/// A superblock that is there to have a number, mounted nowhere: a ramfs, which costs the kernel least.
+#[derive(Debug)]
+pub struct Placeholder(OwnedFd);
+
+impl Placeholder {
+    /// With the lowest free number.
+    pub fn new() -> Result<Self, MountError> {
+        let context = rustix::mount::fsopen("ramfs", FsOpenFlags::FSOPEN_CLOEXEC);
+        let made =
+            context.and_then(|context| rustix::mount::fsconfig_create(&context).map(|()| Self(context)));
+        made.map_err(Self::failed)
+    }
+
+    /// A mount of it, which tells the number, and can be closed. Once only.
+    ///
+    /// The end of a mount costs a grace period of the kernel's (10 to 40 µs, mostly waiting), that of a placeholder none.
+    pub fn mount(&self) -> Result<DetachedMount, MountError> {
+        let mount = rustix::mount::fsmount(&self.0, FsMountFlags::FSMOUNT_CLOEXEC, MountFlags::empty());
+        mount.map(DetachedMount).map_err(Self::failed)
+    }
+
+    fn failed(errno: Errno) -> MountError {
+        let source_name = "a placeholder".into();
+        MountError::Create { fstype: "ramfs".into(), source_name, errno, log: Vec::new() }
+    }
 }
 
 /// The mount API refuses longer values (EINVAL), though file systems such as overlay have them.

@@ -285,6 +285,16 @@ impl Criu {
         fs::read_to_string(self.images.join(format!("{action}.log"))).unwrap_or_default()
     }
 
+    /// How long the dump kept programs from running: until all were stopped, and from then on.
+    pub fn frozen(&self) -> Result<Duration> {
+        let stats = self.images.join("stats-dump").to_string_lossy().into_owned();
+        let stats: serde_json::Value =
+            serde_json::from_str(&run_ok(HANG_LIMIT, "crit", &["decode", "-i", &stats])?)?;
+        let micros =
+            |name: &str| stats["entries"][0]["dump"][name].as_u64().with_context(|| format!("no {name}"));
+        Ok(Duration::from_micros(micros("freezing_time")? + micros("frozen_time")?))
+    }
+
     fn run(&self, action: &str, options: &[&str]) -> Result<()> {
         let images = self.images.to_string_lossy();
         let log = format!("{action}.log");
