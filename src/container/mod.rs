@@ -6,7 +6,7 @@
 //! |---|---|
 //! | nobody is stopped yet | [`Lull::begin`]: no request is open, and every task sleeps |
 //! | all tasks are stopped | [`Lull::end`]; [`Dump::begin`]: the facts of every mount namespace of the tree |
-//! | a mount is dumped | [`Dump::image`]: the bytes of `autofs-<s_dev>.img` |
+//! | a mount is dumped | [`Dump::image`]: its messages in `autofs-cr-mounts.img` |
 //! | a restore begins | [`copies`]: what the container saw of the host's automounter is mounted on this host |
 //! | | [`Restore::open`]: images are read, a [`maker`] process claims the device numbers |
 //! | the root task mounts | [`Restore::mount`]: the superblock, made catatonic, with all that was in it |

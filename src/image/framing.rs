@@ -14,7 +14,7 @@ use prost::Message;
 
 /// First word of every image, ours and CRIU's.
 pub const FRAME_MAGIC: u32 = 0x5456_4319;
-/// Second word of `autofs-<s_dev>.img`, CRIU's and ours.
+/// Second word of `autofs-<s_dev>.img`, CRIU's and ours, and of `autofs-cr-mounts.img`.
 pub const MOUNT_MAGIC: u32 = 0x4935_3943;
 /// Second word of `autofs-cr-inventory.img`: "AFCI".
 pub const INVENTORY_MAGIC: u32 = u32::from_le_bytes(*b"AFCI");
