@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that should happen soon; only ever reached by a failure.
-pub const HANG_LIMIT: Duration = Duration::from_secs(90);
+pub const HANG_LIMIT: Duration = Duration::from_secs(180);
 
 /// The checks of one scenario.
 #[derive(Default)]

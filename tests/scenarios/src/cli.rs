@@ -1,21 +1,19 @@
 //! `autofs-cr` as a user calls it.
 
+use crate::check::HANG_LIMIT;
 use crate::process;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::process::Output;
-use std::time::Duration;
-
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// Run `autofs-cr ARGS`; its output whatever its exit code.
 pub fn run(args: &[&str]) -> Result<Output> {
-    process::run(LIMIT, "autofs-cr", args)
+    process::run(HANG_LIMIT, "autofs-cr", args)
 }
 
 /// Run `autofs-cr ARGS`, which must succeed; its stdout.
 pub fn ok(args: &[&str]) -> Result<String> {
-    process::run_ok(LIMIT, "autofs-cr", args)
+    process::run_ok(HANG_LIMIT, "autofs-cr", args)
 }
 
 /// Run `autofs-cr ARGS --json`, which must succeed.

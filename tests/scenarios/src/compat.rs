@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = crate::check::HANG_LIMIT;
 /// autofs-cr under the name of automount.
 const OURS: &str = "/tmp/ours/automount";
 

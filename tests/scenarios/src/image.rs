@@ -1,13 +1,12 @@
 //! The image of a checkpoint that has one of everything, read by those who did not write it.
 
-use crate::check::Checks;
+use crate::check::{Checks, HANG_LIMIT};
 use crate::cli;
 use crate::process::run_ok;
 use anyhow::{Context, Result};
 use autofs_cr::image::{Checkpoint, Existing, write};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::time::Duration;
 
 const DIR: &str = "/tmp/image";
 const SAMPLE: &str = include_str!("../../data/checkpoint.json");
@@ -42,7 +41,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
 
 /// The only entry of an image, as stock `crit decode` prints it.
 fn crit(name: &str) -> Result<Value> {
-    let text = run_ok(Duration::from_secs(60), "crit", &["decode", "-i", &format!("{DIR}/{name}")])?;
+    let text = run_ok(HANG_LIMIT, "crit", &["decode", "-i", &format!("{DIR}/{name}")])?;
     let mut image: Value = serde_json::from_str(&text)?;
     anyhow::ensure!(image["magic"] == "AUTOFS", "crit takes {name} for {}", image["magic"]);
     anyhow::ensure!(image["entries"].as_array().map(Vec::len) == Some(1), "{name}: {text}");

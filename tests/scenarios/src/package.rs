@@ -11,7 +11,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = crate::check::HANG_LIMIT;
 /// `scripts/package` leaves it here.
 const BUILT: &str = "/target/package";
 const CHECKPOINT: &str = "/var/lib/autofs-cr/checkpoint";

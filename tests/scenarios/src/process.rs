@@ -62,6 +62,12 @@ impl Process {
         Ok(())
     }
 
+    /// Does it wait for an automounter's answer?
+    pub fn waits(&self) -> bool {
+        fs::read_to_string(format!("/proc/{}/wchan", self.pid()))
+            .is_ok_and(|wchan| wchan.starts_with("autofs"))
+    }
+
     /// Has it ended?
     pub fn ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
@@ -92,12 +98,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         // A waiter is killable; what is not will show up as a leftover in the laboratory's end.
         let _ = self.child.kill();
-        for _ in 0..200 {
-            if self.ended() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        crate::check::wait_until(|| self.ended());
     }
 }
 
@@ -108,7 +109,7 @@ pub fn run(limit: Duration, program: &str, args: &[&str]) -> Result<Output> {
     let mut out = fs::File::from(rustix::fs::memfd_create("stdout", rustix::fs::MemfdFlags::CLOEXEC)?);
     let mut err = fs::File::from(rustix::fs::memfd_create("stderr", rustix::fs::MemfdFlags::CLOEXEC)?);
     let status = Command::new("timeout")
-        .arg("--kill-after=2")
+        .arg("--kill-after=10")
         .arg(limit.as_secs_f32().to_string())
         .arg(program)
         .args(args)

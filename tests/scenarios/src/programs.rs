@@ -1,5 +1,6 @@
 //! The programs that use the mounts: walkers, and programs that sit inside.
 
+use crate::check::HANG_LIMIT;
 use crate::process::{Process, run};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
@@ -86,7 +87,7 @@ impl Walkers {
         let (mut lookups, mut errors) = (0, Vec::new());
         for walker in self.0 {
             let pid = walker.pid();
-            let text = walker.finish(crate::check::HANG_LIMIT).context("a walker hangs")?;
+            let text = walker.finish(HANG_LIMIT).context("a walker hangs")?;
             let mut lines = text.lines();
             let first = lines.next().unwrap_or_default();
             let (done, _) =
@@ -185,7 +186,7 @@ impl Sitter {
 
 /// Read a file in another process, in bounded time.
 pub fn read_file(path: &str) -> Result<String> {
-    let output = run(Duration::from_secs(20), "cat", &[path])?;
+    let output = run(HANG_LIMIT, "cat", &[path])?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -12,7 +12,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = crate::check::HANG_LIMIT;
 /// A program map that answers when the file `/tmp/go` is there.
 const MAP: &str = "#!/bin/sh\nwhile [ ! -e /tmp/go ]; do sleep 0.1; done\necho :/srv/data/one\n";
 

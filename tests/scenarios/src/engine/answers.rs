@@ -6,7 +6,7 @@ use crate::files::{export_all, script};
 use crate::peers::{is_autofs, is_mounted};
 use crate::process::{Process, run};
 use crate::programs::{Walkers, read_file};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::process::{Command, Stdio};
@@ -26,7 +26,7 @@ multi /one :/srv/data/one /two :/srv/data/two
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     export_all(&["one", "two", "k0", "k1", "k2", "k3"])?;
     dead_server()?;
-    fs::write("/etc/autofs.conf", "[ autofs ]\nmount_wait = 3\nnegative_timeout = 1\nprogram_wait = 2\n")?;
+    fs::write("/etc/autofs.conf", "[ autofs ]\nmount_wait = 8\nnegative_timeout = 1\nprogram_wait = 8\n")?;
     fs::write("/etc/auto.master", "/a /etc/auto.a --timeout=600\n/p program:/etc/auto.p --timeout=600\n")?;
     fs::write("/etc/auto.a", MAP)?;
     script("/etc/auto.p", "#!/bin/sh\n[ $1 = stuck ] && sleep 1000\necho :/srv/data/$1\n")?;
@@ -54,22 +54,20 @@ fn one_that_waits(checks: &mut Checks) -> Result<()> {
     fs::write("/etc/auto.d", "/direct/dead 10.9.9.2:/x\n/direct/one :/srv/data/one\n")?;
     let mut first = Daemon::start(&[], &["/a", "/direct/dead"])?;
     let mut waiter = visitor("/direct/dead/.")?;
-    std::thread::sleep(Duration::from_millis(300));
+    ensure!(wait_until(|| waiter.waits()), "nobody waits");
     first.kill9()?;
     let mut second = Daemon::start(&[], &["/a", "/direct/one"])?;
     checks.that("an engine starts though one mount cannot be opened", !second.serves(&["/direct/dead"]));
     checks.that("the program that waits for it waits", !waiter.ended());
-    let log = fs::read_to_string(super::LOG)?;
-    checks
-        .that("the log says which", log.contains("/direct/dead: a program waits for it and nobody answers"));
+    let said = "/direct/dead: a program waits for it and nobody answers";
+    checks.soon("the log says which", || fs::read_to_string(super::LOG).is_ok_and(|log| log.contains(said)));
     checks.step("other mounts are served", read_file("/direct/one/one"));
     second.signal(Signal::SIGHUP)?;
     checks.step("after a reload, too", read_file("/a/one/one"));
     waiter.kill9()?;
     checks.soon("when the program has ended it is served as well", || second.serves(&["/direct/dead"]));
     let mut late = visitor("/direct/dead/.")?;
-    std::thread::sleep(Duration::from_millis(300));
-    checks.that("its visitors wait", !late.ended());
+    checks.soon("its visitors wait", || late.waits());
     checks.soon("and are answered", || late.ended());
     checks.that("the engine ends", second.stop()?);
     checks
@@ -85,7 +83,7 @@ fn one_that_waits_below_a_key(checks: &mut Checks) -> Result<()> {
     checks.step("a part of an entry without a root", read_file("/a/multi/two/two"));
     first.signal(Signal::SIGSTOP)?;
     let waiter = Process::start(Command::new("cat").arg("/a/multi/one/one").stdout(Stdio::piped()))?;
-    std::thread::sleep(Duration::from_millis(300));
+    ensure!(wait_until(|| waiter.waits()), "nobody waits");
     first.kill9()?;
     let mut second = Daemon::start(&[], &["/a", "/a/multi/one", "/a/multi/two"])?;
     let read = waiter.finish(HANG_LIMIT);
@@ -103,15 +101,11 @@ fn visitor(path: &str) -> Result<Process> {
 
 /// Ten visitors hang at one key; another key of the same map goes on; all are answered.
 fn stuck(checks: &mut Checks, what: &str, path: &str, other: &str) -> Result<()> {
-    let begin = Instant::now();
     let mut visitors = (0..10).map(|_| visitor(path)).collect::<Result<Vec<_>>>()?;
-    std::thread::sleep(Duration::from_millis(300));
-    checks.that(&format!("{what}: its visitors wait"), visitors.iter_mut().all(|visitor| !visitor.ended()));
-    let asked = Instant::now();
+    checks.soon(&format!("{what}: its visitors wait"), || visitors.iter().all(Process::waits));
     checks.step(&format!("{what}: {other} goes on"), read_file(other));
-    checks.that(&format!("{what}: at once"), asked.elapsed() < Duration::from_millis(1500));
+    checks.that(&format!("{what}: while they wait"), visitors.iter().all(Process::waits));
     checks.soon(&format!("{what}: all are answered"), || visitors.iter_mut().all(Process::ended));
-    checks.that(&format!("{what}: in time"), begin.elapsed() < Duration::from_secs(10));
     Ok(())
 }
 
@@ -142,9 +136,7 @@ fn entry_removed(checks: &mut Checks, engine: &Daemon) -> Result<()> {
 fn map_gone(checks: &mut Checks, engine: &Daemon) -> Result<()> {
     fs::remove_file("/etc/auto.a")?;
     engine.signal(Signal::SIGHUP)?;
-    let begin = Instant::now();
-    let _ = run(HANG_LIMIT, "stat", &["/a/k0/."])?;
-    checks.that("a map that is gone: a lookup is answered", begin.elapsed() < Duration::from_secs(5));
+    checks.step("a map that is gone: a lookup is answered", run(HANG_LIMIT, "stat", &["/a/k0/."]));
     fs::write("/etc/auto.a", MAP)?;
     engine.signal(Signal::SIGHUP)?;
     checks.that("and when it is back it serves", wait_until(|| read_file("/a/k1/k1").is_ok()));

@@ -1,7 +1,7 @@
 //! A running engine is asked and told what to do, and tells the journal what it does.
 
 use super::{Daemon, LOG};
-use crate::check::{Checks, wait_until};
+use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::cli;
 use crate::files::{export, export_all, slow_map};
 use crate::peers::{is_autofs, is_mounted};
@@ -20,8 +20,6 @@ use std::time::Duration;
 
 const METRICS: &str = "127.0.0.1:9300";
 const SCANNED: usize = 20;
-const SHORT: Duration = Duration::from_secs(10);
-
 fn write_maps() -> Result<()> {
     let scanned: Vec<String> = (0..SCANNED).map(|n| format!("k{n}")).collect();
     scanned.iter().try_for_each(|name| export(name))?;
@@ -47,7 +45,8 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     what_hangs(checks)?;
     levels(checks)?;
     metrics(checks)?;
-    let other = run(SHORT, "setpriv", &["--reuid=65534", "--clear-groups", "autofs-cr", "ctl", "status"])?;
+    let other =
+        run(HANG_LIMIT, "setpriv", &["--reuid=65534", "--clear-groups", "autofs-cr", "ctl", "status"])?;
     checks.that("nobody but root is answered", !other.status.success());
     checks.that("it ends when it is told to", daemon.stop()?);
     let left = fs::read_dir("/run/autofs-cr")?.count();
@@ -60,7 +59,7 @@ fn who(checks: &mut Checks) -> Result<()> {
     fs::copy("/bin/cat", "/tmp/scanner")?;
     let files: Vec<String> = (0..SCANNED).map(|n| format!("/ind/k{n}/k{n}")).collect();
     let files: Vec<&str> = files.iter().map(String::as_str).collect();
-    anyhow::ensure!(run(SHORT, "/tmp/scanner", &files)?.status.success(), "the scanner failed");
+    anyhow::ensure!(run(HANG_LIMIT, "/tmp/scanner", &files)?.status.success(), "the scanner failed");
     let sitter = Sitter::start("/ind/busy/busy")?;
     let who = cli::json(&["ctl", "who"])?;
     let first = &who["programs"][0];
@@ -123,7 +122,7 @@ fn what_hangs(checks: &mut Checks) -> Result<()> {
     };
     checks.that("status tells what hangs", wait_until(hangs));
     fs::remove_file("/tmp/slow")?;
-    checks.equal("and it goes on", visitor.finish(SHORT)?.trim(), "quiet");
+    checks.equal("and it goes on", visitor.finish(HANG_LIMIT)?.trim(), "quiet");
     Ok(())
 }
 
@@ -145,7 +144,7 @@ fn levels(checks: &mut Checks) -> Result<()> {
 
 fn metrics(checks: &mut Checks) -> Result<()> {
     let mut stream = TcpStream::connect(METRICS)?;
-    stream.set_read_timeout(Some(SHORT))?;
+    stream.set_read_timeout(Some(HANG_LIMIT))?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

@@ -12,7 +12,7 @@ pub mod sources;
 pub mod swap;
 pub mod upgrade;
 
-use crate::check::wait_until;
+use crate::check::{HANG_LIMIT, wait_until};
 use crate::cli;
 use crate::files::script;
 use crate::process::{Process, run_ok};
@@ -26,9 +26,8 @@ const LOG: &str = "/tmp/logs/engine.log";
 /// A network on which nobody answers (10.9.9.2 and on), and a mount.nfs that connects to its server and waits. (The real
 /// one gives up at once where the kernel has no NFS.)
 pub fn dead_server() -> Result<()> {
-    let limit = std::time::Duration::from_secs(10);
     for command in ["tuntap add dead mode tun", "addr add 10.9.9.1/24 dev dead", "link set dead up"] {
-        run_ok(limit, "ip", &command.split(' ').collect::<Vec<_>>())?;
+        run_ok(HANG_LIMIT, "ip", &command.split(' ').collect::<Vec<_>>())?;
     }
     script("/sbin/mount.nfs", "#!/bin/bash\nexec 3<>/dev/tcp/${1%%:*}/2049\n")
 }

@@ -1,7 +1,7 @@
 //! Master map and maps change while programs sit in the mounts: HUP, and `ctl reload`, follow them.
 
 use super::Daemon;
-use crate::check::Checks;
+use crate::check::{Checks, HANG_LIMIT};
 use crate::cli;
 use crate::files::export_all;
 use crate::peers::{autofs_dev, is_autofs, is_mounted};
@@ -11,7 +11,6 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 /// Entries of the map that does not change.
 const LARGE: usize = 100_000;
@@ -68,7 +67,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     cli::ok(&["ctl", "reload"])?;
     checks.equal("without a master map nothing changes", read_file("/more/a/a")?.as_str(), "a");
     checks.that("the engine ends", daemon.stop()?);
-    let missing = run(Duration::from_secs(5), "ls", &["/more"])?;
+    let missing = run(HANG_LIMIT, "ls", &["/more"])?;
     checks.that("and nothing is left", !missing.status.success());
     large(checks)
 }

@@ -78,11 +78,11 @@ pub fn run(checks: &mut Checks) -> Result<()> {
         }
     }
     println!("  here: {there} lookups, none failed; back: {back} lookups, failed: {lost:?}");
-    checks.that("the walkers walked", there > 10_000 && back > 10_000);
+    checks.that("the walkers walked", there > 1000 && back > 1000);
     // What automount's own CATATONIC does to those who wait then: nothing else may go wrong.
     let others: Vec<_> = lost.keys().filter(|error| !error.starts_with("No such file")).collect();
     checks.equal("on the way back nothing but the hand-over of automount failed", others, Vec::new());
-    checks.that("and that seldom", lost.values().sum::<u64>() <= (ROUNDS * WALKERS) as u64);
+    checks.that("and that seldom", lost.values().sum::<u64>() < back / 100);
     let now: Vec<_> = MOUNTS.iter().map(|path| autofs_dev(path)).collect();
     checks.equal("every mount is the one of the beginning", now, devs);
     drop(sitters);

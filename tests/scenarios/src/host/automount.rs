@@ -1,9 +1,9 @@
 //! Real automount: everything a dump records, and a restore where nothing is left.
 
 use super::{Engine, TRIGGERS, write_maps};
-use crate::check::Checks;
+use crate::check::{Checks, HANG_LIMIT};
 use crate::cli;
-use crate::peers::{Automount, autofs_dev, is_autofs, is_mounted};
+use crate::peers::{Automount, autofs_dev, is_autofs, is_mounted, mount_table};
 use crate::process::{run, run_ok};
 use crate::programs::{Sitter, read_file};
 use anyhow::{Context, Result};
@@ -11,11 +11,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
 
 const DIR: &str = "/tmp/checkpoint";
-const SOON: Duration = Duration::from_secs(10);
-
 pub fn run_scenario(checks: &mut Checks) -> Result<()> {
     write_maps()?;
     // Browse directories, so that the tree inside an indirect mount has something to lose.
@@ -67,7 +64,7 @@ pub fn run_scenario(checks: &mut Checks) -> Result<()> {
         let _ = read_file("/short/idle/idle");
         crate::check::wait_until(|| !is_mounted("/short/idle"))
     });
-    let missing = run(SOON, "cat", &["/direct/nothing"])?;
+    let missing = run(HANG_LIMIT, "cat", &["/direct/nothing"])?;
     checks.that("a path that is no trigger is just missing", !missing.status.success());
 
     taken_number(checks, engine)?;
@@ -157,7 +154,7 @@ fn listing(checks: &mut Checks) -> Result<()> {
         "the active key of /ind is a covering mount",
         busy["covering"].to_string().contains("/ind/busy"),
     );
-    checks.that("check finds nothing wrong", run(SOON, "autofs-cr", &["check"])?.status.success());
+    checks.that("check finds nothing wrong", run(HANG_LIMIT, "autofs-cr", &["check"])?.status.success());
     Ok(())
 }
 
@@ -170,7 +167,7 @@ fn images(checks: &mut Checks) -> Result<()> {
         checks.equal(&format!("mode of {}", path.display()), fs::metadata(&path)?.mode() & 0o777, 0o600);
         let name = path.to_string_lossy().into_owned();
         if name.contains("/autofs-") && !name.contains("/autofs-cr-") {
-            let output = run_ok(SOON, "crit", &["decode", "-i", &name])?;
+            let output = run_ok(HANG_LIMIT, "crit", &["decode", "-i", &name])?;
             decoded += usize::from(output.contains("\"timeout\""));
         }
     }
@@ -194,7 +191,7 @@ fn taken_number(checks: &mut Checks, engine: Engine) -> Result<()> {
     fs::create_dir_all("/tmp/fill")?;
     let mut filled = 0;
     while !crate::peers::mount_table().iter().any(|(_, fstype, dev)| fstype == "tmpfs" && *dev == wanted) {
-        run_ok(SOON, "mount", &["-t", "tmpfs", "fill", "/tmp/fill"])?;
+        run_ok(HANG_LIMIT, "mount", &["-t", "tmpfs", "fill", "/tmp/fill"])?;
         filled += 1;
         anyhow::ensure!(filled < 5_000, "could not take number {wanted}");
     }
@@ -216,7 +213,7 @@ fn taken_number(checks: &mut Checks, engine: Engine) -> Result<()> {
     engine.signal(Signal::SIGTERM)?;
     checks.soon("all gone", || engine.ended() && !is_autofs("/ind"));
     for _ in 0..filled {
-        run_ok(SOON, "umount", &["/tmp/fill"])?;
+        run_ok(HANG_LIMIT, "umount", &["/tmp/fill"])?;
     }
     Ok(())
 }
@@ -225,7 +222,7 @@ fn taken_number(checks: &mut Checks, engine: Engine) -> Result<()> {
 fn elsewhere(checks: &mut Checks) -> Result<()> {
     fs::create_dir_all("/tmp/root/srv/data")?;
     fs::create_dir_all("/tmp/root/etc")?;
-    run_ok(SOON, "mount", &["--bind", "/srv/data", "/tmp/root/srv/data"])?;
+    run_ok(HANG_LIMIT, "mount", &["--bind", "/srv/data", "/tmp/root/srv/data"])?;
     checks.step("restore below --root", cli::ok(&["restore", "-D", DIR, "--root", "/tmp/root", "--serve"]));
     let engine = Engine::serving("/tmp/root/ind")?;
     checks.equal("it serves there", read_file("/tmp/root/ind/k2/k2")?, "k2".to_owned());
@@ -236,10 +233,12 @@ fn elsewhere(checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-/// TERM, which takes idle mounts away; then wait.
+/// It ends, without a mount that TERM might find in use.
 fn end_automount(automount: &mut Automount) -> Result<()> {
     automount.signal(Signal::SIGUSR1)?;
-    std::thread::sleep(Duration::from_secs(3));
+    let inside = |path: &str| TRIGGERS.iter().chain(&["/browse"]).any(|top| path.starts_with(top));
+    let idle = || !mount_table().iter().any(|(path, fstype, _)| fstype != "autofs" && inside(path));
+    anyhow::ensure!(crate::check::wait_until(idle), "automount unmounts nothing");
     automount.signal(Signal::SIGTERM)?;
     anyhow::ensure!(crate::check::wait_until(|| automount.ended()), "automount does not end");
     Ok(())

@@ -1,7 +1,7 @@
 //! A real systemd with automount units, as PID 1 of namespaces of its own.
 
 use super::Engine;
-use crate::check::{Checks, wait_until};
+use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::cli;
 use crate::peers::Systemd;
 use crate::process::{Process, run_ok};
@@ -10,13 +10,10 @@ use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 /// The unit of `/mnt/spec-ial`.
 const SPECIAL: &str = r"mnt-spec\x2dial";
 const DIR: &str = "/tmp/checkpoint";
-const SOON: Duration = Duration::from_secs(20);
-
 pub fn run(checks: &mut Checks) -> Result<()> {
     fs::create_dir_all("/srv/data/a")?;
     fs::write("/srv/data/a/a", "a\n")?;
@@ -93,7 +90,11 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     let engine = served_by_engine(checks, &tree)?;
     let now = cli::json(&["list", "--tree", &tree])?;
     checks.equal("same st_dev", &find(&now, "/mnt/bind")?["dev"], &bind["dev"]);
-    checks.equal("served", run_ok(SOON, "nsenter", &["-t", &tree, "-m", "cat", "/mnt/bind/a"])?.trim(), "a");
+    checks.equal(
+        "served",
+        run_ok(HANG_LIMIT, "nsenter", &["-t", &tree, "-m", "cat", "/mnt/bind/a"])?.trim(),
+        "a",
+    );
     engine.signal(Signal::SIGTERM)?;
     checks.soon("the engine ends", || engine.ended());
     Ok(())

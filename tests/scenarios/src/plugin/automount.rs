@@ -2,15 +2,11 @@
 //! restore, and after a second one.
 
 use super::container::{Container, Criu};
-use crate::check::{Checks, wait_until};
+use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::process::{self, Process};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use std::fs;
-use std::time::Duration;
-
-/// A lookup that takes longer hangs.
-const QUICK: Duration = Duration::from_secs(10);
 
 pub fn run(checks: &mut Checks) -> Result<()> {
     super::exports(&["a", "b", "c", "idle"])?;
@@ -40,7 +36,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     let taken = super::Fillers::take(&device)?;
     let container = moved.restore()?;
     checks.that("a taken number is told", moved.log("restore").contains("cannot be kept"));
-    let read = container.enter_within(QUICK, &["cat", "/ind/c/c"]);
+    let read = container.enter(&["cat", "/ind/c/c"]);
     checks.equal("and the mount is served", read.ok().as_deref().map(str::trim), Some("c"));
     drop(taken);
     Ok(())
@@ -98,7 +94,7 @@ pub fn every_kind(checks: &mut Checks) -> Result<()> {
     if let Some(youngest) = relays().last() {
         Process::signal_pid(*youngest, Signal::SIGKILL)?;
     }
-    let brief = || container.enter_within(QUICK, &["cat", "/brief/c"]);
+    let brief = || container.enter(&["cat", "/brief/c"]);
     checks.equal("with a relay that was killed", brief().ok().as_deref().map(str::trim), Some("c"));
     let container =
         carry_all(checks, "a second restore", IDLE[1], Criu::with_plugin("kinds.again")?, container)?;
@@ -106,7 +102,7 @@ pub fn every_kind(checks: &mut Checks) -> Result<()> {
     left.dump_with(&container, &["--leave-running"])?;
     goes_on(checks, "left running", IDLE[2], &container);
     container.enter(&["sh", "-c", "kill -9 $(pgrep -x automount)"])?;
-    let dead = container.enter_within(QUICK, &["sh", "-c", "cat /multi/dead/x/x || echo failed"]);
+    let dead = container.enter(&["sh", "-c", "cat /multi/dead/x/x || echo failed"]);
     checks.equal("without automount nobody hangs", dead.ok().as_deref().map(str::trim), Some("failed"));
     drop(container);
     checks.soon("no relay is left", || relays().is_empty());
@@ -131,7 +127,7 @@ fn carry_all(
 }
 
 fn goes_on(checks: &mut Checks, what: &str, idle: &[&str], container: &Container) {
-    let read = |path: &str| container.enter_within(QUICK, &["cat", path]);
+    let read = |path: &str| container.enter(&["cat", path]);
     let mut served = |path: &str| {
         let name = path.rsplit('/').next();
         checks.equal(&format!("{what}: {path}"), read(path).ok().as_deref().map(str::trim), name);
@@ -142,7 +138,7 @@ fn goes_on(checks: &mut Checks, what: &str, idle: &[&str], container: &Container
     served("/brief/c");
     checks.soon(&format!("{what}: an idle direct mount expires"), || container.covering("/brief").is_none());
     checks.that(&format!("{what}: and is mounted again"), read("/brief/c").is_ok());
-    let none = container.enter_within(QUICK, &["ls", "/tree/deep/none/."]);
+    let none = container.enter(&["ls", "/tree/deep/none/."]);
     checks.that(&format!("{what}: an unknown key fails"), none.is_err());
 }
 
@@ -157,7 +153,7 @@ fn sitting(container: &Container) -> Vec<String> {
 
 /// The processes of relays, oldest first.
 fn relays() -> Result<Vec<i32>> {
-    let output = process::run(QUICK, "pgrep", &["-x", "autofs-cr-relay"])?;
+    let output = process::run(HANG_LIMIT, "pgrep", &["-x", "autofs-cr-relay"])?;
     Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| line.parse().ok()).collect())
 }
 
@@ -172,14 +168,14 @@ fn carry(checks: &mut Checks, criu: &Criu, container: Container) -> Result<Conta
     checks.equal("same st_dev", device(&container), was);
     checks.that("a mounted key is mounted", container.covering("/ind/a").is_some());
     for key in ["a", "b", "c"] {
-        let read = container.enter_within(QUICK, &["cat", &format!("/ind/{key}/{key}")]);
+        let read = container.enter(&["cat", &format!("/ind/{key}/{key}")]);
         checks.equal(&format!("/ind/{key} is served"), read.ok().as_deref().map(str::trim), Some(key));
     }
-    checks.that("an unknown key fails", container.enter_within(QUICK, &["ls", "/ind/none/."]).is_err());
-    let idle = container.enter_within(QUICK, &["cat", "/short/idle/idle"]);
+    checks.that("an unknown key fails", container.enter(&["ls", "/ind/none/."]).is_err());
+    let idle = container.enter(&["cat", "/short/idle/idle"]);
     checks.equal("a short-lived key is mounted", idle.ok().as_deref().map(str::trim), Some("idle"));
     checks.soon("it expires when idle", || container.covering("/short/idle").is_none());
-    let idle = container.enter_within(QUICK, &["cat", "/short/idle/idle"]);
+    let idle = container.enter(&["cat", "/short/idle/idle"]);
     checks.equal("and is mounted again", idle.ok().as_deref().map(str::trim), Some("idle"));
     Ok(container)
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 /// The directory that is the container's root, for CRIU's `--root`.
 const ROOT: &str = "/c";
 
-/// How long a CRIU run may take.
-pub const CRIU_LIMIT: Duration = Duration::from_secs(60);
+/// How long a CRIU run may take: one that hangs would do so for ever.
+pub const CRIU_LIMIT: Duration = Duration::from_secs(240);
 
 /// Makes the container's file systems and enters them; then the command is its PID 1. `/dev` has only what
 /// programs need; nothing of the machine's is left open or mounted, or CRIU would refuse.
@@ -143,7 +143,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        let _ = run(Duration::from_secs(5), "kill", &["-9", &self.pid.to_string()]);
+        let _ = run(HANG_LIMIT, "kill", &["-9", &self.pid.to_string()]);
     }
 }
 

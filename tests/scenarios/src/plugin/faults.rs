@@ -3,17 +3,13 @@
 
 use super::container::{Container, Criu};
 use super::{Fillers, exports, program};
-use crate::check::{Checks, wait_until};
+use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::peers::mount_table;
 use crate::process::{self, run_ok};
 use anyhow::{Context, Result, ensure};
 use autofs_cr::faults::CONTAINER;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
-
-/// A lookup that takes longer hangs.
-const QUICK: Duration = Duration::from_secs(10);
 
 /// What a CRIU that is killed there keeps: copies of descriptors that it has taken away from the master.
 const NO_KILL: &str = "container.parked";
@@ -88,7 +84,7 @@ fn carry(criu: &Criu) -> Result<Container> {
 /// The real program, with a symbol that the plugin needs under another name: CRIU's own support stays.
 fn unknown_criu(checks: &mut Checks) -> Result<()> {
     const ODD: &str = "/tmp/criu-odd";
-    let criu = run_ok(QUICK, "sh", &["-c", "command -v criu"])?;
+    let criu = run_ok(HANG_LIMIT, "sh", &["-c", "command -v criu"])?;
     let mut bytes = fs::read(criu.trim())?;
     let (name, other) = (b"\0autofs_mount\0", b"\0autofs_mounT\0");
     let places: Vec<_> = (0..bytes.len() - name.len()).filter(|&at| bytes[at..].starts_with(name)).collect();
@@ -159,13 +155,13 @@ fn nothing_left(checks: &mut Checks, when: &str) {
 
 /// No process of CRIU or of the plugin.
 pub fn no_process_left(checks: &mut Checks, when: &str) {
-    let processes = || process::run(QUICK, "pgrep", &["-x", "criu|criu-odd|autofs-cr-relay"]);
+    let processes = || process::run(HANG_LIMIT, "pgrep", &["-x", "criu|criu-odd|autofs-cr-relay"]);
     let left = || processes().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     checks.soon(&format!("{when}: no process is left"), || left().is_ok_and(|left| left.is_empty()));
 }
 
 fn read(container: &Container, path: &str) -> Result<()> {
-    let text = container.enter_within(QUICK, &["cat", path])?;
+    let text = container.enter(&["cat", path])?;
     ensure!(path.ends_with(text.trim()), "{path} holds {text:?}");
     Ok(())
 }

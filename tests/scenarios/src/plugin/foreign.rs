@@ -2,7 +2,7 @@
 //! offset, idle and busy. It is restored where automount still serves them, and where nobody does.
 
 use super::container::{Container, Criu};
-use crate::check::{Checks, wait_until};
+use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::files::export_all;
 use crate::host::{Engine, master_of};
 use crate::peers::{Automount, autofs_dev, is_autofs, is_mounted};
@@ -13,10 +13,6 @@ use anyhow::{Context, Result, ensure};
 use autofs_cr::faults::FOREIGN;
 use nix::sys::signal::Signal;
 use std::fs;
-use std::time::Duration;
-
-/// A lookup that takes longer hangs.
-const QUICK: Duration = Duration::from_secs(10);
 
 /// What the container has of the host. `/direct` is an ordinary directory, so CRIU must be told, as runtimes do.
 pub(super) const DIRS: &[&str] = &["/ind", "/short", "/direct"];
@@ -72,7 +68,7 @@ fn podman(checks: &mut Checks) -> Result<()> {
             let name = path.rsplit('/').next();
             checks.equal(&format!("podman, {way}: {path}"), text.ok().as_deref().map(str::trim), name);
         }
-        run_ok(QUICK, "umount", &["/ind/e"])?;
+        run_ok(HANG_LIMIT, "umount", &["/ind/e"])?;
     }
     Ok(())
 }
@@ -93,7 +89,7 @@ pub(super) fn start_host(from: &str) -> Result<Automount> {
     fs::write("/etc/auto.direct", direct.collect::<String>())?;
     fs::write("/etc/auto.ind", format!("multi /x {source}/x /y {source}/y\n* {from}/&\n"))?;
     fs::write("/etc/auto.short", format!("* {from}/&\n"))?;
-    run_ok(QUICK, "mount", &["--make-rshared", "/"])?;
+    run_ok(HANG_LIMIT, "mount", &["--make-rshared", "/"])?;
     Automount::start(&[DIRECT, &["/ind", "/short"]].concat())
 }
 
@@ -147,14 +143,14 @@ fn carry(
         "/direct/two/two",
         "/direct/tree/tree",
     ] {
-        let text = container.enter_within(QUICK, &["cat", path]);
+        let text = container.enter(&["cat", path]);
         let name = path.rsplit('/').next();
         checks.equal(&format!("{what}: {path}"), text.ok().as_deref().map(str::trim), name);
     }
     checks.that(&format!("{what}: a new key is the host's, too"), is_mounted("/ind/d"));
-    let none = container.enter_within(QUICK, &["ls", "/ind/none/."]);
+    let none = container.enter(&["ls", "/ind/none/."]);
     checks.that(&format!("{what}: an unknown key fails"), none.is_err());
-    container.enter_within(QUICK, &["cat", "/short/b/b"])?;
+    container.enter(&["cat", "/short/b/b"])?;
     checks.soon(&format!("{what}: an idle key expires, there and here"), || {
         container.covering("/short/b").is_none() && !is_mounted("/short/b")
     });

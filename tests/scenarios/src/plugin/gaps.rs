@@ -2,7 +2,7 @@
 
 use super::container::{Container, Criu};
 use super::{Fillers, exports, program};
-use crate::check::{Checks, wait_until};
+use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::peers::{is_autofs, is_mounted};
 use crate::process::{Process, run_ok};
 use anyhow::{Context, Result, bail, ensure};
@@ -12,10 +12,6 @@ use autofs_cr::sys::tracee::{Injected, RemoteFd, Seized};
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
-
-/// A lookup that takes longer hangs.
-const QUICK: Duration = Duration::from_secs(5);
 
 /// What a stock CRIU does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +186,7 @@ const GAPS: &[Gap] = &[
         right: |now, _| {
             // Nobody answers, and nobody waits: in a catatonic mount there is nothing.
             same(&now.autofs("/mnt/d").and_then(|mount| mount.option("fd")).unwrap_or_default(), "-1")?;
-            same(&now.enter_within(QUICK, &["ls", "/mnt/d/."])?, "")
+            same(&now.enter(&["ls", "/mnt/d/."])?, "")
         },
     },
     Gap {
@@ -206,7 +202,7 @@ const GAPS: &[Gap] = &[
         right: |now, was| {
             same(&facts(now)?, was)?;
             same(&now.autofs("/mnt/d").and_then(|mount| mount.option("fd")).unwrap_or_default(), "-1")?;
-            same(&now.enter_within(QUICK, &["ls", "/mnt/d/."])?, "")
+            same(&now.enter(&["ls", "/mnt/d/."])?, "")
         },
     },
     Gap {
@@ -254,7 +250,7 @@ const GAPS: &[Gap] = &[
         with: "works",
         right: |now, _| {
             // All it can do there is to say no.
-            ensure!(now.enter_within(QUICK, &["ls", "/mnt/d/."]).is_err(), "nobody has answered");
+            ensure!(now.enter(&["ls", "/mnt/d/."]).is_err(), "nobody has answered");
             now.enter(&["grep", "-q", "Missing", "/run/run/requests"]).map(drop)
         },
     },
@@ -291,7 +287,7 @@ const TABLE_ENDS: &str = "<!-- end -->";
 /// Every case.
 pub fn run(checks: &mut Checks) -> Result<()> {
     exports(&["a", "b", "d", "e", "slow"])?;
-    let version = run_ok(QUICK, "criu", &["--version"])?;
+    let version = run_ok(HANG_LIMIT, "criu", &["--version"])?;
     let version = version.lines().find_map(|line| line.strip_prefix("Version: ")).context("no version")?;
     let head = format!("CRIU {version} alone");
     let mut table = format!("| case | {head} | with the plugin |\n|---|---|---|\n");
@@ -366,8 +362,8 @@ fn carry(gap: &Gap, criu: &Criu) -> Result<()> {
     ensure!(wait_until(ready), "no master");
     (gap.before)(&container)?;
     let was = facts(&container)?;
-    // A stock CRIU waits as long for a task that it cannot stop.
-    criu.dump_with(&container, &["--timeout", "4"])?;
+    // It waits ten seconds for a task that it cannot stop.
+    criu.dump(&container)?;
     ensure!(wait_until(|| container.ended()), "the dump left the container running");
     drop((container, below));
     let container = criu.restore()?;
@@ -379,7 +375,7 @@ struct Host(Process);
 
 impl Host {
     fn start(master: &[&str]) -> Result<Self> {
-        run_ok(QUICK, "mount", &["--make-rshared", "/"])?;
+        run_ok(HANG_LIMIT, "mount", &["--make-rshared", "/"])?;
         let host = Self(Process::start_session(master)?);
         ensure!(wait_until(|| is_autofs("/mnt/i")), "no master");
         Ok(host)
@@ -389,8 +385,8 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         let _ = self.0.kill9();
-        let _ = run_ok(QUICK, "umount", &["--lazy", "/mnt/i"]);
-        let _ = run_ok(QUICK, "mount", &["--make-rprivate", "/"]);
+        let _ = run_ok(HANG_LIMIT, "umount", &["--lazy", "/mnt/i"]);
+        let _ = run_ok(HANG_LIMIT, "mount", &["--make-rprivate", "/"]);
     }
 }
 
@@ -399,6 +395,8 @@ fn master<'a>(program: &'a str, mounts: &[&'a str]) -> Vec<&'a str> {
     let (specs, how): (Vec<&str>, Vec<&str>) = mounts.iter().copied().partition(|word| word.contains(':'));
     const VISITS: &str = "setsid \"$0\" \"$@\" & while ! test -s /run/visit; do sleep 0.05; done; \
                           cat $(cat /run/visit) >/run/answer 2>&1; : >/run/answered; sleep 1000";
+    const DIES: &str = "setsid \"$0\" \"$@\" & until test -e /run/ready; do sleep 0.05; done; \
+                        kill -9 $!; wait; exec sleep 1000";
     let program: &[&str] =
         if how.contains(&"chroot") { &[program, "master", "chroot"] } else { &[program, "master"] };
     let start = match how.first() {
@@ -406,7 +404,7 @@ fn master<'a>(program: &'a str, mounts: &[&'a str]) -> Vec<&'a str> {
         Some(&"visits") => &["catatonit", "--", "sh", "-c", VISITS][..],
         // In the group of a shell, as when a script starts it.
         Some(&"in-group") => &["catatonit", "--", "sh", "-c", "\"$0\" \"$@\"; sleep 1000"][..],
-        Some(&"dies") => &["catatonit", "--", "sh", "-c", "timeout 1 \"$0\" \"$@\"; exec sleep 1000"][..],
+        Some(&"dies") => &["catatonit", "--", "sh", "-c", DIES][..],
         _ => &["catatonit", "--"][..],
     };
     [start, program, &specs].concat()
@@ -458,7 +456,7 @@ fn in_master<T>(
     let control = Control::open()?;
     let root = control.open_mount(Path::new(&format!("/proc/{}/root{path}", container.pid())), mount.dev)?;
     let seized = Seized::new(master.pid)?;
-    let mut held = seized.stop(QUICK).map_err(|(_, error)| error)?;
+    let mut held = seized.stop(HANG_LIMIT).map_err(|(_, error)| error)?;
     let root = held.send_fd(root.as_fd())?;
     let result = act(&Control::with_caller(Injected::new(&mut held, &control)?), root);
     held.close_fd(root)?;
@@ -468,7 +466,7 @@ fn in_master<T>(
 
 /// A file in a mount holds its own name; a hang is an error.
 fn read(container: &Container, path: &str) -> Result<()> {
-    let text = container.enter_within(QUICK, &["cat", path])?;
+    let text = container.enter(&["cat", path])?;
     ensure!(path.ends_with(text.trim()), "{path} holds {text:?}");
     Ok(())
 }

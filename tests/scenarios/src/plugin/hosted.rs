@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = crate::check::HANG_LIMIT;
 
 /// Programs whose working directories are inside, and one that reads all the time.
 const SITTERS: &str = "for dir in /ind/a /ind/multi/x /direct/one /direct/tree; do (cd $dir && exec sleep 100000) & done; \

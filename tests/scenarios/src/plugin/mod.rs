@@ -23,7 +23,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = crate::check::HANG_LIMIT;
 
 /// A real CRIU loads the plugin, and dumps and restores as it does without.
 pub fn load(checks: &mut Checks) -> Result<()> {

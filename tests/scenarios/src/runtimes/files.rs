@@ -1,6 +1,7 @@
 //! What a container of this scenario is made of: a small root file system with real automount, our engine, and
 //! programs that use both.
 
+use crate::check::HANG_LIMIT;
 use crate::process::run_ok;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -8,7 +9,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::time::Duration;
 
 /// Each holds a file of its own name.
 pub const KEYS: &[&str] = &["a", "b", "c", "d", "e", "f", "g", "h"];
@@ -102,7 +102,7 @@ pub fn make_content(root: &Path) -> Result<()> {
 fn libraries(programs: &[String]) -> Result<BTreeSet<String>> {
     let programs: Vec<&str> = programs.iter().map(String::as_str).collect();
     // Its status tells of static programs, too.
-    let told = crate::process::run(Duration::from_secs(20), "ldd", &programs)?;
+    let told = crate::process::run(HANG_LIMIT, "ldd", &programs)?;
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     let paths = told.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
     Ok(paths.filter(|path| Path::new(path).exists()).map(str::to_owned).collect())
@@ -111,7 +111,7 @@ fn libraries(programs: &[String]) -> Result<BTreeSet<String>> {
 /// What runc and crun run: their own `spec`, with what automount needs added.
 pub fn make_bundle(runtime: &str, bundle: &Path) -> Result<()> {
     make_root(&bundle.join("rootfs"))?;
-    run_ok(Duration::from_secs(20), runtime, &["spec", "--bundle", &bundle.to_string_lossy()])?;
+    run_ok(HANG_LIMIT, runtime, &["spec", "--bundle", &bundle.to_string_lossy()])?;
     let file = bundle.join("config.json");
     let mut config: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
     let capabilities = json!(["CAP_SYS_ADMIN", "CAP_KILL", "CAP_DAC_OVERRIDE", "CAP_SYS_PTRACE"]);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// For commands of the runtimes, which are slow where the processor is emulated.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(240);
 /// The OCI container's and podman's name.
 const NAME: &str = "carried";
 /// podman's checkpoint, and its image for another host.

@@ -18,11 +18,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = crate::check::HANG_LIMIT;
 
 /// Limits of the engine's, short so that the test is.
-const CONF: &str = "[ autofs ]\ntimeout = 600\nbrowse_mode = no\nnegative_timeout = 1\nprogram_wait = 3\n\
-                    ldap_timeout = 3\nldap_network_timeout = 3\n";
+const CONF: &str = "[ autofs ]\ntimeout = 600\nbrowse_mode = no\nnegative_timeout = 1\nprogram_wait = 8\n\
+                    ldap_timeout = 8\nldap_network_timeout = 8\n";
 
 const MASTER: &str = "/net -hosts\n/bis ldap:auto.bis\n/own ldap:auto.own\n/nis ldap:auto.nis\n\
                       /tls ldaps:lab:automountMapName=auto.bis,dc=example,dc=com\n/sss sss:auto.bis\n\
