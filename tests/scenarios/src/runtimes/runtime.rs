@@ -287,6 +287,8 @@ impl Podman {
         if !root.exists() {
             files::make_root(root)?;
             run_ok(LIMIT, "tar", &["-C", "/tmp/podman", "-cf", "/tmp/podman.tar", "."])?;
+        }
+        if podman.call(&["image", "exists", NAME]).is_err() {
             podman.call(&["import", "/tmp/podman.tar", NAME])?;
         }
         let run = [
