@@ -39,6 +39,13 @@ fn alone(socket: &OwnedFd) {
     fork::reset_signals();
 }
 
+/// Everybody waits for this process: programs that use all processors must not hold it up.
+pub fn hurry() {
+    let _ = rustix::process::setpriority_process(None, -20);
+    // To the scheduler a session may be a group, whose members share what the group has.
+    let _ = std::fs::write("/proc/self/autogroup", "-20");
+}
+
 /// Two ends of a connection that carries messages, not bytes (SOCK_SEQPACKET), both CLOEXEC.
 pub fn socket_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)

@@ -134,8 +134,7 @@ impl Lull {
 
 /// The process apart.
 fn serve(root: i32, groups: HashSet<i32>, socket: &OwnedFd) -> Result<(), Errno> {
-    // Everybody waits for this: programs that use all processors must not hold it up.
-    let _ = rustix::process::setpriority_process(None, -20);
+    apart::hurry();
     let mut settling = Settling::new(root, groups);
     if let Err(error) = settling.settle() {
         // Everybody is let go before CRIU tries itself; who still sleeps, by the end of this process.

@@ -102,12 +102,12 @@ impl Maker {
 
 /// The maker's life.
 fn serve(socket: &OwnedFd, image: &Checkpoint, renumber: bool) -> Result<(), Errno> {
+    apart::hurry();
     let (claims, not_held) = match claim(&image.mounts) {
         Ok(claimed) => claimed,
         Err(error) => return send(socket, &format!("no device number can be kept: {error}"), &[]),
     };
-    let line = |(dev, why): &(DevNum, NoClaim)| format!("device number {dev} cannot be kept: {why}");
-    send(socket, &not_held.iter().map(line).collect::<Vec<_>>().join("\n"), &[])?;
+    send(socket, &warnings(&not_held).join("\n"), &[])?;
     let (mut index, asker) = receive_request(socket)?;
     let mut making = Making::start(image, claims, asker, renumber);
     loop {
@@ -115,6 +115,15 @@ fn serve(socket: &OwnedFd, image: &Checkpoint, renumber: bool) -> Result<(), Err
         making.as_mut().map_or(Ok(()), |making| making.go_on(socket))?;
         (index, _) = receive_request(socket)?;
     }
+}
+
+/// As many as fit into one message.
+fn warnings(not_held: &[(DevNum, NoClaim)]) -> Vec<String> {
+    const TOLD: usize = 100;
+    let line = |(dev, why): &(DevNum, NoClaim)| format!("device number {dev} cannot be kept: {why}");
+    let more = not_held.len().saturating_sub(TOLD);
+    let more = (more > 0).then(|| format!("nor can {more} other device numbers"));
+    not_held.iter().take(TOLD).map(line).chain(more).collect()
 }
 
 fn answer(socket: &OwnedFd, making: &mut Result<Making, String>, index: u32) -> Result<(), Errno> {
@@ -221,6 +230,7 @@ impl Making {
 fn prepare(image: &Checkpoint, mut claims: Claims, renumber: bool, socket: &OwnedFd) -> Result<(), String> {
     // The owner: a process group of the container's pid namespace.
     nix::unistd::setsid().map_err(|errno| format!("cannot begin a session: {errno}"))?;
+    apart::hurry();
     let steps: Vec<_> =
         image.mounts.iter().enumerate().map(|(index, mount)| step(index, mount, renumber)).collect();
     for some in steps.chunks(MOUNTS_AT_ONCE) {
@@ -303,6 +313,16 @@ mod tests {
             answer(&its, &mut nothing, index).unwrap();
             assert_eq!(receive(&ours).unwrap().0, "no such mount");
         }
+    }
+
+    #[test]
+    fn thousands_of_warnings_fit_into_a_message() {
+        let not_held: Vec<_> = (0..10_000).map(|minor| (DevNum::anonymous(minor), NoClaim::Taken)).collect();
+        let (ours, its) = socket_pair().unwrap();
+        send(&its, &warnings(&not_held).join("\n"), &[]).unwrap();
+        let (text, _) = receive(&ours).unwrap();
+        assert_eq!(text.lines().last(), Some("nor can 9900 other device numbers"));
+        assert_eq!(warnings(&not_held[..2]).len(), 2);
     }
 
     #[test]
