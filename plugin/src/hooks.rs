@@ -309,6 +309,9 @@ pub fn whole(pid: c_int) {
     if std::mem::replace(&mut state.attached, true) {
         return;
     }
+    if let Some(copies) = &state.copies {
+        copies.keep();
+    }
     let Some(restore) = &mut state.restore else { return };
     let errors = restore.attach(pid);
     for error in &errors {

@@ -14,9 +14,12 @@ use crate::image::criu::Foreign;
 use crate::image::{ImageError, criu};
 use crate::sys::control::{Control, ControlError};
 use crate::sys::mount::{self, Change, DetachedMount, MountError, MountFlags};
+use crate::sys::process::ProcessId;
 use crate::sys::{DevNum, Errno, io_errno, mountns};
 use rustix::fs::CWD;
+use rustix::process::Signal;
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -72,8 +75,17 @@ pub struct Copies {
     pub places: Vec<(String, PathBuf)>,
     /// Mounts that will not be as they were.
     pub warnings: Vec<String>,
-    /// While it is open the host's mounts are kept in use.
-    _in_use: Option<OwnedFd>,
+    /// While it is open the host's mounts are kept in use. If nothing is sent before it is closed, our engine ends that was
+    /// started for them.
+    in_use: Option<OwnedFd>,
+}
+
+impl Copies {
+    /// The container is restored: what serves the mounts stays.
+    pub fn keep(&self) {
+        // Where nobody listens, nobody ends it.
+        let _ = self.in_use.as_ref().map(|socket| apart::send(socket, "", &[]));
+    }
 }
 
 /// Have the host's mounts that are in the images of `dir`, and copy them. To be called before CRIU starts any process: it
@@ -97,7 +109,7 @@ pub fn copies(dir: BorrowedFd<'_>) -> Result<Copies, ForeignError> {
     )?;
     std::fs::create_dir_all(COPIES).map_err(|error| failed("make", COPIES.as_ref(), &error))?;
     made.attach(CWD, Path::new(COPIES))?;
-    let mut copies = Copies { _in_use: Some(host), ..Copies::default() };
+    let mut copies = Copies { in_use: Some(host), ..Copies::default() };
     let mut copier = Copier { table: &table, of_groups: HashMap::new(), warnings: &mut copies.warnings };
     for mount in &mounts {
         let place = copier.copy(mount)?;
@@ -199,11 +211,21 @@ fn ask_host(image: &Path, mounts: &[Foreign]) -> Result<OwnedFd, ForeignError> {
     let socket = apart::start(|socket| {
         // A walk may wait for ever; this is the end of it.
         nix::unistd::alarm::set(PATIENCE);
-        let told = serve(image, mounts).and_then(|()| trigger(mounts));
+        let mut engine = None;
+        let told = serve(image, mounts, &mut engine).and_then(|()| trigger(mounts));
+        let _ = nix::unistd::alarm::cancel();
+        let why = told.as_ref().err().map(ToString::to_string).unwrap_or_default();
         // Whoever asked has ended when it cannot be told.
-        let _ = apart::send(socket, &told.err().map(|error| error.to_string()).unwrap_or_default(), &[]);
-        // What was mounted stays in use until CRIU ends.
-        let _ = apart::receive(socket);
+        let _ = apart::send(socket, &why, &[]);
+        let restored = apart::receive(socket).is_ok();
+        if restored {
+            // What was mounted stays in use until CRIU ends.
+            let _ = apart::receive(socket);
+        } else if let Some(engine) = engine {
+            // Nothing is busy any more, and goes with it.
+            drop(told);
+            let _ = engine.signal(Signal::TERM);
+        }
     })
     .map_err(ForeignError::Gone)?;
     match apart::receive(&socket).map_err(ForeignError::Gone)? {
@@ -221,8 +243,8 @@ fn tops(mounts: &[Foreign]) -> impl Iterator<Item = &Foreign> {
     mounts.iter().filter(move |mount| mount.autofs && !below(mount))
 }
 
-/// Our engine for those that have no master here.
-fn serve(image: &Path, mounts: &[Foreign]) -> Result<(), ForeignError> {
+/// Our engine for those that have no master here; `engine`: its process.
+fn serve(image: &Path, mounts: &[Foreign], engine: &mut Option<ProcessId>) -> Result<(), ForeignError> {
     let here = survey(&Target::Own)?.mounts;
     let served = |path: &Path| {
         here.iter().any(|mount| mount.path == path && !mount.catatonic && mount.master.process().is_some())
@@ -242,25 +264,28 @@ fn serve(image: &Path, mounts: &[Foreign]) -> Result<(), ForeignError> {
         .stdout(Stdio::null())
         .output()
         .map_err(|error| no_engine(error.to_string()))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(no_engine(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    if !output.status.success() {
+        return Err(no_engine(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
+    let here = survey(&Target::Own)?.mounts;
+    *engine =
+        here.iter().find(|mount| unserved.contains(&&mount.path)).and_then(|mount| mount.master.process());
+    Ok(())
 }
 
-/// What the container had mounted is mounted, and kept in use by this process.
-fn trigger(mounts: &[Foreign]) -> Result<(), ForeignError> {
+/// What the container had mounted is mounted, and in use as long as these files are open.
+fn trigger(mounts: &[Foreign]) -> Result<Vec<File>, ForeignError> {
+    let mut in_use = Vec::new();
     let tops: Vec<_> = tops(mounts).map(|mount| mount.mount_id).collect();
     for mount in mounts.iter().filter(|mount| !tops.contains(&mount.mount_id)) {
         // An offset is made with what is above it, and must not be entered.
         let wanted = if mount.autofs { mount.path.parent().unwrap_or(&mount.path) } else { &mount.path };
-        let file = std::fs::File::open(wanted).map_err(|error| failed("open", wanted, &error))?;
-        std::mem::forget(file);
+        in_use.push(File::open(wanted).map_err(|error| failed("open", wanted, &error))?);
     }
     let (_, table) = survey::read(&Target::Own)?;
     let table = mountinfo::parse(&table).map_err(DiscoverError::from)?;
     match mounts.iter().find(|mount| on_host(mount, &table).is_none()) {
-        None => Ok(()),
+        None => Ok(in_use),
         Some(mount) => Err(ForeignError::Missing { path: mount.path.clone(), autofs: mount.autofs }),
     }
 }

@@ -6,7 +6,7 @@ use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::files::export_all;
 use crate::host::{Engine, master_of};
 use crate::peers::{Automount, autofs_dev, is_autofs, is_mounted};
-use crate::process::run_ok;
+use crate::process::{self, run_ok};
 use crate::programs::read_file;
 use crate::runtimes::runtime::{Podman, Runtime};
 use anyhow::{Context, Result, ensure};
@@ -124,6 +124,9 @@ fn carry(
         }
     }
     super::faults::no_process_left(checks, what);
+    let engines =
+        || process::run(HANG_LIMIT, "pgrep", &["-x", "autofs-cr"]).map(|found| found.stdout.is_empty());
+    checks.soon(&format!("{what}: no engine is left"), || engines().unwrap_or_default());
     let copies = fs::read_to_string("/proc/self/mountinfo")?.contains("/run/autofs-cr/foreign");
     checks.that(&format!("{what}: no copy is left on the host"), !copies);
     let container = criu.restore_with(RESTORE)?;
