@@ -323,10 +323,14 @@ impl Criu {
     }
 }
 
-/// The errors in a log of CRIU's. Where it tells none but that it failed, the lines before.
+/// The errors in a log of CRIU's. Where it tells none but that it failed: its last step before it began to undo them.
 pub fn errors(log: &str) -> String {
     let errors: Vec<&str> = log.lines().filter(|line| line.contains("Error")).collect();
-    if errors.iter().all(|line| line.ends_with("FAILED.")) { tail(log) } else { errors.join("; ") }
+    if errors.iter().all(|line| line.ends_with("FAILED.")) {
+        let step = log.lines().take_while(|line| !line.contains("Unlock network")).last().unwrap_or_default();
+        return step.split_once(") ").map_or(step, |(_time, text)| text).to_owned();
+    }
+    errors.join("; ")
 }
 
 fn tail(log: &str) -> String {
