@@ -328,7 +328,7 @@ pub fn errors(log: &str) -> String {
     let errors: Vec<&str> = log.lines().filter(|line| line.contains("Error")).collect();
     if errors.iter().all(|line| line.ends_with("FAILED.")) {
         let step = log.lines().take_while(|line| !line.contains("Unlock network")).last().unwrap_or_default();
-        return step.split_once(") ").map_or(step, |(_time, text)| text).to_owned();
+        return step.split_once(") ").map_or(step, |(_time, text)| text.trim()).to_owned();
     }
     errors.join("; ")
 }

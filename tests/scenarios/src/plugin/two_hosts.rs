@@ -359,7 +359,7 @@ fn short(message: &str) -> &str {
 }
 
 fn first_part(message: &str) -> &str {
-    let part = message.split([';', '\n']).next().unwrap_or_default();
+    let part = message.split([';', '\n', '\t']).next().unwrap_or_default();
     part.char_indices().nth(120).map_or(part, |(end, _)| &part[..end])
 }
 
