@@ -15,8 +15,12 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const DIRECTORY: &str = "/run/autofs-cr";
+/// How long another run may take to undo, and how often we look.
+const TURN: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// The notes could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +121,7 @@ fn open_directory() -> Result<OwnedFd, Errno> {
 /// Undo what runs that were killed have left. Returns a line for each of them.
 pub fn repair() -> Vec<String> {
     let Ok(directory) = open_directory() else { return Vec::new() };
+    take_turn(&directory);
     let mut lines = Vec::new();
     for file in std::fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
         let name = file.file_name();
@@ -138,6 +143,16 @@ pub fn repair() -> Vec<String> {
         }
     }
     lines
+}
+
+/// Another run that undoes something must have done so before we look at the mounts. (Its notes are gone when it begins.)
+fn take_turn(directory: &OwnedFd) {
+    let start = Instant::now();
+    while flock(directory, FlockOperation::NonBlockingLockExclusive) == Err(Errno::AGAIN)
+        && start.elapsed() < TURN
+    {
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// Take the notes of a run that has died; `None` when it lives, or somebody else has taken them.

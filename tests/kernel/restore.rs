@@ -242,6 +242,9 @@ fn fails(arguments: &[&str], fault: Option<&str>) -> String {
 /// A number that no test beside this one gets by chance.
 const HIGH: u32 = 30_000;
 
+/// A number, and the id of a mount, that no mount beside it in an image has by chance.
+const APART: u32 = 9_000;
+
 #[test]
 fn numbers_that_are_taken() {
     let home = private_mount_namespace();
@@ -425,8 +428,8 @@ fn the_engine_serves_what_was_made_and_what_was_taken_over() {
     let waiter = old.waiter();
     let mut adopted = dumped(&old.target.path, old.target.dev.minor, MountType::Direct);
     adopted.facts.options.timeout = 0;
-    let mut direct = dumped(&home.join("data"), 300, MountType::Direct);
-    let mut indirect = dumped(&home.join("mnt"), 301, MountType::Indirect);
+    let mut direct = dumped(&home.join("data"), APART, MountType::Direct);
+    let mut indirect = dumped(&home.join("mnt"), APART + 1, MountType::Indirect);
     (adopted.served_by, direct.served_by, indirect.served_by) = (Some(0), Some(0), Some(1));
     indirect.tree = vec![TreeEntry { requester: Some(Requester { uid: 7, gid: 8 }), ..entry("a", 0o755) }];
     indirect.active = vec![ActiveKey { key: b"a".to_vec(), entry: None }];
@@ -498,7 +501,7 @@ fn a_fault_while_mounts_change_hands_gives_them_back() {
             ..dumped(&owned.target.path, 1, MountType::Direct)
         })
         .collect();
-    images.push(DumpedMount { served_by: Some(0), ..dumped(&home.join("made"), 300, MountType::Direct) });
+    images.push(DumpedMount { served_by: Some(0), ..dumped(&home.join("made"), APART, MountType::Direct) });
     images[1].served_by = Some(1);
     let services = vec![
         tmpfs_map(Path::new("/-"), &[&home.join("one"), &home.join("made")]),
@@ -592,7 +595,7 @@ fn into_a_container() {
     });
     let mut adopted = dumped(&path, dev.minor, MountType::Direct);
     adopted.facts.options.timeout = 0;
-    let mut made = dumped(&home.join("made"), 300, MountType::Indirect);
+    let mut made = dumped(&home.join("made"), APART, MountType::Indirect);
     (adopted.served_by, made.served_by) = (Some(0), Some(1));
     let services =
         vec![tmpfs_map(Path::new("/-"), &[&path]), tmpfs_map(&home.join("made"), &[Path::new("key")])];
