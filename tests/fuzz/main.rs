@@ -10,8 +10,10 @@ use autofs_cr::discover::facts::AutofsOptions;
 use autofs_cr::discover::mountinfo;
 use autofs_cr::engine::maps::check::{FileKind, check, guess};
 use autofs_cr::engine::maps::conf::Conf;
+use autofs_cr::engine::maps::local::Nowhere;
 use autofs_cr::engine::maps::master::{self, Item, MapName};
 use autofs_cr::engine::maps::text::{Lines, is_blank};
+use autofs_cr::engine::maps::vars::Requester;
 use autofs_cr::engine::maps::{Credentials, Map, Severity, Site, What, options, unit};
 use autofs_cr::engine::mount::options::Options;
 use autofs_cr::sys::packet::Packet;
@@ -180,6 +182,7 @@ fn of_sun_maps() {
 #[test]
 fn of_hesiod_records() {
     let site = Arc::new(Site::default());
+    let root = Requester::new(Credentials { uid: 0, gid: 0 });
     let words = &[
         "NFS ", "AFS ", "ERR ", "ext4 ", "/a", " host", " w ", " r", "&", "$HOST", "\\", "\"", "#", ":", ",",
         "(1)", "-",
@@ -187,7 +190,7 @@ fn of_hesiod_records() {
     fuzz("hesiod", Vec::new(), words, |input| {
         let entry = master::entry(Some("/m".into()), b"file,hesiod:/map", b"").unwrap();
         let map = Map::listed(entry, &[(b"k".to_vec(), input.to_vec())], site.clone()).unwrap();
-        let Ok(Some(resolved)) = map.lookup(b"k", Credentials { uid: 0, gid: 0 }) else { return };
+        let Ok(Some(resolved)) = map.lookup_as(b"k", &root, &Nowhere, &mut Vec::new()) else { return };
         let words: Vec<&[u8]> = input.split(|byte| is_blank(*byte)).filter(|word| !word.is_empty()).collect();
         let path = match &resolved.mounts[0].what {
             What::Mount { sources, .. } if sources.len() > 1 => return,

@@ -30,7 +30,7 @@ pub trait Machine {
 
 /// No machine at all, so that a check asks no name service.
 #[derive(Debug)]
-pub(super) struct Nowhere;
+pub struct Nowhere;
 
 impl Machine for Nowhere {
     fn is_local(&self, _: &str) -> bool {
