@@ -6,6 +6,7 @@ mod running;
 
 use super::explain::master_map;
 use super::output::{self, Output};
+use crate::cli::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use autofs_cr::engine::config::{self, Given};
 use autofs_cr::engine::control::client::ask;
@@ -23,7 +24,6 @@ use sd_notify::NotifyState;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 

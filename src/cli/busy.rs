@@ -3,11 +3,11 @@
 use super::list::shown;
 use super::output::Output;
 use super::table::{Column, Style, Table};
+use crate::cli::ExitCode;
 use anyhow::{Result, ensure};
 use autofs_cr::discover::users::{Program, Users, users};
 use clap::Args;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

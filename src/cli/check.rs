@@ -4,6 +4,7 @@ use super::list::{gaps, shown, waiters};
 use super::output::Output;
 use super::table::Style;
 use super::{TargetArgs, human};
+use crate::cli::ExitCode;
 use anyhow::Result;
 use autofs_cr::discover::facts::{AutofsMount, End, Master, Pipe, Survey, Waiter};
 use autofs_cr::discover::{Target, survey};
@@ -15,7 +16,6 @@ use clap::Args;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 /// A lookup that is answered within this time is none to report.

@@ -3,6 +3,7 @@
 use super::human;
 use super::output::{self, Output};
 use super::progress::Progress;
+use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::container::command::{Criu, Summary};
 use autofs_cr::sys::mount;
@@ -12,7 +13,6 @@ use serde::Serialize;
 use std::ffi::OsString;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
 const EXAMPLES: &str = "\

@@ -5,6 +5,7 @@ use super::list::shown;
 use super::output::Output;
 use super::progress::Progress;
 use super::table::{Cell, Column, Style, Table};
+use crate::cli::ExitCode;
 use anyhow::{Result, bail};
 use autofs_cr::discover::users::{Users, users};
 use autofs_cr::engine::control::client::{AskError, ask};
@@ -14,7 +15,6 @@ use autofs_cr::log::LogLevels;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const EXAMPLES: &str = "\

@@ -5,6 +5,7 @@ use super::human::count;
 use super::list::shown;
 use super::output::{self, Output};
 use super::progress::Progress;
+use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::dump::plan::{Mode, Wishes};
 use autofs_cr::dump::{self, Report, Request, hold};
@@ -14,7 +15,6 @@ use autofs_cr::quiesce::Waiting;
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 const EXAMPLES: &str = "\

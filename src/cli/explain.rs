@@ -3,6 +3,7 @@
 use super::output::Output;
 use super::progress::Progress;
 use super::table::{Column, Table};
+use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::discover::escaped::escape;
 use autofs_cr::engine::config::Given;
@@ -16,7 +17,6 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 const HELP: &str = "\
 Examples:

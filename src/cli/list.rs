@@ -3,6 +3,7 @@
 use super::output::{self, Output};
 use super::table::{Cell, Column, Style, Table};
 use super::{TargetArgs, human};
+use crate::cli::ExitCode;
 use anyhow::Result;
 use autofs_cr::discover::escaped::escape;
 use autofs_cr::discover::facts::{
@@ -16,7 +17,6 @@ use serde::Serialize;
 use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

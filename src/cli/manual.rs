@@ -1,6 +1,7 @@
 //! Man pages and completions, made from the arguments themselves when a package is built.
 
 use super::output::Output;
+use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
@@ -8,7 +9,6 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 const SOURCE: &str = concat!("autofs-cr ", env!("CARGO_PKG_VERSION"));
 

@@ -3,6 +3,7 @@
 use super::output::Output;
 use super::progress::Progress;
 use super::table::Style;
+use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::engine::config::{CONF, Given};
 use autofs_cr::engine::maps::check::{FileKind, Found, check, guess};
@@ -12,7 +13,6 @@ use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use unicode_width::UnicodeWidthStr;
 

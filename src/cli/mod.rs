@@ -24,11 +24,11 @@ use anyhow::{Result, ensure};
 use autofs_cr::discover::Target;
 use autofs_cr::log;
 use autofs_cr::sys::privilege::{self, Role};
+use autofs_cr::sys::process;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use output::Output;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -124,7 +124,7 @@ impl Command {
 }
 
 /// Parse, run, report.
-pub fn main() -> ExitCode {
+pub fn main() -> ! {
     let Cli { command, verbose } = parse(std::env::args_os());
     let verbose = match &command {
         Command::Automount(automount) => verbose.max(automount.verbosity()),
@@ -135,13 +135,31 @@ pub fn main() -> ExitCode {
     if let Err(error) = privilege::keep(command.role()) {
         output::warn(format_args!("capabilities that are not needed are kept: {error}"));
     }
-    match command.run(&mut Output::new()) {
+    let ExitCode(code) = match command.run(&mut Output::new()) {
         Ok(code) => code,
         Err(error) if output::reader_has_left(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::error(&error);
             ExitCode::FAILURE
         }
+    };
+    process::end(code)
+}
+
+/// What the program ends with. (The standard library's does not tell its number.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitCode(u8);
+
+impl ExitCode {
+    /// All is well.
+    pub const SUCCESS: Self = Self(0);
+    /// Something is not.
+    pub const FAILURE: Self = Self(1);
+}
+
+impl From<u8> for ExitCode {
+    fn from(code: u8) -> Self {
+        Self(code)
     }
 }
 

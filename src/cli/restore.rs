@@ -4,6 +4,7 @@ use super::output::{self, Output};
 use super::progress::Progress;
 use super::table::{Cell, Column, Style, Table};
 use super::{TargetArgs, human, list};
+use crate::cli::ExitCode;
 use anyhow::{Result, bail};
 use autofs_cr::restore::resume::Resumed;
 use autofs_cr::restore::verify::{How, Outcome};
@@ -12,7 +13,6 @@ use clap::Args;
 use sd_notify::NotifyState;
 use serde::Serialize;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

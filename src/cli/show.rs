@@ -4,6 +4,7 @@ use super::human;
 use super::list::{self, shown};
 use super::output::Output;
 use super::table::{Cell, Column, Style, Table};
+use crate::cli::ExitCode;
 use anyhow::Result;
 use autofs_cr::discover::escaped::escape;
 use autofs_cr::discover::facts::TreeEntry;
@@ -13,7 +14,6 @@ use autofs_cr::sys::control::Requester;
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

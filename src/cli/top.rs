@@ -5,6 +5,7 @@ mod screen;
 
 use super::TargetArgs;
 use super::output::{self, Output};
+use crate::cli::ExitCode;
 use anyhow::{Result, ensure};
 use autofs_cr::discover::survey;
 use autofs_cr::engine::control::client::ask;
@@ -13,7 +14,6 @@ use clap::Args;
 use frame::{History, Sample};
 use screen::{Key, Screen};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const EXAMPLES: &str = "\

@@ -5,6 +5,7 @@ use rustix::{
     fs::{FileType, Mode, OFlags},
     process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal},
 };
+use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -53,6 +54,14 @@ impl ProcessId {
 /// Our process group; 0 where it lies outside of our pid namespace (`nsenter --pid`), which rustix takes for impossible.
 pub fn own_group() -> i32 {
     nix::unistd::getpgrp().as_raw()
+}
+
+/// End this process, without the exit handlers of libraries: threads of theirs and of ours may still be at work in them, and for that
+/// a Kerberos library which has taken its locks down ends the process by SIGABRT.
+pub fn end(code: u8) -> ! {
+    let _ = std::io::stdout().flush();
+    // SAFETY: always sound.
+    unsafe { libc::_exit(code.into()) }
 }
 
 /// A copy of descriptor `fd` of process `pid` (pidfd_getfd: same open file description), CLOEXEC.

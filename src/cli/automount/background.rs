@@ -1,11 +1,11 @@
 //! Going to the background: the caller waits until the daemon is ready, and sees what went wrong before.
 
 use super::super::output;
+use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::engine::background::leave_stdio;
 use autofs_cr::sys::fork::fork;
 use rustix::pipe::{PipeFlags, pipe_with};
-use std::process::ExitCode;
 
 /// Serve in a child that is a session of its own. Returns when that is ready, or has failed.
 pub fn run(serve: impl FnOnce(&mut dyn FnMut()) -> Result<()>) -> Result<ExitCode> {

@@ -3,6 +3,7 @@
 //! Keys stand in the order of their file; automount's order is that of its hash table.
 
 use super::super::output::{self, Output};
+use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::engine::config::Given;
 use autofs_cr::engine::maps::master::{self, Entry, MapKind, MapName};
@@ -12,7 +13,6 @@ use std::ffi::OsStr;
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 
 /// Every map of the master map.

@@ -120,7 +120,10 @@ pub fn run(limit: Duration, program: &str, args: &[&str]) -> Result<Output> {
         .status()
         .with_context(|| format!("running {program}"))?;
     if matches!(status.code(), Some(124 | 137)) || status.signal().is_some() {
-        bail!("{program} {} hung for {limit:?}, or was killed: {}", args.join(" "), status);
+        let mut text = String::new();
+        err.rewind()?;
+        err.read_to_string(&mut text)?;
+        bail!("{program} {} hung for {limit:?}, or was killed: {status}: {text}", args.join(" "));
     }
     let mut output = Output { status, stdout: Vec::new(), stderr: Vec::new() };
     for (file, bytes) in [(&mut out, &mut output.stdout), (&mut err, &mut output.stderr)] {

@@ -152,6 +152,12 @@ pub fn logins(checks: &mut Checks) -> Result<()> {
         let got = explain("/sec/a")?;
         checks.that(&format!("logging in: {what} ({got})"), got.contains(want));
     }
+    // Kerberos takes its locks down when a program ends, whoever is still at work.
+    auth(&format!("{gssapi} clientprinc=\"reader\""))?;
+    checks.that(
+        "a program that logged in by Kerberos ends well, each time",
+        (0..50).all(|_| explain("/sec/a").is_ok()),
+    );
     fs::set_permissions("/etc/autofs_ldap_auth.conf", fs::Permissions::from_mode(0o644))?;
     checks.that("a password that all can read is refused", explain("/sec/a")?.contains("chmod 600"));
     auth("authrequired=\"no\"")?;
