@@ -18,6 +18,9 @@ pub enum ErrorKind {
     /// A word is missing.
     #[error("the record has no {0}; a record is TYPE PATH MODE WHERE, or NFS PATH HOST MODE WHERE")]
     Missing(&'static str),
+    /// Of a server only an absolute path is exported.
+    #[error("the path {0} of an NFS record is not absolute")]
+    NotAbsolute(String),
 }
 
 /// The entry in sun format that a record stands for, with the places of its words.
@@ -52,6 +55,10 @@ pub fn entry(record: &Text<'_>) -> Result<Text<'static>, Error> {
         }
     }
     let path = word(1, "path")?;
+    if host.is_some() && !bytes[path.clone()].starts_with(b"/") {
+        let kind = ErrorKind::NotAbsolute(show(&bytes[path.clone()]).into());
+        return Err(Located { at: record.position(path.start), kind });
+    }
     entry.push(b" ", record.position(path.start));
     if let Some(host) = host {
         quoted(&mut entry, record, Some(host));
@@ -102,6 +109,7 @@ mod tests {
             ("ext4 /dev/sda1 nosuid,ro /x", "-fstype=ext4,nosuid,ro :/dev/sda1"),
             ("tmpfs none", "-fstype=tmpfs :none"),
             ("NFS /a$b/&\\ h w /x", "-fstype=nfs,rw h:/a\\$b/\\&\\\\"),
+            ("NFS a h w /x", "error 1:5: the path a of an NFS record is not absolute"),
             ("ERR  no such user ", "error 1:1: the record is an error: no such user"),
             (
                 "nfs /a",

@@ -5,7 +5,7 @@ use crate::check::{Checks, HANG_LIMIT, wait_until};
 use crate::cli;
 use crate::files::slow_map;
 use crate::peers::{Automount, is_autofs};
-use crate::process::Process;
+use crate::process::{Process, run_ok};
 use crate::programs::Walkers;
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -86,6 +86,11 @@ fn runs(word: &str) -> bool {
 
 /// 32 programs walk all the time while masters are killed and replaced.
 fn walkers(checks: &mut Checks) -> Result<()> {
+    // A trigger on which a program waits when its daemon is killed is opened by a handle, which an overlay does not have.
+    for path in ["/direct", "/srv/data"] {
+        fs::create_dir_all(path)?;
+        run_ok(HANG_LIMIT, "mount", &["-t", "tmpfs", "handles", path])?;
+    }
     write_maps()?;
     let files: Vec<String> = (0..8)
         .map(|n| format!("/short/k{n}/k{n}"))
