@@ -51,13 +51,13 @@ fn mount(kernel: &dyn Kernel, task: &MountTask, tell: Tell<'_>) -> Outcome {
 }
 
 fn refused(errno: Errno) -> Outcome {
-    Outcome::Mounted { result: Err(errno), children: Vec::new() }
+    Outcome::Mounted { result: Err(errno), children: Vec::new(), left: false }
 }
 
 fn mount_held(kernel: &dyn Kernel, task: &MountTask) -> Outcome {
     let target = task.place.target(&task.key);
     if task.check && is_mounted(kernel, task, &target) {
-        return Outcome::Mounted { result: Ok(()), children: task.known.clone() };
+        return Outcome::Mounted { result: Ok(()), children: task.known.clone(), left: false };
     }
     let (at, mut entry) = match look_up(task, &target) {
         Ok(found) => found,
@@ -66,18 +66,18 @@ fn mount_held(kernel: &dyn Kernel, task: &MountTask) -> Outcome {
     loop {
         let mut made = Made::new(kernel, task, &target);
         let result = made.entry(&at, &entry);
+        let mut left = false;
         if let Err(errno) = result {
             tracing::debug!(target = %target.display(), %errno, "not mounted");
-            if made.undo()
-                && let Some(other) = &entry.otherwise
-            {
+            left = !made.undo();
+            if let Some(other) = entry.otherwise.as_ref().filter(|_| !left) {
                 entry = Arc::new(Resolved::clone(other));
                 continue;
             }
         } else {
             tracing::debug!(target = %target.display(), "mounted");
         }
-        return Outcome::Mounted { result, children: made.children };
+        return Outcome::Mounted { result, children: made.children, left };
     }
 }
 

@@ -288,6 +288,8 @@ pub enum Outcome {
         result: Result<(), Errno>,
         /// Autofs mounts that exist directly below now.
         children: Vec<Child>,
+        /// It failed, and what was mounted could not all be taken away.
+        left: bool,
     },
     /// Of [`Task::Unmount`].
     Unmounted {

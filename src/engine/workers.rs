@@ -112,6 +112,8 @@ impl Pool {
         let mut queue = self.shared.lock();
         queue.jobs.push_back((id, task, ticket));
         if queue.jobs.len() <= queue.idle {
+            // Whom it wakes needs the lock.
+            drop(queue);
             self.shared.wake.notify_one();
         } else if queue.threads < THREADS {
             let shared = self.shared.clone();

@@ -23,8 +23,8 @@ impl State {
         let Some(Job { work, alarm, late, began, .. }) = self.jobs.remove(&job) else { return };
         self.alarms.remove(&alarm);
         match (work, outcome) {
-            (Work::Slot(id, key), Outcome::Mounted { result, children }) => {
-                self.mounted(job, id, key, result, children, now, out);
+            (Work::Slot(id, key), Outcome::Mounted { result, children, left }) => {
+                self.mounted(job, id, key, result, (children, left), now, out);
             }
             (Work::Slot(id, key), Outcome::Unmounted { result, below }) => {
                 self.unmounted((job, began), id, key, result, below, now, out);
@@ -63,7 +63,7 @@ impl State {
         id: MountId,
         key: Key,
         result: Result<(), Errno>,
-        children: Vec<Child>,
+        (children, left): (Vec<Child>, bool),
         now: Instant,
         out: &mut Out,
     ) {
@@ -74,7 +74,7 @@ impl State {
         }
         let children = self.children(id, &key);
         let slot = match result {
-            Err(errno) if children.is_empty() => self.failed(id, errno, now),
+            Err(errno) if children.is_empty() && !left => self.failed(id, errno, now),
             // what could not be cleaned up expires later
             _ => Some(Slot::Mounted { children, since: now }),
         };
@@ -103,6 +103,11 @@ impl State {
             self.linger(id, key.clone(), until.max(now));
         }
         self.set_slot(id, &key, slot, now);
+        self.go_on(id, key, kept, now, out);
+    }
+
+    /// A slot is free again: those who asked meanwhile are answered by a job of their own.
+    pub(super) fn go_on(&mut self, id: MountId, key: Key, kept: Vec<Asker>, now: Instant, out: &mut Out) {
         if kept.is_empty() {
             self.remove_if_retired(id, now, out);
         } else {

@@ -206,7 +206,7 @@ impl State {
         self.start(id, key, Task::Follow(task), (Vec::new(), children, since), limit, now, out);
     }
 
-    /// Who asked meanwhile is answered by a job of its own.
+    /// The job on the offsets of a slot ended.
     pub(super) fn followed(
         &mut self,
         job: JobId,
@@ -221,11 +221,7 @@ impl State {
         let children = self.children(id, &key);
         let slot = Slot::Mounted { children, since: since.unwrap_or(now) };
         self.set_slot(id, &key, Some(slot), now);
-        if kept.is_empty() {
-            self.remove_if_retired(id, now, out);
-        } else {
-            self.mount(id, key, kept, now, out);
-        }
+        self.go_on(id, key, kept, now, out);
     }
 
     /// The mount of an indirect map.

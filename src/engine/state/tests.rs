@@ -519,7 +519,7 @@ fn a_mount_that_was_made_again_is_served() {
         state.step(Event::Packet(packet(&now)), Instant::now(), &mut out);
         let [Action::Run(job, Task::Mount(task))] = &out[..] else { panic!("{out:?}") };
         assert_eq!(*task.place, now);
-        let refused = Outcome::Mounted { result: Err(Errno::NOENT), children: Vec::new() };
+        let refused = Outcome::Mounted { result: Err(Errno::NOENT), children: Vec::new(), left: false };
         state.step(Event::Done(*job, refused), Instant::now(), &mut Out::new());
     }
 }

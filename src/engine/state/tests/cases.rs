@@ -138,6 +138,20 @@ fn a_strict_entry_that_fails_leaves_nothing() {
 }
 
 #[test]
+fn what_stays_of_a_failed_lookup_expires() {
+    let mut bench = Bench::new();
+    let fresh = bench.snapshot();
+    bench.kernel.world().broken.insert("/d/two/x".into());
+    bench.kernel.world().used_elsewhere.insert("/d/two".into());
+    arrive(&mut bench, "/d/two");
+    assert!(last_answer(&bench).is_err() && mounted(&bench, "/d/two"));
+    bench.kernel.world().used_elsewhere.clear();
+    bench.expire_now();
+    bench.settle().unwrap();
+    assert_eq!(bench.snapshot(), fresh);
+}
+
+#[test]
 fn a_partial_expire_leaves_no_dead_trigger() {
     let mut bench = Bench::new();
     arrive(&mut bench, "/i/multi/a");
