@@ -1,5 +1,6 @@
-//! The reactor: one thread that reads the pipe, the signals, the workers' results and the clock, and has the machine
-//! decide. It never blocks.
+//! What happens, brought to the machine: by the reactor, a thread for signals, the clock and those who ask over the control
+//! socket, and by the workers, which take the requests of the kernel and tell what came of their jobs. One at a time has
+//! the machine decide; it never blocks meanwhile.
 
 use super::answers::Answers;
 use super::control::server::{Ask, Listener};
@@ -9,19 +10,20 @@ use super::ledger::Ledger;
 use super::reconnect::{self, Late};
 use super::state::{Action, Event, Limits, State};
 use super::upgrade::{Before, Luggage};
-use super::workers::Pool;
+use super::workers::{Decider, Pool};
 use crate::sys::Errno;
 use crate::sys::packet::{Kind, Packet, PacketError, read_packet};
 use calloop::channel::{Channel, Event as Message, Sender, channel};
 use calloop::generic::Generic;
 use calloop::signals::{Signal, Signals};
 use calloop::{EventLoop, Interest, LoopSignal, Mode, PostAction};
-use std::os::fd::{AsFd, OwnedFd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::{Instant, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// TERM and INT: stop. HUP: read the maps again. USR1: unmount what is idle.
 const SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1];
@@ -38,22 +40,42 @@ pub fn block_signals() {
 
 /// The event loop cannot go on.
 #[derive(Debug, thiserror::Error)]
-#[error("the event loop failed: {0}")]
-pub struct ReactorError(#[from] calloop::Error);
+#[non_exhaustive]
+pub enum ReactorError {
+    /// The event loop.
+    #[error("the event loop failed: {0}")]
+    Loop(#[from] calloop::Error),
+    /// A descriptor or a thread.
+    #[error("no thread to take requests: {0}")]
+    Thread(#[from] std::io::Error),
+}
 
 /// A reactor whose signals are blocked but that does not run yet.
 pub struct Reactor<'l> {
-    events: EventLoop<'l, Engine>,
+    events: EventLoop<'l, Arc<Core>>,
     sender: Sender<Event>,
     asks: Sender<Ask>,
+    pipe: OwnedFd,
 }
 
-/// What the event loop works on.
+/// What the reactor and the workers share.
+struct Core {
+    engine: Mutex<Engine>,
+    /// Where requests come from; `None` when nobody takes them any more.
+    pipe: Mutex<Option<OwnedFd>>,
+    /// Readable when who waits for requests is to end.
+    end: OwnedFd,
+    ledger: Arc<Ledger>,
+}
+
+/// Who requesters are is looked up when no other request waits, or so many have not been looked at.
+const UNSEEN: usize = 256;
+
 struct Engine {
     state: State,
     answers: Answers,
     pool: Pool,
-    ledger: Ledger,
+    ledger: Arc<Ledger>,
     /// Who waits until maps are read, or idle mounts gone.
     waiting: Vec<(Until, SyncSender<Reply>)>,
     actions: Vec<Action>,
@@ -61,7 +83,9 @@ struct Engine {
     luggage: Option<Luggage>,
     /// The program to become.
     next: PathBuf,
-    end: LoopSignal,
+    reactor: LoopSignal,
+    /// When the reactor looks at the clock at the latest; `None`: never.
+    alarm: Option<Instant>,
     ended: bool,
 }
 
@@ -77,45 +101,39 @@ impl Reactor<'_> {
         let events = EventLoop::try_new()?;
         let (sender, results): (_, Channel<Event>) = channel();
         let handle = events.handle();
-        let source = |error: calloop::Error| ReactorError(error);
+        let source = |error: calloop::Error| ReactorError::Loop(error);
         handle
-            .insert_source(Signals::new(&SIGNALS)?, |signal, (), engine: &mut Engine| {
-                engine.signal(signal.signal())
+            .insert_source(Signals::new(&SIGNALS)?, |signal, (), core: &mut Arc<Core>| {
+                core.lock().signal(signal.signal());
             })
             .map_err(|error| source(error.error))?;
         handle
-            .insert_source(results, |message, (), engine| {
+            .insert_source(results, |message, (), core| {
                 if let Message::Msg(event) = message {
-                    engine.step(event);
+                    core.tell(event);
                 }
-            })
-            .map_err(|error| source(error.error))?;
-        handle
-            .insert_source(Generic::new(read, Interest::READ, Mode::Level), |_, pipe, engine| {
-                engine.packets(pipe.as_fd());
-                Ok(PostAction::Continue)
             })
             .map_err(|error| source(error.error))?;
         let (asks, questions): (_, Channel<Ask>) = channel();
         handle
-            .insert_source(questions, |message, (), engine| {
+            .insert_source(questions, |message, (), core| {
                 if let Message::Msg(ask) = message {
-                    engine.ask(ask);
+                    core.lock().ask(ask);
                 }
             })
             .map_err(|error| source(error.error))?;
-        Ok(Self { events, sender, asks })
+        Ok(Self { events, sender, asks, pipe: read })
     }
 
     /// Answer whoever connects.
     pub fn listen(&self, listener: Listener) -> Result<(), ReactorError> {
         let asks = self.asks.clone();
         let source = Generic::new(listener, Interest::READ, Mode::Level);
-        let accept = move |_, listener: &mut calloop::generic::NoIoDrop<Listener>, _: &mut Engine| {
+        let accept = move |_, listener: &mut calloop::generic::NoIoDrop<Listener>, _: &mut Arc<Core>| {
             listener.accept(&asks);
             Ok(PostAction::Continue)
         };
-        self.events.handle().insert_source(source, accept).map_err(|error| ReactorError(error.error))?;
+        self.events.handle().insert_source(source, accept).map_err(|error| error.error)?;
         Ok(())
     }
 
@@ -144,29 +162,86 @@ impl Reactor<'_> {
         luggage: Option<Luggage>,
     ) -> Result<(), ReactorError> {
         let answers = Answers::new(kernel.clone());
-        let mut engine = Engine {
-            state,
-            pool: Pool::new(kernel, answers.clone(), self.sender.clone()),
-            answers,
-            ledger: Ledger::default(),
-            waiting: Vec::new(),
-            actions: Vec::new(),
-            luggage,
-            next: PathBuf::new(),
-            end: self.events.get_signal(),
-            ended: false,
-        };
+        let ledger = Arc::new(Ledger::default());
+        let end = eventfd(0, EventfdFlags::CLOEXEC).map_err(std::io::Error::from)?;
+        let mut core = Arc::new_cyclic(|core: &std::sync::Weak<Core>| {
+            let engine = Engine {
+                state,
+                pool: Pool::new(kernel, answers.clone(), core.clone()),
+                answers,
+                ledger: ledger.clone(),
+                waiting: Vec::new(),
+                actions: Vec::new(),
+                luggage,
+                next: PathBuf::new(),
+                reactor: self.events.get_signal(),
+                alarm: None,
+                ended: false,
+            };
+            Core { engine: Mutex::new(engine), pipe: Mutex::new(Some(self.pipe)), end, ledger }
+        });
+        core.lock().pool.start()?;
         for packet in packets {
-            engine.step(Event::Packet(packet));
+            core.tell(Event::Packet(packet));
         }
-        while !engine.ended {
-            let wait = engine.state.deadline().map(|at| at.saturating_duration_since(Instant::now()));
-            self.events.dispatch(wait, &mut engine)?;
-            if engine.state.deadline().is_some_and(|at| at <= Instant::now()) {
-                engine.step(Event::Timer);
+        while let Some(wait) = core.tick() {
+            self.events.dispatch(wait, &mut core)?;
+        }
+        core.end();
+        Ok(())
+    }
+}
+
+impl Core {
+    fn lock(&self) -> MutexGuard<'_, Engine> {
+        // The machine is whole between any two events.
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For the reactor: look at the clock; how long to wait before the next time. `None`: it is over.
+    fn tick(&self) -> Option<Option<Duration>> {
+        let mut engine = self.lock();
+        if engine.state.deadline().is_some_and(|at| at <= Instant::now()) {
+            engine.step(Event::Timer);
+        }
+        engine.alarm = engine.state.deadline();
+        let wait = engine.alarm.map(|at| at.saturating_duration_since(Instant::now()));
+        (!engine.ended).then_some(wait)
+    }
+
+    /// Nobody takes requests from now on, and the read end is closed.
+    fn end(&self) {
+        // A counter cannot be full after one.
+        let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
+        let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
+        *pipe = None;
+    }
+
+    /// `false`: the end has come.
+    fn wait_for_request(&self, pipe: BorrowedFd<'_>) -> bool {
+        let mut fds = [PollFd::new(&pipe, PollFlags::IN), PollFd::new(&self.end, PollFlags::IN)];
+        let unseen = self.ledger.unseen();
+        if unseen > 0 {
+            let busy = poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
+            if !busy || unseen >= UNSEEN {
+                self.ledger.look();
             }
         }
-        Ok(())
+        // Interrupted: it is tried again.
+        let _ = poll(&mut fds, None);
+        fds[1].revents().is_empty()
+    }
+}
+
+impl Decider for Core {
+    fn take_request(&self) -> bool {
+        let pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pipe) = &*pipe else { return false };
+        self.wait_for_request(pipe.as_fd()) && self.lock().request(pipe.as_fd())
+    }
+
+    fn tell(&self, event: Event) {
+        self.lock().step(event);
     }
 }
 
@@ -180,34 +255,29 @@ impl Engine {
         }
     }
 
-    /// Every packet that is there.
-    fn packets(&mut self, pipe: std::os::fd::BorrowedFd<'_>) {
-        let mut seen = Vec::new();
-        self.read_packets(pipe, &mut seen);
-        // Now that workers are at work on them: the requesters wait, so they are still there to be looked at.
-        for (pid, uid, trigger) in seen {
-            self.ledger.note(pid, uid, &trigger);
+    /// Take a request out of the pipe, if there is one. `false`: nobody serves any more. In one piece, so that a program
+    /// that this one becomes finds each request, in the pipe or in what it is given.
+    fn request(&mut self, pipe: BorrowedFd<'_>) -> bool {
+        if self.ended {
+            return false;
         }
-    }
-
-    fn read_packets(&mut self, pipe: std::os::fd::BorrowedFd<'_>, seen: &mut Vec<(u32, u32, PathBuf)>) {
-        loop {
-            match read_packet(pipe) {
-                Ok(Some(packet)) => {
-                    tracing::debug!(?packet, "request");
-                    if let Kind::MissingIndirect | Kind::MissingDirect = packet.kind {
-                        let trigger = self.state.trigger(&packet);
-                        seen.extend(trigger.map(|trigger| (packet.tgid, packet.uid, trigger)));
-                    }
-                    self.step(Event::Packet(packet));
+        match read_packet(pipe) {
+            Ok(Some(packet)) => {
+                tracing::debug!(?packet, "request");
+                if let Kind::MissingIndirect | Kind::MissingDirect = packet.kind
+                    && let Some(trigger) = self.state.trigger(&packet)
+                {
+                    self.ledger.see(packet.tgid, packet.uid, trigger);
                 }
-                Ok(None) => return,
-                // The engine holds a write end itself, so there is no hang-up; whatever else was in the pipe is
-                // gone with the read.
-                Err(PacketError::Read(errno)) => return tracing::error!(%errno, "the pipe cannot be read"),
-                Err(error) => tracing::error!(%error, "not a request"),
+                self.step(Event::Packet(packet));
             }
+            Ok(None) => {}
+            // The engine holds a write end itself, so there is no hang-up; whatever else was in the pipe is
+            // gone with the read.
+            Err(PacketError::Read(errno)) => tracing::error!(%errno, "the pipe cannot be read"),
+            Err(error) => tracing::error!(%error, "not a request"),
         }
+        true
     }
 
     fn step(&mut self, event: Event) {
@@ -221,6 +291,12 @@ impl Engine {
         }
         self.actions = actions;
         self.tell_waiting();
+        if let Some(at) = self.state.deadline()
+            && self.alarm.is_none_or(|alarm| at < alarm)
+        {
+            self.alarm = Some(at);
+            self.reactor.wakeup();
+        }
     }
 
     fn ask(&mut self, Ask { request, reply }: Ask) {
@@ -321,10 +397,15 @@ impl Engine {
             },
             Action::Orphan(dev, token, errno) => self.answers.orphan(dev, token, errno),
             Action::Leave(packets) => self.leave(packets),
-            Action::Expire(group, run) => self.pool.expire(group, run),
+            Action::Expire(group, run) => {
+                if let Err(error) = self.pool.expire(group, run) {
+                    tracing::error!(%error, "no thread for an expire run");
+                    self.step(Event::ExpireEnded(group, Vec::new()));
+                }
+            }
             Action::Exit => {
                 self.ended = true;
-                self.end.stop();
+                self.reactor.wakeup();
             }
         }
     }

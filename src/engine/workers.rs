@@ -1,8 +1,11 @@
-//! Workers: threads that do what may block, one job at a time each.
+//! Workers: threads that take the requests of the kernel and do what may block, one job at a time each.
+//!
+//! One that has nothing else to do *leads*: it waits for a request, has it decided, and carries out itself what comes of it,
+//! while the next one leads. So the program that waits does not wait for one thread to wake another, which takes longer
+//! than a mount does.
 //!
 //! A job that hangs holds its thread and its own key, nothing else: more threads are started as long as all are
-//! at work. Each answers the request of its job itself, so that the program that waits does not wait for the
-//! reactor, too.
+//! at work, and the last one that may be started only leads: requests whose time is over are answered without it.
 
 use super::answers::Answers;
 use super::jobs;
@@ -13,16 +16,15 @@ use crate::discover::facts::MountType;
 use crate::log;
 use crate::sys::Errno;
 use crate::sys::packet::Packet;
-use calloop::channel::Sender;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// Most threads at once. Jobs beyond that wait; their requests are answered in time all the same.
 const THREADS: usize = 256;
-/// A thread without work ends after this time,
+/// A thread without work ends after this time, but for one: who leads finds another to lead without starting it,
 const IDLE: Duration = Duration::from_secs(if cfg!(test) { 120 } else { 10 });
 /// or at once when so many others have none: they take turns, so that with little to do none of the many that a storm needed
 /// would ever be without work for long.
@@ -65,6 +67,14 @@ impl Ticket {
     }
 }
 
+/// Who decides what is to be done.
+pub trait Decider: Send + Sync {
+    /// Wait for a request of the kernel, and take it: its job may be in the pool then. `false`: none comes any more.
+    fn take_request(&self) -> bool;
+    /// Something has happened.
+    fn tell(&self, event: Event);
+}
+
 /// The pool. Its threads are not waited for: the process may end while one hangs.
 pub struct Pool {
     shared: Arc<Shared>,
@@ -75,7 +85,8 @@ pub struct Pool {
 struct Shared {
     kernel: Arc<dyn Kernel>,
     answers: Answers,
-    results: Sender<Event>,
+    /// Gone when nobody serves any more.
+    decider: Weak<dyn Decider>,
     queue: Mutex<Queue>,
     wake: Condvar,
     /// Runs end as soon as they can.
@@ -85,22 +96,53 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<(JobId, Task, Option<Arc<Ticket>>)>,
+    /// Threads.
+    all: usize,
+    /// Those that wait for work.
     idle: usize,
-    threads: usize,
+    /// Those that carry out a job.
+    busy: usize,
+    /// One waits for a request of the kernel.
+    led: bool,
+}
+
+/// What a thread does next.
+enum Next {
+    Lead,
+    Job(JobId, Task, Option<Arc<Ticket>>),
+}
+
+impl Queue {
+    /// For a thread that has nothing to do; `None`: to wait.
+    fn next(&mut self) -> Option<Next> {
+        // Somebody has to be left to lead.
+        if !self.led && (self.jobs.is_empty() || self.all - self.busy < 2) {
+            self.led = true;
+            return Some(Next::Lead);
+        }
+        let (id, task, ticket) = self.jobs.pop_front()?;
+        self.busy += 1;
+        Some(Next::Job(id, task, ticket))
+    }
 }
 
 impl Pool {
-    /// Results are sent as events.
-    pub fn new(kernel: Arc<dyn Kernel>, answers: Answers, results: Sender<Event>) -> Self {
+    /// Requests are taken from when it is started on.
+    pub fn new(kernel: Arc<dyn Kernel>, answers: Answers, decider: Weak<dyn Decider>) -> Self {
         let shared = Shared {
             kernel,
             answers,
-            results,
+            decider,
             queue: Mutex::default(),
             wake: Condvar::new(),
             leaving: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared), tickets: HashMap::new() }
+    }
+
+    /// Have requests taken.
+    pub fn start(&self) -> std::io::Result<()> {
+        self.shared.start(&mut self.shared.lock())
     }
 
     /// Start a job.
@@ -111,18 +153,15 @@ impl Pool {
         }
         let mut queue = self.shared.lock();
         queue.jobs.push_back((id, task, ticket));
-        if queue.jobs.len() <= queue.idle {
+        // One for each job, and one to lead.
+        if queue.jobs.len() < queue.all - queue.busy {
             // Whom it wakes needs the lock.
             drop(queue);
             self.shared.wake.notify_one();
-        } else if queue.threads < THREADS {
-            let shared = self.shared.clone();
-            match std::thread::Builder::new().name("worker".into()).spawn(move || shared.work()) {
-                Ok(_) => queue.threads += 1,
-                Err(error) => {
-                    tracing::error!(%error, "no more worker threads; the job waits for one that is free")
-                }
-            }
+        } else if queue.all < THREADS
+            && let Err(error) = self.shared.start(&mut queue)
+        {
+            tracing::error!(%error, "no more worker threads; the job waits for one that is free");
         }
     }
 
@@ -158,16 +197,13 @@ impl Pool {
 
     /// Start a run over idle mounts. In a thread of its own: it sleeps in the kernel while workers carry out what the kernel
     /// chooses.
-    pub fn expire(&self, group: GroupId, run: ExpireRun) {
+    pub fn expire(&self, group: GroupId, run: ExpireRun) -> std::io::Result<()> {
         let shared = self.shared.clone();
-        let spawned = std::thread::Builder::new().name("expire".into()).spawn(move || {
+        let expire = move || {
             let stuck = shared.expire(&run);
-            shared.report(Event::ExpireEnded(group, stuck));
-        });
-        if let Err(error) = spawned {
-            tracing::error!(%error, "no thread for an expire run");
-            self.shared.report(Event::ExpireEnded(group, Vec::new()));
-        }
+            shared.tell(Event::ExpireEnded(group, stuck));
+        };
+        std::thread::Builder::new().name("expire".into()).spawn(expire).map(drop)
     }
 }
 
@@ -177,51 +213,71 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn report(&self, event: Event) {
-        // Nobody receives once the reactor has ended.
-        let _ = self.results.send(event);
+    /// Once nobody serves any more, nothing needs to be told.
+    fn tell(&self, event: Event) {
+        if let Some(decider) = self.decider.upgrade() {
+            decider.tell(event);
+        }
+    }
+
+    fn start(self: &Arc<Self>, queue: &mut Queue) -> std::io::Result<()> {
+        let shared = self.clone();
+        std::thread::Builder::new().name("worker".into()).spawn(move || shared.work())?;
+        queue.all += 1;
+        Ok(())
     }
 
     fn work(&self) {
-        while let Some((id, task, ticket)) = self.next() {
-            let _about = log::about(task.place().map_or(Path::new("/"), |place| &place.path));
-            let begin = Instant::now();
-            let claim = |result| ticket.as_ref().and_then(|ticket| ticket.claim(result));
-            let outcome = jobs::run(&*self.kernel, &task, &|held, result| {
-                if let Some(answer) = claim(result) {
-                    let _ = self.answers.give_by(&answer, || held.answer(answer.token, result));
-                }
-            });
-            if let Some(answer) = claim(outcome.result()) {
-                self.answers.give(&answer);
-            }
-            if let Outcome::Unmounted { result, .. } = &outcome {
-                self.answers.metrics.unmount(*result, begin.elapsed());
-            }
-            self.report(Event::Done(id, outcome));
-        }
-    }
-
-    fn next(&self) -> Option<(JobId, Task, Option<Arc<Ticket>>)> {
         let mut queue = self.lock();
         loop {
-            if let Some(job) = queue.jobs.pop_front() {
-                return Some(job);
-            }
-            if queue.idle >= SPARE {
-                queue.threads -= 1;
-                return None;
-            }
-            queue.idle += 1;
-            let (guard, timeout) =
-                self.wake.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
-            queue = guard;
-            queue.idle -= 1;
-            if timeout.timed_out() && queue.jobs.is_empty() {
-                queue.threads -= 1;
-                return None;
+            match queue.next() {
+                Some(Next::Lead) => {
+                    drop(queue);
+                    let goes_on = self.decider.upgrade().is_some_and(|decider| decider.take_request());
+                    queue = self.lock();
+                    queue.led = false;
+                    if !goes_on {
+                        break;
+                    }
+                }
+                Some(Next::Job(id, task, ticket)) => {
+                    drop(queue);
+                    self.carry_out(id, &task, ticket.as_deref());
+                    queue = self.lock();
+                    queue.busy -= 1;
+                }
+                None if queue.idle >= SPARE => break,
+                None => {
+                    queue.idle += 1;
+                    let (guard, timeout) =
+                        self.wake.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
+                    queue = guard;
+                    queue.idle -= 1;
+                    if timeout.timed_out() && queue.led && queue.jobs.is_empty() && queue.idle > 0 {
+                        break;
+                    }
+                }
             }
         }
+        queue.all -= 1;
+    }
+
+    fn carry_out(&self, id: JobId, task: &Task, ticket: Option<&Ticket>) {
+        let _about = log::about(task.place().map_or(Path::new("/"), |place| &place.path));
+        let begin = Instant::now();
+        let claim = |result| ticket.and_then(|ticket| ticket.claim(result));
+        let outcome = jobs::run(&*self.kernel, task, &|held, result| {
+            if let Some(answer) = claim(result) {
+                let _ = self.answers.give_by(&answer, || held.answer(answer.token, result));
+            }
+        });
+        if let Some(answer) = claim(outcome.result()) {
+            self.answers.give(&answer);
+        }
+        if let Outcome::Unmounted { result, .. } = &outcome {
+            self.answers.metrics.unmount(*result, begin.elapsed());
+        }
+        self.tell(Event::Done(id, outcome));
     }
 
     /// Returns indirect mounts in which a forced run could not go on.
@@ -291,28 +347,66 @@ mod tests {
         }
     }
 
+    /// Has no requests.
+    struct Quiet;
+
+    impl Decider for Quiet {
+        fn take_request(&self) -> bool {
+            loop {
+                std::thread::park();
+            }
+        }
+        fn tell(&self, _: Event) {}
+    }
+
+    fn pool(decider: &Arc<dyn Decider>) -> Pool {
+        let kernel: Arc<dyn Kernel> = Arc::new(Simulated::default());
+        Pool::new(kernel.clone(), Answers::new(kernel), Arc::downgrade(decider))
+    }
+
     #[test]
     fn threads_of_a_storm_end_when_it_is_over() {
         const JOBS: usize = 100;
-        let kernel: Arc<dyn Kernel> = Arc::new(Simulated::default());
-        let (results, _reports) = calloop::channel::channel();
+        let decider: Arc<dyn Decider> = Arc::new(Quiet);
+        let mut pool = pool(&decider);
+        pool.start().unwrap();
         let mut state = State::new(Limits::default());
         let together = Arc::new(Together(Barrier::new(JOBS + 1)));
         state.set_master(together.clone());
-        let mut pool = Pool::new(kernel.clone(), Answers::new(kernel), results);
         let mut actions = Vec::new();
         state.step(Event::Reload, Instant::now(), &mut actions);
         let Some(Action::Run(id, Task::Master(master, _))) = actions.pop() else { panic!("no job") };
         for _ in 0..JOBS {
             pool.run(id, Task::Master(master.clone(), Vec::new()));
         }
-        let threads = || pool.shared.lock().threads;
-        assert_eq!(threads(), JOBS);
+        let threads = || pool.shared.lock().all;
+        // and one that leads
+        assert_eq!(threads(), JOBS + 1);
         together.0.wait();
         let begin = Instant::now();
-        while threads() > SPARE {
+        while threads() > SPARE + 1 {
             assert!(begin.elapsed() < IDLE / 2, "{} threads have nothing to do", threads());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    #[test]
+    fn the_last_thread_leads() {
+        let mut queue = Queue { all: 3, busy: 1, ..Queue::default() };
+        let master = Arc::new(Together(Barrier::new(1)));
+        let mut state = State::new(Limits::default());
+        state.set_master(master);
+        let mut actions = Vec::new();
+        state.step(Event::Reload, Instant::now(), &mut actions);
+        let Some(Action::Run(id, Task::Master(master, _))) = actions.pop() else { panic!("no job") };
+        for _ in 0..2 {
+            queue.jobs.push_back((id, Task::Master(master.clone(), Vec::new()), None));
+        }
+        assert!(matches!(queue.next(), Some(Next::Job(..))));
+        // two jobs take long: nobody carries out the other one, but requests are taken
+        assert!(matches!(queue.next(), Some(Next::Lead)));
+        queue.busy -= 1;
+        assert!(matches!(queue.next(), Some(Next::Job(..))));
+        assert!(queue.next().is_none());
     }
 }

@@ -377,7 +377,7 @@ fn jobs_mount_a_tree_and_take_it_away() {
             known: Vec::new(),
         };
         match jobs::run(&bench.kernel, &Task::Mount(task), &|_, _| ()) {
-            Outcome::Mounted { result: Ok(()), children } => below.extend(children),
+            Outcome::Mounted { result: Ok(()), children, .. } => below.extend(children),
             other => panic!("{other:?}"),
         }
         bench.kernel.answer(&place, request.token, Ok(())).unwrap();
