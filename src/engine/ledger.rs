@@ -67,14 +67,12 @@ impl Ledger {
         lock(&self.seen).push((pid, uid, trigger));
     }
 
-    /// How many are to be looked at.
-    pub fn unseen(&self) -> usize {
-        lock(&self.seen).len()
-    }
-
     /// Look at all that were seen.
     pub fn look(&self) {
         let seen = std::mem::take(&mut *lock(&self.seen));
+        if seen.is_empty() {
+            return;
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         for (pid, uid, trigger) in seen {
             let comm = comm(pid);

@@ -17,13 +17,15 @@
 //! | [`metrics`] | counters and histograms |
 //! | [`control`] | asking a running engine |
 //! | [`ledger`] | which programs trigger mounts |
-//! | [`reactor`] | the thread that reads pipe, signals, results and clock |
+//! | [`pipe`] | the pipe of requests, and which thread waits at it |
+//! | [`reactor`] | the threads that bring requests, signals, results and time to the machine |
 //! | [`reconnect`] | attaching the mounts that exist when it starts |
 //! | [`rpc`] | ONC RPC calls with a limit |
 //! | [`upgrade`] | becoming another program |
 //! | [`takeover`] | stopping the automounter that served them until now |
 //!
-//! A request's way: pipe → reactor → machine → worker, which mounts and answers the kernel itself.
+//! A request's way: pipe → front thread → machine → front thread, which mounts and answers the kernel itself; while that is at
+//! work, pipe → reactor → machine → worker.
 
 pub mod answers;
 pub mod background;
@@ -36,6 +38,7 @@ pub mod ledger;
 pub mod maps;
 pub mod metrics;
 pub mod mount;
+pub mod pipe;
 pub mod reactor;
 pub mod reconnect;
 pub mod rpc;

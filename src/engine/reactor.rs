@@ -1,28 +1,28 @@
-//! What happens, brought to the machine: by the reactor, a thread for signals, the clock and those who ask over the control
-//! socket, and by the workers, which take the requests of the kernel and tell what came of their jobs. One at a time has
-//! the machine decide; it never blocks meanwhile.
+//! What happens, brought to the machine. The reactor is one thread, for signals, the clock, those who ask over the control socket,
+//! and requests; the front thread takes requests, too, when all is quiet ([`super::pipe`]), and workers tell what came of
+//! their jobs. One at a time has the machine decide; it never blocks meanwhile.
 
 use super::answers::Answers;
 use super::control::server::{Ask, Listener};
 use super::control::{Reply, Request, Status, Who};
 use super::kernel::Kernel;
 use super::ledger::Ledger;
+use super::pipe::Requests;
 use super::reconnect::{self, Late};
 use super::state::{Action, Event, Limits, State};
 use super::upgrade::{Before, Luggage};
-use super::workers::{Decider, Pool};
+use super::workers::{Hands, Job, Pool};
 use crate::sys::Errno;
-use crate::sys::packet::{Kind, Packet, PacketError, read_packet};
+use crate::sys::packet::{Kind, Packet, PacketError};
 use calloop::channel::{Channel, Event as Message, Sender, channel};
 use calloop::generic::Generic;
 use calloop::signals::{Signal, Signals};
 use calloop::{EventLoop, Interest, LoopSignal, Mode, PostAction};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// TERM and INT: stop. HUP: read the maps again. USR1: unmount what is idle.
@@ -45,9 +45,9 @@ pub enum ReactorError {
     /// The event loop.
     #[error("the event loop failed: {0}")]
     Loop(#[from] calloop::Error),
-    /// A descriptor or a thread.
-    #[error("no thread to take requests: {0}")]
-    Thread(#[from] std::io::Error),
+    /// A descriptor.
+    #[error("no descriptor for requests: {0}")]
+    Descriptor(#[from] std::io::Error),
 }
 
 /// A reactor whose signals are blocked but that does not run yet.
@@ -58,18 +58,12 @@ pub struct Reactor<'l> {
     pipe: OwnedFd,
 }
 
-/// What the reactor and the workers share.
+/// What the threads share.
 struct Core {
     engine: Mutex<Engine>,
-    /// Where requests come from; `None` when nobody takes them any more.
-    pipe: Mutex<Option<OwnedFd>>,
-    /// Readable when who waits for requests is to end.
-    end: OwnedFd,
+    requests: Requests,
     ledger: Arc<Ledger>,
 }
-
-/// Who requesters are is looked up when no other request waits, or so many have not been looked at.
-const UNSEEN: usize = 256;
 
 struct Engine {
     state: State,
@@ -79,6 +73,10 @@ struct Engine {
     /// Who waits until maps are read, or idle mounts gone.
     waiting: Vec<(Until, SyncSender<Reply>)>,
     actions: Vec<Action>,
+    /// The front thread takes requests, and carries out a job itself,
+    front: bool,
+    /// this one.
+    own: Option<Job>,
     /// `None`: it cannot become another program.
     luggage: Option<Luggage>,
     /// The program to become.
@@ -110,7 +108,7 @@ impl Reactor<'_> {
         handle
             .insert_source(results, |message, (), core| {
                 if let Message::Msg(event) = message {
-                    core.tell(event);
+                    core.lock().step(event);
                 }
             })
             .map_err(|error| source(error.error))?;
@@ -163,31 +161,45 @@ impl Reactor<'_> {
     ) -> Result<(), ReactorError> {
         let answers = Answers::new(kernel.clone());
         let ledger = Arc::new(Ledger::default());
-        let end = eventfd(0, EventfdFlags::CLOEXEC).map_err(std::io::Error::from)?;
-        let mut core = Arc::new_cyclic(|core: &std::sync::Weak<Core>| {
+        let requests = Requests::new(self.pipe).map_err(std::io::Error::from)?;
+        let watch = Generic::new(requests.watch()?, Interest::READ, Mode::Level);
+        let watched = |_, _: &mut _, core: &mut Arc<Core>| {
+            core.take_requests();
+            Ok(PostAction::Continue)
+        };
+        self.events.handle().insert_source(watch, watched).map_err(|error| error.error)?;
+        let mut core = Arc::new_cyclic(|core: &Weak<Core>| {
+            let core = core.clone();
+            let tell = move |event| {
+                if let Some(core) = core.upgrade() {
+                    core.lock().step(event);
+                }
+            };
             let engine = Engine {
                 state,
-                pool: Pool::new(kernel, answers.clone(), core.clone()),
+                pool: Pool::new(kernel, answers.clone(), Box::new(tell)),
                 answers,
                 ledger: ledger.clone(),
                 waiting: Vec::new(),
                 actions: Vec::new(),
+                front: false,
+                own: None,
                 luggage,
                 next: PathBuf::new(),
                 reactor: self.events.get_signal(),
                 alarm: None,
                 ended: false,
             };
-            Core { engine: Mutex::new(engine), pipe: Mutex::new(Some(self.pipe)), end, ledger }
+            Core { engine: Mutex::new(engine), requests, ledger }
         });
-        core.lock().pool.start()?;
         for packet in packets {
-            core.tell(Event::Packet(packet));
+            core.lock().step(Event::Packet(packet));
         }
+        core.start_front();
         while let Some(wait) = core.tick() {
             self.events.dispatch(wait, &mut core)?;
         }
-        core.end();
+        core.requests.close();
         Ok(())
     }
 }
@@ -198,7 +210,7 @@ impl Core {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For the reactor: look at the clock; how long to wait before the next time. `None`: it is over.
+    /// For the reactor: look at the clock; how long to wait until the next time. `None`: it is over.
     fn tick(&self) -> Option<Option<Duration>> {
         let mut engine = self.lock();
         if engine.state.deadline().is_some_and(|at| at <= Instant::now()) {
@@ -209,39 +221,33 @@ impl Core {
         (!engine.ended).then_some(wait)
     }
 
-    /// Nobody takes requests from now on, and the read end is closed.
-    fn end(&self) {
-        // A counter cannot be full after one.
-        let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
-        let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
-        *pipe = None;
+    /// For the reactor: all that are there.
+    fn take_requests(&self) {
+        self.lock().take_requests(&self.requests);
+        // Now that workers are at work on them: the requesters wait, so they are still there to be looked at.
+        self.ledger.look();
     }
 
-    /// `false`: the end has come.
-    fn wait_for_request(&self, pipe: BorrowedFd<'_>) -> bool {
-        let mut fds = [PollFd::new(&pipe, PollFlags::IN), PollFd::new(&self.end, PollFlags::IN)];
-        let unseen = self.ledger.unseen();
-        if unseen > 0 {
-            let busy = poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
-            if !busy || unseen >= UNSEEN {
-                self.ledger.look();
+    fn start_front(self: &Arc<Self>) {
+        let (core, hands) = (self.clone(), self.lock().pool.hands());
+        let front = std::thread::Builder::new().name("front".into());
+        if let Err(error) = front.spawn(move || core.serve_front(&hands)) {
+            tracing::warn!(%error, "no thread that waits for requests; the reactor takes them all");
+        }
+    }
+
+    fn serve_front(&self, hands: &Hands) {
+        let watched = |watched| self.requests.set_watched(watched);
+        watched(false);
+        while self.requests.wait(|| self.ledger.look()) {
+            let job = self.lock().take_for_front(&self.requests);
+            if let Some(job) = job {
+                watched(true);
+                // Before its answer: who gets it may ask again at once.
+                hands.carry_out(&job, &|| watched(false));
+                watched(false);
             }
         }
-        // Interrupted: it is tried again.
-        let _ = poll(&mut fds, None);
-        fds[1].revents().is_empty()
-    }
-}
-
-impl Decider for Core {
-    fn take_request(&self) -> bool {
-        let pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(pipe) = &*pipe else { return false };
-        self.wait_for_request(pipe.as_fd()) && self.lock().request(pipe.as_fd())
-    }
-
-    fn tell(&self, event: Event) {
-        self.lock().step(event);
     }
 }
 
@@ -255,29 +261,34 @@ impl Engine {
         }
     }
 
-    /// Take a request out of the pipe, if there is one. `false`: nobody serves any more. In one piece, so that a program
-    /// that this one becomes finds each request, in the pipe or in what it is given.
-    fn request(&mut self, pipe: BorrowedFd<'_>) -> bool {
-        if self.ended {
-            return false;
-        }
-        match read_packet(pipe) {
-            Ok(Some(packet)) => {
-                tracing::debug!(?packet, "request");
-                if let Kind::MissingIndirect | Kind::MissingDirect = packet.kind
-                    && let Some(trigger) = self.state.trigger(&packet)
-                {
-                    self.ledger.see(packet.tgid, packet.uid, trigger);
+    /// Take requests; the job that the front thread is to carry out.
+    fn take_for_front(&mut self, requests: &Requests) -> Option<Job> {
+        self.front = true;
+        self.take_requests(requests);
+        self.front = false;
+        self.own.take()
+    }
+
+    /// Every request that is there.
+    fn take_requests(&mut self, requests: &Requests) {
+        while !self.ended {
+            match requests.take() {
+                Ok(Some(packet)) => {
+                    tracing::debug!(?packet, "request");
+                    if let Kind::MissingIndirect | Kind::MissingDirect = packet.kind
+                        && let Some(trigger) = self.state.trigger(&packet)
+                    {
+                        self.ledger.see(packet.tgid, packet.uid, trigger);
+                    }
+                    self.step(Event::Packet(packet));
                 }
-                self.step(Event::Packet(packet));
+                Ok(None) => return,
+                // The engine holds a write end itself, so there is no hang-up; whatever else was in the pipe is
+                // gone with the read.
+                Err(PacketError::Read(errno)) => return tracing::error!(%errno, "the pipe cannot be read"),
+                Err(error) => tracing::error!(%error, "not a request"),
             }
-            Ok(None) => {}
-            // The engine holds a write end itself, so there is no hang-up; whatever else was in the pipe is
-            // gone with the read.
-            Err(PacketError::Read(errno)) => tracing::error!(%errno, "the pipe cannot be read"),
-            Err(error) => tracing::error!(%error, "not a request"),
         }
-        true
     }
 
     fn step(&mut self, event: Event) {
@@ -382,7 +393,14 @@ impl Engine {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Run(job, task) => self.pool.run(job, task),
+            Action::Run(job, task) => {
+                let job = self.pool.job(job, task);
+                if self.front && self.own.is_none() {
+                    self.own = Some(job);
+                } else {
+                    self.pool.run(job);
+                }
+            }
             Action::GiveUp(job) => self.pool.give_up(job),
             Action::Answer(answer) => self.answers.give(&answer),
             Action::Unknown(packet) => match self.answers.kernel.find(packet.dev) {

@@ -1,11 +1,7 @@
-//! Workers: threads that take the requests of the kernel and do what may block, one job at a time each.
-//!
-//! One that has nothing else to do *leads*: it waits for a request, has it decided, and carries out itself what comes of it,
-//! while the next one leads. So the program that waits does not wait for one thread to wake another, which takes longer
-//! than a mount does.
+//! Workers: threads that do what may block, one job at a time each.
 //!
 //! A job that hangs holds its thread and its own key, nothing else: more threads are started as long as all are
-//! at work, and the last one that may be started only leads: requests whose time is over are answered without it.
+//! at work. Each answers the request of its job itself, and tells the machine what came of it.
 
 use super::answers::Answers;
 use super::jobs;
@@ -19,12 +15,12 @@ use crate::sys::packet::Packet;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Most threads at once. Jobs beyond that wait; their requests are answered in time all the same.
 const THREADS: usize = 256;
-/// A thread without work ends after this time, but for one: who leads finds another to lead without starting it,
+/// A thread without work ends after this time,
 const IDLE: Duration = Duration::from_secs(if cfg!(test) { 120 } else { 10 });
 /// or at once when so many others have none: they take turns, so that with little to do none of the many that a storm needed
 /// would ever be without work for long.
@@ -67,26 +63,28 @@ impl Ticket {
     }
 }
 
-/// Who decides what is to be done.
-pub trait Decider: Send + Sync {
-    /// Wait for a request of the kernel, and take it: its job may be in the pool then. `false`: none comes any more.
-    fn take_request(&self) -> bool;
-    /// Something has happened.
-    fn tell(&self, event: Event);
+/// Tells the machine that something has happened.
+pub type Tell = Box<dyn Fn(Event) + Send + Sync>;
+
+/// Something for a worker to do.
+pub struct Job {
+    id: JobId,
+    task: Task,
+    ticket: Option<Arc<Ticket>>,
 }
 
 /// The pool. Its threads are not waited for: the process may end while one hangs.
 pub struct Pool {
-    shared: Arc<Shared>,
+    hands: Arc<Hands>,
     /// Of running jobs.
     tickets: HashMap<JobId, Arc<Ticket>>,
 }
 
-struct Shared {
+/// What a thread needs to carry out jobs.
+pub struct Hands {
     kernel: Arc<dyn Kernel>,
     answers: Answers,
-    /// Gone when nobody serves any more.
-    decider: Weak<dyn Decider>,
+    tell: Tell,
     queue: Mutex<Queue>,
     wake: Condvar,
     /// Runs end as soon as they can.
@@ -95,73 +93,55 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<(JobId, Task, Option<Arc<Ticket>>)>,
-    /// Threads.
-    all: usize,
-    /// Those that wait for work.
+    jobs: VecDeque<Job>,
     idle: usize,
-    /// Those that carry out a job.
-    busy: usize,
-    /// One waits for a request of the kernel.
-    led: bool,
-}
-
-/// What a thread does next.
-enum Next {
-    Lead,
-    Job(JobId, Task, Option<Arc<Ticket>>),
-}
-
-impl Queue {
-    /// For a thread that has nothing to do; `None`: to wait.
-    fn next(&mut self) -> Option<Next> {
-        // Somebody has to be left to lead.
-        if !self.led && (self.jobs.is_empty() || self.all - self.busy < 2) {
-            self.led = true;
-            return Some(Next::Lead);
-        }
-        let (id, task, ticket) = self.jobs.pop_front()?;
-        self.busy += 1;
-        Some(Next::Job(id, task, ticket))
-    }
+    threads: usize,
 }
 
 impl Pool {
-    /// Requests are taken from when it is started on.
-    pub fn new(kernel: Arc<dyn Kernel>, answers: Answers, decider: Weak<dyn Decider>) -> Self {
-        let shared = Shared {
+    /// Without threads.
+    pub fn new(kernel: Arc<dyn Kernel>, answers: Answers, tell: Tell) -> Self {
+        let hands = Hands {
             kernel,
             answers,
-            decider,
+            tell,
             queue: Mutex::default(),
             wake: Condvar::new(),
             leaving: AtomicBool::new(false),
         };
-        Self { shared: Arc::new(shared), tickets: HashMap::new() }
+        Self { hands: Arc::new(hands), tickets: HashMap::new() }
     }
 
-    /// Have requests taken.
-    pub fn start(&self) -> std::io::Result<()> {
-        self.shared.start(&mut self.shared.lock())
+    /// For a thread that carries out jobs beside those of the pool.
+    pub fn hands(&self) -> Arc<Hands> {
+        self.hands.clone()
     }
 
-    /// Start a job.
-    pub fn run(&mut self, id: JobId, task: Task) {
+    /// A job, for [`Pool::run`] or [`Hands::carry_out`].
+    pub fn job(&mut self, id: JobId, task: Task) -> Job {
         let ticket = Ticket::of(&task).map(Arc::new);
         if let Some(ticket) = &ticket {
             self.tickets.insert(id, ticket.clone());
         }
-        let mut queue = self.shared.lock();
-        queue.jobs.push_back((id, task, ticket));
-        // One for each job, and one to lead.
-        if queue.jobs.len() < queue.all - queue.busy {
+        Job { id, task, ticket }
+    }
+
+    /// Have a job carried out.
+    pub fn run(&self, job: Job) {
+        let mut queue = self.hands.lock();
+        queue.jobs.push_back(job);
+        if queue.jobs.len() <= queue.idle {
             // Whom it wakes needs the lock.
             drop(queue);
-            self.shared.wake.notify_one();
-        } else if queue.all < THREADS
-            && let Err(error) = self.shared.start(&mut queue)
-        {
-            tracing::error!(%error, "no more worker threads; the job waits for one that is free");
+            self.hands.wake.notify_one();
+        } else if queue.threads < THREADS {
+            let hands = self.hands.clone();
+            match std::thread::Builder::new().name("worker".into()).spawn(move || hands.work()) {
+                Ok(_) => queue.threads += 1,
+                Err(error) => {
+                    tracing::error!(%error, "no more worker threads; the job waits for one that is free")
+                }
+            }
         }
     }
 
@@ -177,16 +157,16 @@ impl Pool {
         let Some(answer) = ticket.claim(Err(Errno::TIMEDOUT)) else { return };
         let path = answer.place.target(&answer.key);
         tracing::warn!(path = %path.display(), "a job takes too long; its request is answered without it");
-        let kernel = &self.shared.kernel;
+        let kernel = &self.hands.kernel;
         let call = || kernel.answer(&answer.place, answer.token, answer.result);
-        if self.shared.answers.give_by(&answer, call).is_err() {
+        if self.hands.answers.give_by(&answer, call).is_err() {
             ticket.answered.store(false, Ordering::Relaxed);
         }
     }
 
     /// Runs over idle mounts end before the next mount, or go on as ever.
     pub fn set_leaving(&self, leaving: bool) {
-        self.shared.leaving.store(leaving, Ordering::Relaxed);
+        self.hands.leaving.store(leaving, Ordering::Relaxed);
     }
 
     /// Requests of running jobs that nobody has answered; from now on their jobs will not.
@@ -198,75 +178,34 @@ impl Pool {
     /// Start a run over idle mounts. In a thread of its own: it sleeps in the kernel while workers carry out what the kernel
     /// chooses.
     pub fn expire(&self, group: GroupId, run: ExpireRun) -> std::io::Result<()> {
-        let shared = self.shared.clone();
+        let hands = self.hands.clone();
         let expire = move || {
-            let stuck = shared.expire(&run);
-            shared.tell(Event::ExpireEnded(group, stuck));
+            let stuck = hands.expire(&run);
+            (hands.tell)(Event::ExpireEnded(group, stuck));
         };
         std::thread::Builder::new().name("expire".into()).spawn(expire).map(drop)
     }
 }
 
-impl Shared {
+impl Hands {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // A queue is whole between any two operations on it.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Once nobody serves any more, nothing needs to be told.
-    fn tell(&self, event: Event) {
-        if let Some(decider) = self.decider.upgrade() {
-            decider.tell(event);
-        }
-    }
-
-    fn start(self: &Arc<Self>, queue: &mut Queue) -> std::io::Result<()> {
-        let shared = self.clone();
-        std::thread::Builder::new().name("worker".into()).spawn(move || shared.work())?;
-        queue.all += 1;
-        Ok(())
-    }
-
     fn work(&self) {
-        let mut queue = self.lock();
-        loop {
-            match queue.next() {
-                Some(Next::Lead) => {
-                    drop(queue);
-                    let goes_on = self.decider.upgrade().is_some_and(|decider| decider.take_request());
-                    queue = self.lock();
-                    queue.led = false;
-                    if !goes_on {
-                        break;
-                    }
-                }
-                Some(Next::Job(id, task, ticket)) => {
-                    drop(queue);
-                    self.carry_out(id, &task, ticket.as_deref());
-                    queue = self.lock();
-                    queue.busy -= 1;
-                }
-                None if queue.idle >= SPARE => break,
-                None => {
-                    queue.idle += 1;
-                    let (guard, timeout) =
-                        self.wake.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
-                    queue = guard;
-                    queue.idle -= 1;
-                    if timeout.timed_out() && queue.led && queue.jobs.is_empty() && queue.idle > 0 {
-                        break;
-                    }
-                }
-            }
+        while let Some(job) = self.next() {
+            self.carry_out(&job, &|| ());
         }
-        queue.all -= 1;
     }
 
-    fn carry_out(&self, id: JobId, task: &Task, ticket: Option<&Ticket>) {
+    /// Do a job, answer its request, and tell what came of it. `done`: nothing is left to do that may block.
+    pub fn carry_out(&self, Job { id, task, ticket }: &Job, done: &dyn Fn()) {
         let _about = log::about(task.place().map_or(Path::new("/"), |place| &place.path));
         let begin = Instant::now();
-        let claim = |result| ticket.and_then(|ticket| ticket.claim(result));
+        let claim = |result| ticket.as_ref().and_then(|ticket| ticket.claim(result));
         let outcome = jobs::run(&*self.kernel, task, &|held, result| {
+            done();
             if let Some(answer) = claim(result) {
                 let _ = self.answers.give_by(&answer, || held.answer(answer.token, result));
             }
@@ -277,7 +216,29 @@ impl Shared {
         if let Outcome::Unmounted { result, .. } = &outcome {
             self.answers.metrics.unmount(*result, begin.elapsed());
         }
-        self.tell(Event::Done(id, outcome));
+        (self.tell)(Event::Done(*id, outcome));
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.lock();
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                return Some(job);
+            }
+            if queue.idle >= SPARE {
+                queue.threads -= 1;
+                return None;
+            }
+            queue.idle += 1;
+            let (guard, timeout) =
+                self.wake.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
+            queue = guard;
+            queue.idle -= 1;
+            if timeout.timed_out() && queue.jobs.is_empty() {
+                queue.threads -= 1;
+                return None;
+            }
+        }
     }
 
     /// Returns indirect mounts in which a forced run could not go on.
@@ -347,66 +308,28 @@ mod tests {
         }
     }
 
-    /// Has no requests.
-    struct Quiet;
-
-    impl Decider for Quiet {
-        fn take_request(&self) -> bool {
-            loop {
-                std::thread::park();
-            }
-        }
-        fn tell(&self, _: Event) {}
-    }
-
-    fn pool(decider: &Arc<dyn Decider>) -> Pool {
-        let kernel: Arc<dyn Kernel> = Arc::new(Simulated::default());
-        Pool::new(kernel.clone(), Answers::new(kernel), Arc::downgrade(decider))
-    }
-
     #[test]
     fn threads_of_a_storm_end_when_it_is_over() {
         const JOBS: usize = 100;
-        let decider: Arc<dyn Decider> = Arc::new(Quiet);
-        let mut pool = pool(&decider);
-        pool.start().unwrap();
+        let kernel: Arc<dyn Kernel> = Arc::new(Simulated::default());
         let mut state = State::new(Limits::default());
         let together = Arc::new(Together(Barrier::new(JOBS + 1)));
         state.set_master(together.clone());
+        let mut pool = Pool::new(kernel.clone(), Answers::new(kernel), Box::new(drop));
         let mut actions = Vec::new();
         state.step(Event::Reload, Instant::now(), &mut actions);
         let Some(Action::Run(id, Task::Master(master, _))) = actions.pop() else { panic!("no job") };
         for _ in 0..JOBS {
-            pool.run(id, Task::Master(master.clone(), Vec::new()));
+            let job = pool.job(id, Task::Master(master.clone(), Vec::new()));
+            pool.run(job);
         }
-        let threads = || pool.shared.lock().all;
-        // and one that leads
-        assert_eq!(threads(), JOBS + 1);
+        let threads = || pool.hands.lock().threads;
+        assert_eq!(threads(), JOBS);
         together.0.wait();
         let begin = Instant::now();
-        while threads() > SPARE + 1 {
+        while threads() > SPARE {
             assert!(begin.elapsed() < IDLE / 2, "{} threads have nothing to do", threads());
             std::thread::sleep(Duration::from_millis(5));
         }
-    }
-
-    #[test]
-    fn the_last_thread_leads() {
-        let mut queue = Queue { all: 3, busy: 1, ..Queue::default() };
-        let master = Arc::new(Together(Barrier::new(1)));
-        let mut state = State::new(Limits::default());
-        state.set_master(master);
-        let mut actions = Vec::new();
-        state.step(Event::Reload, Instant::now(), &mut actions);
-        let Some(Action::Run(id, Task::Master(master, _))) = actions.pop() else { panic!("no job") };
-        for _ in 0..2 {
-            queue.jobs.push_back((id, Task::Master(master.clone(), Vec::new()), None));
-        }
-        assert!(matches!(queue.next(), Some(Next::Job(..))));
-        // two jobs take long: nobody carries out the other one, but requests are taken
-        assert!(matches!(queue.next(), Some(Next::Lead)));
-        queue.busy -= 1;
-        assert!(matches!(queue.next(), Some(Next::Job(..))));
-        assert!(queue.next().is_none());
     }
 }
