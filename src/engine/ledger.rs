@@ -7,13 +7,16 @@ use crate::discover::escaped::escape;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Programs that are remembered; the one that was quiet longest goes first.
 const PROGRAMS: usize = 256;
 /// Triggers that are remembered for each; what goes beyond is counted without a name.
 const TRIGGERS: usize = 64;
+/// A process is not looked at again for so long: what it executes meanwhile counts as what it was.
+const KNOWN: Duration = Duration::from_millis(100);
+/// So many processes are known.
+const PROCESSES: usize = 64;
 
 /// A program, and what it looked up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,57 +58,42 @@ pub struct Looked {
 /// All programs.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    /// Requesters that have not been looked at: process, user, trigger.
-    seen: Mutex<Vec<(u32, u32, PathBuf)>>,
-    programs: Mutex<Programs>,
+    programs: HashMap<(u32, String), Program>,
+    /// The names of processes, and when they were looked at.
+    known: HashMap<u32, (String, Instant)>,
 }
 
 impl Ledger {
-    /// Process `pid` of user `uid` looks a trigger up. Who it is can be asked of `/proc` a little later, by
-    /// [`Ledger::look`]: it waits for the trigger.
-    pub fn see(&self, pid: u32, uid: u32, trigger: PathBuf) {
-        lock(&self.seen).push((pid, uid, trigger));
-    }
-
-    /// Look at all that were seen.
-    pub fn look(&self) {
-        let seen = std::mem::take(&mut *lock(&self.seen));
-        if seen.is_empty() {
-            return;
-        }
+    /// Process `pid` of user `uid` looks a trigger up. While it waits for that it can be looked at.
+    pub fn note(&mut self, pid: u32, uid: u32, path: &Path) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        for (pid, uid, trigger) in seen {
-            let comm = comm(pid);
-            lock(&self.programs).note(pid, uid, comm, &trigger, now);
+        let comm = self.comm(pid);
+        self.note_at(pid, uid, comm, path, now);
+    }
+
+    fn comm(&mut self, pid: u32) -> String {
+        let now = Instant::now();
+        if let Some((comm, _)) = self.known.get(&pid).filter(|(_, at)| now - *at < KNOWN) {
+            return comm.clone();
         }
+        if self.known.len() >= PROCESSES {
+            self.known.clear();
+        }
+        let comm = comm(pid);
+        self.known.insert(pid, (comm.clone(), now));
+        comm
     }
 
-    /// All programs, the one with most lookups first.
-    pub fn programs(&self) -> Vec<Program> {
-        self.look();
-        lock(&self.programs).sorted()
-    }
-}
-
-/// Both are whole between any two operations on them.
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[derive(Debug, Default)]
-struct Programs(HashMap<(u32, String), Program>);
-
-impl Programs {
-    fn note(&mut self, pid: u32, uid: u32, comm: String, path: &Path, now: u64) {
+    fn note_at(&mut self, pid: u32, uid: u32, comm: String, path: &Path, now: u64) {
         let key = (uid, comm);
-        if !self.0.contains_key(&key) && self.0.len() >= PROGRAMS {
-            let quiet = self.0.iter().min_by_key(|(_, program)| program.last);
+        if !self.programs.contains_key(&key) && self.programs.len() >= PROGRAMS {
+            let quiet = self.programs.iter().min_by_key(|(_, program)| program.last);
             if let Some(quiet) = quiet.map(|(key, _)| key.clone()) {
-                self.0.remove(&quiet);
+                self.programs.remove(&quiet);
             }
         }
         let comm = key.1.clone();
-        let program = self.0.entry(key).or_insert_with(|| Program {
+        let program = self.programs.entry(key).or_insert_with(|| Program {
             uid,
             comm,
             pid,
@@ -133,8 +121,9 @@ impl Programs {
         }
     }
 
-    fn sorted(&self) -> Vec<Program> {
-        let mut programs: Vec<Program> = self.0.values().cloned().collect();
+    /// All programs, the one with most lookups first.
+    pub fn programs(&self) -> Vec<Program> {
+        let mut programs: Vec<Program> = self.programs.values().cloned().collect();
         programs
             .sort_by(|a, b| b.lookups.cmp(&a.lookups).then_with(|| (a.uid, &a.comm).cmp(&(b.uid, &b.comm))));
         for program in &mut programs {
@@ -170,13 +159,13 @@ mod tests {
 
     #[test]
     fn the_busiest_comes_first() {
-        let mut ledger = Programs::default();
+        let mut ledger = Ledger::default();
         for (at, name) in ["cat", "find", "find", "find"].into_iter().enumerate() {
             let path = format!("/net/{}", at % 2);
-            ledger.note(100 + at as u32, 0, name.into(), Path::new(&path), at as u64);
+            ledger.note_at(100 + at as u32, 0, name.into(), Path::new(&path), at as u64);
         }
-        ledger.note(7, 1000, "find".into(), Path::new("/net/0"), 9);
-        let programs = ledger.sorted();
+        ledger.note_at(7, 1000, "find".into(), Path::new("/net/0"), 9);
+        let programs = ledger.programs();
         let told: Vec<_> =
             programs.iter().map(|p| (p.uid, p.comm.as_str(), p.lookups, p.first, p.last, p.pid)).collect();
         assert_eq!(told, [(0, "find", 3, 1, 3, 103), (0, "cat", 1, 0, 0, 100), (1000, "find", 1, 9, 9, 7)]);
@@ -186,14 +175,14 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
-        let mut ledger = Programs::default();
+        let mut ledger = Ledger::default();
         for n in 0..PROGRAMS as u64 + 10 {
-            ledger.note(1, 0, format!("p{n}"), Path::new("/a"), n);
+            ledger.note_at(1, 0, format!("p{n}"), Path::new("/a"), n);
         }
         for n in 0..TRIGGERS + 5 {
-            ledger.note(1, 0, "scanner".into(), Path::new(&format!("/a/{n}")), 1000);
+            ledger.note_at(1, 0, "scanner".into(), Path::new(&format!("/a/{n}")), 1000);
         }
-        let programs = ledger.sorted();
+        let programs = ledger.programs();
         assert_eq!(programs.len(), PROGRAMS);
         let scanner = &programs[0];
         assert_eq!((scanner.comm.as_str(), scanner.triggers.len(), scanner.others), ("scanner", TRIGGERS, 5));

@@ -7,12 +7,9 @@
 use crate::sys::Errno;
 use crate::sys::packet::{Packet, PacketError, read_packet};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{PoisonError, RwLock};
-
-/// A program that walks a tree asks again sooner. None starts, and ends, in so short a time.
-const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000 };
 
 /// The read end of the engine's pipe.
 pub struct Requests {
@@ -47,15 +44,11 @@ impl Requests {
         });
     }
 
-    /// Wait for a request. Where none comes for a moment, there is time for `idle`. `false`: no request is taken any more.
-    pub fn wait(&self, idle: impl FnOnce()) -> bool {
+    /// Wait for a request; when interrupted, there may be none. `false`: no request is taken any more.
+    pub fn wait(&self) -> bool {
         let wait = |pipe: BorrowedFd<'_>| {
             let mut fds = [PollFd::new(&pipe, PollFlags::IN), PollFd::new(&self.end, PollFlags::IN)];
-            if poll(&mut fds, Some(&MOMENT)) == Ok(0) {
-                idle();
-                // Interrupted: the caller finds no request, and waits again.
-                let _ = poll(&mut fds, None);
-            }
+            let _ = poll(&mut fds, None);
             fds[1].revents().is_empty()
         };
         self.with_pipe(wait).unwrap_or(false)
@@ -82,6 +75,7 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::Timespec;
 
     fn readable(fd: impl AsFd) -> bool {
         poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&Timespec::default())).unwrap() > 0
@@ -96,7 +90,7 @@ mod tests {
         requests.set_watched(false);
         rustix::io::write(&write, b"x").unwrap();
         assert!(!readable(&watch));
-        assert!(requests.wait(|| panic!("a request waits")));
+        assert!(requests.wait());
         requests.set_watched(true);
         assert!(readable(&watch));
     }
@@ -106,13 +100,11 @@ mod tests {
         let (read, write) = rustix::pipe::pipe().unwrap();
         let requests = Requests::new(read).unwrap();
         std::thread::scope(|scope| {
-            let (idle, is_idle) = std::sync::mpsc::channel();
-            let front = scope.spawn(|| requests.wait(move || idle.send(()).unwrap()));
-            is_idle.recv().unwrap();
+            let front = scope.spawn(|| requests.wait());
             requests.close();
             assert!(!front.join().unwrap());
         });
-        assert!(!requests.wait(|| ()) && requests.take().unwrap().is_none());
+        assert!(!requests.wait() && requests.take().unwrap().is_none());
         assert_eq!(rustix::io::write(&write, b"x"), Err(Errno::PIPE));
     }
 }

@@ -62,14 +62,16 @@ pub struct Reactor<'l> {
 struct Core {
     engine: Mutex<Engine>,
     requests: Requests,
-    ledger: Arc<Ledger>,
+    ledger: Mutex<Ledger>,
 }
+
+/// A process and its user, and what it looks up.
+type Seen = (u32, u32, PathBuf);
 
 struct Engine {
     state: State,
     answers: Answers,
     pool: Pool,
-    ledger: Arc<Ledger>,
     /// Who waits until maps are read, or idle mounts gone.
     waiting: Vec<(Until, SyncSender<Reply>)>,
     actions: Vec<Action>,
@@ -116,7 +118,7 @@ impl Reactor<'_> {
         handle
             .insert_source(questions, |message, (), core| {
                 if let Message::Msg(ask) = message {
-                    core.lock().ask(ask);
+                    core.lock().ask(ask, &core.ledger);
                 }
             })
             .map_err(|error| source(error.error))?;
@@ -160,7 +162,6 @@ impl Reactor<'_> {
         luggage: Option<Luggage>,
     ) -> Result<(), ReactorError> {
         let answers = Answers::new(kernel.clone());
-        let ledger = Arc::new(Ledger::default());
         let requests = Requests::new(self.pipe).map_err(std::io::Error::from)?;
         let watch = Generic::new(requests.watch()?, Interest::READ, Mode::Level);
         let watched = |_, _: &mut _, core: &mut Arc<Core>| {
@@ -179,7 +180,6 @@ impl Reactor<'_> {
                 state,
                 pool: Pool::new(kernel, answers.clone(), Box::new(tell)),
                 answers,
-                ledger: ledger.clone(),
                 waiting: Vec::new(),
                 actions: Vec::new(),
                 front: false,
@@ -190,7 +190,7 @@ impl Reactor<'_> {
                 alarm: None,
                 ended: false,
             };
-            Core { engine: Mutex::new(engine), requests, ledger }
+            Core { engine: Mutex::new(engine), requests, ledger: Mutex::default() }
         });
         for packet in packets {
             core.lock().step(Event::Packet(packet));
@@ -204,10 +204,14 @@ impl Reactor<'_> {
     }
 }
 
+/// The machine is whole between any two events, and the ledger between any two lookups.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Core {
     fn lock(&self) -> MutexGuard<'_, Engine> {
-        // The machine is whole between any two events.
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.engine)
     }
 
     /// For the reactor: look at the clock; how long to wait until the next time. `None`: it is over.
@@ -223,9 +227,15 @@ impl Core {
 
     /// For the reactor: all that are there.
     fn take_requests(&self) {
-        self.lock().take_requests(&self.requests);
+        let seen = self.lock().take_requests(&self.requests);
         // Now that workers are at work on them: the requesters wait, so they are still there to be looked at.
-        self.ledger.look();
+        self.note(seen);
+    }
+
+    fn note(&self, seen: Vec<Seen>) {
+        for (pid, uid, trigger) in seen {
+            lock(&self.ledger).note(pid, uid, &trigger);
+        }
     }
 
     fn start_front(self: &Arc<Self>) {
@@ -239,14 +249,15 @@ impl Core {
     fn serve_front(&self, hands: &Hands) {
         let watched = |watched| self.requests.set_watched(watched);
         watched(false);
-        while self.requests.wait(|| self.ledger.look()) {
-            let job = self.lock().take_for_front(&self.requests);
+        while self.requests.wait() {
+            let (job, seen) = self.lock().take_for_front(&self.requests);
+            watched(true);
+            self.note(seen);
             if let Some(job) = job {
-                watched(true);
                 // Before its answer: who gets it may ask again at once.
                 hands.carry_out(&job, &|| watched(false));
-                watched(false);
             }
+            watched(false);
         }
     }
 }
@@ -262,33 +273,37 @@ impl Engine {
     }
 
     /// Take requests; the job that the front thread is to carry out.
-    fn take_for_front(&mut self, requests: &Requests) -> Option<Job> {
+    fn take_for_front(&mut self, requests: &Requests) -> (Option<Job>, Vec<Seen>) {
         self.front = true;
-        self.take_requests(requests);
+        let seen = self.take_requests(requests);
         self.front = false;
-        self.own.take()
+        (self.own.take(), seen)
     }
 
-    /// Every request that is there.
-    fn take_requests(&mut self, requests: &Requests) {
+    /// Every request that is there; who asks for what.
+    fn take_requests(&mut self, requests: &Requests) -> Vec<Seen> {
+        let mut seen = Vec::new();
         while !self.ended {
             match requests.take() {
                 Ok(Some(packet)) => {
                     tracing::debug!(?packet, "request");
-                    if let Kind::MissingIndirect | Kind::MissingDirect = packet.kind
-                        && let Some(trigger) = self.state.trigger(&packet)
-                    {
-                        self.ledger.see(packet.tgid, packet.uid, trigger);
+                    if let Kind::MissingIndirect | Kind::MissingDirect = packet.kind {
+                        let trigger = self.state.trigger(&packet);
+                        seen.extend(trigger.map(|trigger| (packet.tgid, packet.uid, trigger)));
                     }
                     self.step(Event::Packet(packet));
                 }
-                Ok(None) => return,
+                Ok(None) => break,
                 // The engine holds a write end itself, so there is no hang-up; whatever else was in the pipe is
                 // gone with the read.
-                Err(PacketError::Read(errno)) => return tracing::error!(%errno, "the pipe cannot be read"),
+                Err(PacketError::Read(errno)) => {
+                    tracing::error!(%errno, "the pipe cannot be read");
+                    break;
+                }
                 Err(error) => tracing::error!(%error, "not a request"),
             }
         }
+        seen
     }
 
     fn step(&mut self, event: Event) {
@@ -310,12 +325,12 @@ impl Engine {
         }
     }
 
-    fn ask(&mut self, Ask { request, reply }: Ask) {
+    fn ask(&mut self, Ask { request, reply }: Ask, ledger: &Mutex<Ledger>) {
         let answer = match request {
             Request::Status => Reply::Status(self.status()),
             Request::Who => Reply::Who(Who {
                 pid: std::process::id(),
-                programs: self.ledger.programs(),
+                programs: lock(ledger).programs(),
                 mounted: self.state.mounted_triggers(),
             }),
             Request::Metrics => Reply::Metrics(self.answers.metrics.render(&self.state.counts())),
