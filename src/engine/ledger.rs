@@ -7,6 +7,7 @@ use crate::discover::escaped::escape;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Programs that are remembered; the one that was quiet longest goes first.
@@ -27,7 +28,7 @@ pub struct Program {
     pub comm: String,
     /// The process that was seen last, in the engine's pid namespace.
     pub pid: u32,
-    /// The command line of the first one that was seen; empty when it had ended.
+    /// The command line of the first one that could be asked; empty when none could.
     pub command: String,
     /// The control group of that one: tells the unit or the session.
     pub cgroup: String,
@@ -58,33 +59,74 @@ pub struct Looked {
 /// All programs.
 #[derive(Debug, Default)]
 pub struct Ledger {
+    book: Mutex<Book>,
+}
+
+/// A program of which only the name is known.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Stranger {
+    pid: u32,
+    uid: u32,
+    comm: String,
+}
+
+impl Ledger {
+    /// Process `pid` of user `uid` looks a trigger up. Its name is read, which never blocks; while it waits for the trigger
+    /// it has one.
+    pub fn note(&self, pid: u32, uid: u32, path: &Path) -> Option<Stranger> {
+        let known = self.lock().comm(pid);
+        let comm = known.unwrap_or_else(|| {
+            let comm = comm(pid);
+            self.lock().know(pid, &comm);
+            comm
+        });
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.lock().note(pid, uid, comm, path, now)
+    }
+
+    /// Read what else there is to know. That waits as long as another thread of the program has its memory locked, in a
+    /// page fault on a dead server for example: not to be done before somebody is answered.
+    pub fn meet(&self, Stranger { pid, uid, comm }: Stranger) {
+        let (command, cgroup) = (command(pid), cgroup(pid));
+        if let Some(program) = self.lock().programs.get_mut(&(uid, comm)) {
+            (program.command, program.cgroup) = (command, cgroup);
+        }
+    }
+
+    /// All programs, the one with most lookups first.
+    pub fn programs(&self) -> Vec<Program> {
+        self.lock().programs()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        // It is whole between any two lookups.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Book {
     programs: HashMap<(u32, String), Program>,
     /// The names of processes, and when they were looked at.
     known: HashMap<u32, (String, Instant)>,
 }
 
-impl Ledger {
-    /// Process `pid` of user `uid` looks a trigger up. While it waits for that it can be looked at.
-    pub fn note(&mut self, pid: u32, uid: u32, path: &Path) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let comm = self.comm(pid);
-        self.note_at(pid, uid, comm, path, now);
+impl Book {
+    fn comm(&self, pid: u32) -> Option<String> {
+        let (comm, at) = self.known.get(&pid)?;
+        (at.elapsed() < KNOWN).then(|| comm.clone())
     }
 
-    fn comm(&mut self, pid: u32) -> String {
-        let now = Instant::now();
-        if let Some((comm, _)) = self.known.get(&pid).filter(|(_, at)| now - *at < KNOWN) {
-            return comm.clone();
-        }
+    fn know(&mut self, pid: u32, comm: &str) {
         if self.known.len() >= PROCESSES {
-            self.known.clear();
+            self.known.retain(|_, (_, at)| at.elapsed() < KNOWN);
         }
-        let comm = comm(pid);
-        self.known.insert(pid, (comm.clone(), now));
-        comm
+        if self.known.len() < PROCESSES {
+            self.known.insert(pid, (comm.to_owned(), Instant::now()));
+        }
     }
 
-    fn note_at(&mut self, pid: u32, uid: u32, comm: String, path: &Path, now: u64) {
+    fn note(&mut self, pid: u32, uid: u32, comm: String, path: &Path, now: u64) -> Option<Stranger> {
         let key = (uid, comm);
         if !self.programs.contains_key(&key) && self.programs.len() >= PROGRAMS {
             let quiet = self.programs.iter().min_by_key(|(_, program)| program.last);
@@ -97,8 +139,8 @@ impl Ledger {
             uid,
             comm,
             pid,
-            command: command(pid),
-            cgroup: cgroup(pid),
+            command: String::new(),
+            cgroup: String::new(),
             lookups: 0,
             first: now,
             last: now,
@@ -119,10 +161,10 @@ impl Ledger {
             }
             None => program.others += 1,
         }
+        program.command.is_empty().then(|| Stranger { pid, uid, comm: program.comm.clone() })
     }
 
-    /// All programs, the one with most lookups first.
-    pub fn programs(&self) -> Vec<Program> {
+    fn programs(&self) -> Vec<Program> {
         let mut programs: Vec<Program> = self.programs.values().cloned().collect();
         programs
             .sort_by(|a, b| b.lookups.cmp(&a.lookups).then_with(|| (a.uid, &a.comm).cmp(&(b.uid, &b.comm))));
@@ -159,12 +201,12 @@ mod tests {
 
     #[test]
     fn the_busiest_comes_first() {
-        let mut ledger = Ledger::default();
+        let mut ledger = Book::default();
         for (at, name) in ["cat", "find", "find", "find"].into_iter().enumerate() {
             let path = format!("/net/{}", at % 2);
-            ledger.note_at(100 + at as u32, 0, name.into(), Path::new(&path), at as u64);
+            ledger.note(100 + at as u32, 0, name.into(), Path::new(&path), at as u64);
         }
-        ledger.note_at(7, 1000, "find".into(), Path::new("/net/0"), 9);
+        ledger.note(7, 1000, "find".into(), Path::new("/net/0"), 9);
         let programs = ledger.programs();
         let told: Vec<_> =
             programs.iter().map(|p| (p.uid, p.comm.as_str(), p.lookups, p.first, p.last, p.pid)).collect();
@@ -175,18 +217,29 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
-        let mut ledger = Ledger::default();
+        let mut ledger = Book::default();
         for n in 0..PROGRAMS as u64 + 10 {
-            ledger.note_at(1, 0, format!("p{n}"), Path::new("/a"), n);
+            ledger.note(1, 0, format!("p{n}"), Path::new("/a"), n);
         }
         for n in 0..TRIGGERS + 5 {
-            ledger.note_at(1, 0, "scanner".into(), Path::new(&format!("/a/{n}")), 1000);
+            ledger.note(1, 0, "scanner".into(), Path::new(&format!("/a/{n}")), 1000);
         }
         let programs = ledger.programs();
         assert_eq!(programs.len(), PROGRAMS);
         let scanner = &programs[0];
         assert_eq!((scanner.comm.as_str(), scanner.triggers.len(), scanner.others), ("scanner", TRIGGERS, 5));
         assert!(programs.iter().all(|program| program.comm != "p0"));
+    }
+
+    #[test]
+    fn who_is_new_is_asked_once() {
+        let (ledger, own) = (Ledger::default(), std::process::id());
+        let stranger = ledger.note(own, 0, Path::new("/a")).unwrap();
+        assert_eq!(ledger.programs()[0].command, "");
+        ledger.meet(stranger);
+        assert_eq!(ledger.note(own, 0, Path::new("/a")), None);
+        let programs = ledger.programs();
+        assert_eq!((programs[0].lookups, programs[0].command.is_empty()), (2, false));
     }
 
     #[test]

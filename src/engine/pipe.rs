@@ -1,8 +1,8 @@
 //! The pipe of requests, and who waits at it.
 //!
-//! A thread that only waits, and carries out itself what comes of a request, answers in half the time that it takes to wake
-//! another one, which is longer than a mount takes. So the *front* thread waits as long as it has nothing else to do. While it
-//! carries out a job, the reactor *watches* the pipe, and has workers do what comes: a job that hangs holds up nothing.
+//! To wake another thread takes longer than a bind mount. So the *front* thread waits as long as it has nothing else to do, and
+//! carries out itself what comes of a request. While it does, the reactor *watches* the pipe, and has workers do what comes:
+//! a job that hangs holds up nothing.
 
 use crate::sys::Errno;
 use crate::sys::packet::{Packet, PacketError, read_packet};
@@ -59,7 +59,7 @@ impl Requests {
         self.with_pipe(read_packet).unwrap_or(Ok(None))
     }
 
-    /// Take none from now on: who waits stops, and the pipe is closed.
+    /// Take none from now on: who waits stops, and this read end is closed.
     pub fn close(&self) {
         // The counter has room for many.
         let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());

@@ -1,12 +1,21 @@
 //! What happens, brought to the machine. The reactor is one thread, for signals, the clock, those who ask over the control socket,
 //! and requests; the front thread takes requests, too, when all is quiet ([`super::pipe`]), and workers tell what came of
-//! their jobs. One at a time has the machine decide; it never blocks meanwhile.
+//! their jobs.
+//!
+//! | thread | brings |
+//! |---|---|
+//! | reactor | signals, time, questions; requests while the front thread is at work |
+//! | front | requests; the outcome of the job that it carries out |
+//! | workers, expire | outcomes |
+//!
+//! Each holds the lock of the engine while the machine decides and its decision is carried out, in which nothing waits but
+//! answers to the kernel, and no lock is held while a job is carried out.
 
 use super::answers::Answers;
 use super::control::server::{Ask, Listener};
 use super::control::{Reply, Request, Status, Who};
 use super::kernel::Kernel;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Stranger};
 use super::pipe::Requests;
 use super::reconnect::{self, Late};
 use super::state::{Action, Event, Limits, State};
@@ -18,6 +27,7 @@ use calloop::channel::{Channel, Event as Message, Sender, channel};
 use calloop::generic::Generic;
 use calloop::signals::{Signal, Signals};
 use calloop::{EventLoop, Interest, LoopSignal, Mode, PostAction};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -62,7 +72,7 @@ pub struct Reactor<'l> {
 struct Core {
     engine: Mutex<Engine>,
     requests: Requests,
-    ledger: Mutex<Ledger>,
+    ledger: Arc<Ledger>,
 }
 
 /// A process and its user, and what it looks up.
@@ -71,14 +81,13 @@ type Seen = (u32, u32, PathBuf);
 struct Engine {
     state: State,
     answers: Answers,
+    ledger: Arc<Ledger>,
     pool: Pool,
+    /// Decided on and not begun.
+    jobs: VecDeque<Job>,
     /// Who waits until maps are read, or idle mounts gone.
     waiting: Vec<(Until, SyncSender<Reply>)>,
     actions: Vec<Action>,
-    /// The front thread takes requests, and carries out a job itself,
-    front: bool,
-    /// this one.
-    own: Option<Job>,
     /// `None`: it cannot become another program.
     luggage: Option<Luggage>,
     /// The program to become.
@@ -99,7 +108,7 @@ impl Reactor<'_> {
     /// Blocks the signals in this thread, and so in every thread that it starts from now on.
     pub fn new(read: OwnedFd) -> Result<Self, ReactorError> {
         let events = EventLoop::try_new()?;
-        let (sender, results): (_, Channel<Event>) = channel();
+        let (sender, posts): (_, Channel<Event>) = channel();
         let handle = events.handle();
         let source = |error: calloop::Error| ReactorError::Loop(error);
         handle
@@ -108,7 +117,7 @@ impl Reactor<'_> {
             })
             .map_err(|error| source(error.error))?;
         handle
-            .insert_source(results, |message, (), core| {
+            .insert_source(posts, |message, (), core| {
                 if let Message::Msg(event) = message {
                     core.lock().step(event);
                 }
@@ -118,7 +127,7 @@ impl Reactor<'_> {
         handle
             .insert_source(questions, |message, (), core| {
                 if let Message::Msg(ask) = message {
-                    core.lock().ask(ask, &core.ledger);
+                    core.lock().ask(ask);
                 }
             })
             .map_err(|error| source(error.error))?;
@@ -162,6 +171,7 @@ impl Reactor<'_> {
         luggage: Option<Luggage>,
     ) -> Result<(), ReactorError> {
         let answers = Answers::new(kernel.clone());
+        let ledger = Arc::<Ledger>::default();
         let requests = Requests::new(self.pipe).map_err(std::io::Error::from)?;
         let watch = Generic::new(requests.watch()?, Interest::READ, Mode::Level);
         let watched = |_, _: &mut _, core: &mut Arc<Core>| {
@@ -182,36 +192,44 @@ impl Reactor<'_> {
                 answers,
                 waiting: Vec::new(),
                 actions: Vec::new(),
-                front: false,
-                own: None,
+                jobs: VecDeque::new(),
+                ledger: ledger.clone(),
                 luggage,
                 next: PathBuf::new(),
                 reactor: self.events.get_signal(),
                 alarm: None,
                 ended: false,
             };
-            Core { engine: Mutex::new(engine), requests, ledger: Mutex::default() }
+            Core { engine: Mutex::new(engine), requests, ledger }
         });
         for packet in packets {
             core.lock().step(Event::Packet(packet));
         }
         core.start_front();
-        while let Some(wait) = core.tick() {
-            self.events.dispatch(wait, &mut core)?;
+        let mut served = Ok(());
+        while let (Ok(()), Some(wait)) = (&served, core.tick()) {
+            served = self.events.dispatch(wait, &mut core);
         }
-        core.requests.close();
-        Ok(())
+        core.end();
+        Ok(served?)
     }
 }
 
-/// The machine is whole between any two events, and the ledger between any two lookups.
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
+/// A machine that has panicked must not go on. The next engine attaches the mounts.
+struct EndsByPanic;
+
+impl Drop for EndsByPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
 }
 
 impl Core {
     fn lock(&self) -> MutexGuard<'_, Engine> {
-        lock(&self.engine)
+        // Not poisoned: see `EndsByPanic`.
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For the reactor: look at the clock; how long to wait until the next time. `None`: it is over.
@@ -229,13 +247,15 @@ impl Core {
     fn take_requests(&self) {
         let seen = self.lock().take_requests(&self.requests);
         // Now that workers are at work on them: the requesters wait, so they are still there to be looked at.
-        self.note(seen);
+        self.meet(self.note(seen));
     }
 
-    fn note(&self, seen: Vec<Seen>) {
-        for (pid, uid, trigger) in seen {
-            lock(&self.ledger).note(pid, uid, &trigger);
-        }
+    fn note(&self, seen: Vec<Seen>) -> Vec<Stranger> {
+        seen.into_iter().filter_map(|(pid, uid, trigger)| self.ledger.note(pid, uid, &trigger)).collect()
+    }
+
+    fn meet(&self, strangers: Vec<Stranger>) {
+        strangers.into_iter().for_each(|stranger| self.ledger.meet(stranger));
     }
 
     fn start_front(self: &Arc<Self>) {
@@ -247,18 +267,26 @@ impl Core {
     }
 
     fn serve_front(&self, hands: &Hands) {
+        let _watched_or_over = EndsByPanic;
         let watched = |watched| self.requests.set_watched(watched);
         watched(false);
         while self.requests.wait() {
             let (job, seen) = self.lock().take_for_front(&self.requests);
             watched(true);
-            self.note(seen);
+            let strangers = self.note(seen);
             if let Some(job) = job {
                 // Before its answer: who gets it may ask again at once.
-                hands.carry_out(&job, &|| watched(false));
+                hands.carry_out(&job, &|| watched(!strangers.is_empty()));
             }
+            self.meet(strangers);
             watched(false);
         }
+    }
+
+    /// Nobody takes requests from now on. A front thread that hangs in a job keeps nothing open.
+    fn end(&self) {
+        self.requests.close();
+        self.lock().luggage = None;
     }
 }
 
@@ -272,18 +300,33 @@ impl Engine {
         }
     }
 
-    /// Take requests; the job that the front thread is to carry out.
+    /// Take requests up to the first of which a job comes, which is for the caller; who asks for what.
     fn take_for_front(&mut self, requests: &Requests) -> (Option<Job>, Vec<Seen>) {
-        self.front = true;
-        let seen = self.take_requests(requests);
-        self.front = false;
-        (self.own.take(), seen)
+        let (mut job, mut seen) = (None, Vec::new());
+        while job.is_none()
+            && let Some(packet) = self.next_request(requests, &mut seen)
+        {
+            self.decide(Event::Packet(packet));
+            job = self.jobs.pop_front();
+            self.begin_jobs();
+        }
+        (job, seen)
     }
 
     /// Every request that is there; who asks for what.
     fn take_requests(&mut self, requests: &Requests) -> Vec<Seen> {
         let mut seen = Vec::new();
-        while !self.ended {
+        while let Some(packet) = self.next_request(requests, &mut seen) {
+            self.step(Event::Packet(packet));
+        }
+        seen
+    }
+
+    fn next_request(&mut self, requests: &Requests, seen: &mut Vec<Seen>) -> Option<Packet> {
+        if self.ended {
+            return None;
+        }
+        loop {
             match requests.take() {
                 Ok(Some(packet)) => {
                     tracing::debug!(?packet, "request");
@@ -291,22 +334,32 @@ impl Engine {
                         let trigger = self.state.trigger(&packet);
                         seen.extend(trigger.map(|trigger| (packet.tgid, packet.uid, trigger)));
                     }
-                    self.step(Event::Packet(packet));
+                    return Some(packet);
                 }
-                Ok(None) => break,
+                Ok(None) => return None,
                 // The engine holds a write end itself, so there is no hang-up; whatever else was in the pipe is
                 // gone with the read.
                 Err(PacketError::Read(errno)) => {
                     tracing::error!(%errno, "the pipe cannot be read");
-                    break;
+                    return None;
                 }
                 Err(error) => tracing::error!(%error, "not a request"),
             }
         }
-        seen
     }
 
     fn step(&mut self, event: Event) {
+        self.decide(event);
+        self.begin_jobs();
+    }
+
+    fn begin_jobs(&mut self) {
+        self.jobs.drain(..).for_each(|job| self.pool.run(job));
+    }
+
+    /// Have the machine decide, and do what it decides; jobs are only made ready.
+    fn decide(&mut self, event: Event) {
+        let _whole = EndsByPanic;
         if let Event::Done(job, _) = &event {
             self.pool.ended(*job);
         }
@@ -325,12 +378,12 @@ impl Engine {
         }
     }
 
-    fn ask(&mut self, Ask { request, reply }: Ask, ledger: &Mutex<Ledger>) {
+    fn ask(&mut self, Ask { request, reply }: Ask) {
         let answer = match request {
             Request::Status => Reply::Status(self.status()),
             Request::Who => Reply::Who(Who {
                 pid: std::process::id(),
-                programs: lock(ledger).programs(),
+                programs: self.ledger.programs(),
                 mounted: self.state.mounted_triggers(),
             }),
             Request::Metrics => Reply::Metrics(self.answers.metrics.render(&self.state.counts())),
@@ -390,7 +443,7 @@ impl Engine {
             tracing::error!(%error, "it goes on as it is");
         }
         self.pool.set_leaving(false);
-        self.step(Event::Stay(packets));
+        self.decide(Event::Stay(packets));
     }
 
     fn status(&self) -> Status {
@@ -410,11 +463,7 @@ impl Engine {
         match action {
             Action::Run(job, task) => {
                 let job = self.pool.job(job, task);
-                if self.front && self.own.is_none() {
-                    self.own = Some(job);
-                } else {
-                    self.pool.run(job);
-                }
+                self.jobs.push_back(job);
             }
             Action::GiveUp(job) => self.pool.give_up(job),
             Action::Answer(answer) => self.answers.give(&answer),
@@ -424,7 +473,7 @@ impl Engine {
                         && self.state.moved(place.clone()) =>
                 {
                     tracing::info!(path = %place.path.display(), dev = %place.dev, "a mount was made again under us");
-                    self.step(Event::Packet(packet));
+                    self.decide(Event::Packet(packet));
                 }
                 _ => self.act(Action::Orphan(packet.dev, packet.token, Errno::NOENT)),
             },
@@ -433,7 +482,7 @@ impl Engine {
             Action::Expire(group, run) => {
                 if let Err(error) = self.pool.expire(group, run) {
                     tracing::error!(%error, "no thread for an expire run");
-                    self.step(Event::ExpireEnded(group, Vec::new()));
+                    self.decide(Event::ExpireEnded(group, Vec::new()));
                 }
             }
             Action::Exit => {

@@ -199,9 +199,10 @@ impl Hands {
         }
     }
 
-    /// Do a job, answer its request, and tell what came of it. `done`: nothing is left to do that may block.
+    /// Do a job, answer its request, and tell what came of it. `done` is called before the answer of a lookup: nothing is left to do
+    /// then that may block.
     pub fn carry_out(&self, Job { id, task, ticket }: &Job, done: &dyn Fn()) {
-        let _about = log::about(task.place().map_or(Path::new("/"), |place| &place.path));
+        let about = log::about(task.place().map_or(Path::new("/"), |place| &place.path));
         let begin = Instant::now();
         let claim = |result| ticket.as_ref().and_then(|ticket| ticket.claim(result));
         let outcome = jobs::run(&*self.kernel, task, &|held, result| {
@@ -216,6 +217,7 @@ impl Hands {
         if let Outcome::Unmounted { result, .. } = &outcome {
             self.answers.metrics.unmount(*result, begin.elapsed());
         }
+        drop(about);
         (self.tell)(Event::Done(*id, outcome));
     }
 
