@@ -215,7 +215,7 @@ impl Reactor<'_> {
     }
 }
 
-/// A machine that has panicked must not go on. The next engine attaches the mounts.
+/// A machine that has panicked must not go on: the service starts another engine, which attaches the mounts.
 struct EndsByPanic;
 
 impl Drop for EndsByPanic {
@@ -267,7 +267,8 @@ impl Core {
     }
 
     fn serve_front(&self, hands: &Hands) {
-        let _watched_or_over = EndsByPanic;
+        // Without this thread nobody might look at the pipe.
+        let _ends = EndsByPanic;
         let watched = |watched| self.requests.set_watched(watched);
         watched(false);
         while self.requests.wait() {
