@@ -16,6 +16,8 @@ const PROGRAMS: usize = 256;
 const TRIGGERS: usize = 64;
 /// A process is not looked at again for so long: what it executes meanwhile counts as what it was.
 const KNOWN: Duration = Duration::from_millis(100);
+/// The name of a process that cannot be seen.
+const UNSEEN: &str = "?";
 /// So many processes are known.
 const PROCESSES: usize = 64;
 
@@ -161,7 +163,8 @@ impl Book {
             }
             None => program.others += 1,
         }
-        program.command.is_empty().then(|| Stranger { pid, uid, comm: program.comm.clone() })
+        let stranger = program.command.is_empty() && program.comm != UNSEEN;
+        stranger.then(|| Stranger { pid, uid, comm: program.comm.clone() })
     }
 
     fn programs(&self) -> Vec<Program> {
@@ -178,7 +181,7 @@ impl Book {
 /// The name of a process; `?` when it has ended or is not seen from here.
 pub fn comm(pid: u32) -> String {
     let comm = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    if comm.is_empty() { "?".into() } else { escape(comm.strip_suffix(b"\n").unwrap_or(&comm)) }
+    if comm.is_empty() { UNSEEN.into() } else { escape(comm.strip_suffix(b"\n").unwrap_or(&comm)) }
 }
 
 fn command(pid: u32) -> String {
@@ -240,6 +243,11 @@ mod tests {
         assert_eq!(ledger.note(own, 0, Path::new("/a")), None);
         let programs = ledger.programs();
         assert_eq!((programs[0].lookups, programs[0].command.is_empty()), (2, false));
+    }
+
+    #[test]
+    fn who_cannot_be_seen_is_not_asked() {
+        assert_eq!(Ledger::default().note(u32::MAX, 0, Path::new("/a")), None);
     }
 
     #[test]
