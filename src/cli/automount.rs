@@ -4,9 +4,9 @@ mod background;
 mod dumpmaps;
 mod running;
 
+use super::ExitCode;
 use super::explain::master_map;
 use super::output::{self, Output};
-use crate::cli::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use autofs_cr::engine::config::{self, Given};
 use autofs_cr::engine::control::client::ask;

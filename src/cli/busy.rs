@@ -1,9 +1,9 @@
 //! `autofs-cr busy`.
 
+use super::ExitCode;
 use super::list::shown;
 use super::output::Output;
 use super::table::{Column, Style, Table};
-use crate::cli::ExitCode;
 use anyhow::{Result, ensure};
 use autofs_cr::discover::users::{Program, Users, users};
 use clap::Args;

@@ -1,10 +1,10 @@
 //! `autofs-cr check`.
 
+use super::ExitCode;
 use super::list::{gaps, shown, waiters};
 use super::output::Output;
 use super::table::Style;
 use super::{TargetArgs, human};
-use crate::cli::ExitCode;
 use anyhow::Result;
 use autofs_cr::discover::facts::{AutofsMount, End, Master, Pipe, Survey, Waiter};
 use autofs_cr::discover::{Target, survey};

@@ -1,9 +1,9 @@
 //! `autofs-cr criu`: CRIU with the plugin, for a tree of processes.
 
+use super::ExitCode;
 use super::human;
 use super::output::{self, Output};
 use super::progress::Progress;
-use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::container::command::{Criu, Summary};
 use autofs_cr::sys::mount;

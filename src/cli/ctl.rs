@@ -1,11 +1,11 @@
 //! `autofs-cr ctl`: talking to a running engine.
 
+use super::ExitCode;
 use super::human;
 use super::list::shown;
 use super::output::Output;
 use super::progress::Progress;
 use super::table::{Cell, Column, Style, Table};
-use crate::cli::ExitCode;
 use anyhow::{Result, bail};
 use autofs_cr::discover::users::{Users, users};
 use autofs_cr::engine::control::client::{AskError, ask};

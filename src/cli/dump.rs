@@ -1,11 +1,11 @@
 //! `autofs-cr dump`, and the holder that it may leave.
 
+use super::ExitCode;
 use super::TargetArgs;
 use super::human::count;
 use super::list::shown;
 use super::output::{self, Output};
 use super::progress::Progress;
-use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::dump::plan::{Mode, Wishes};
 use autofs_cr::dump::{self, Report, Request, hold};

@@ -1,9 +1,9 @@
 //! `autofs-cr explain`.
 
+use super::ExitCode;
 use super::output::Output;
 use super::progress::Progress;
 use super::table::{Column, Table};
-use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::discover::escaped::escape;
 use autofs_cr::engine::config::Given;

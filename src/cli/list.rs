@@ -1,9 +1,9 @@
 //! `autofs-cr list`.
 
+use super::ExitCode;
 use super::output::{self, Output};
 use super::table::{Cell, Column, Style, Table};
 use super::{TargetArgs, human};
-use crate::cli::ExitCode;
 use anyhow::Result;
 use autofs_cr::discover::escaped::escape;
 use autofs_cr::discover::facts::{

@@ -1,7 +1,7 @@
 //! Man pages and completions, made from the arguments themselves when a package is built.
 
+use super::ExitCode;
 use super::output::Output;
-use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;

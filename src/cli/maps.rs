@@ -1,9 +1,9 @@
 //! `autofs-cr maps`.
 
+use super::ExitCode;
 use super::output::Output;
 use super::progress::Progress;
 use super::table::Style;
-use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::engine::config::{CONF, Given};
 use autofs_cr::engine::maps::check::{FileKind, Found, check, guess};

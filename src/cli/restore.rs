@@ -1,10 +1,10 @@
 //! `autofs-cr restore`.
 
+use super::ExitCode;
 use super::output::{self, Output};
 use super::progress::Progress;
 use super::table::{Cell, Column, Style, Table};
 use super::{TargetArgs, human, list};
-use crate::cli::ExitCode;
 use anyhow::{Result, bail};
 use autofs_cr::restore::resume::Resumed;
 use autofs_cr::restore::verify::{How, Outcome};

@@ -1,10 +1,10 @@
 //! `autofs-cr show`.
 
+use super::ExitCode;
 use super::human;
 use super::list::{self, shown};
 use super::output::Output;
 use super::table::{Cell, Column, Style, Table};
-use crate::cli::ExitCode;
 use anyhow::Result;
 use autofs_cr::discover::escaped::escape;
 use autofs_cr::discover::facts::TreeEntry;

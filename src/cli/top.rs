@@ -3,9 +3,9 @@
 mod frame;
 mod screen;
 
+use super::ExitCode;
 use super::TargetArgs;
 use super::output::{self, Output};
-use crate::cli::ExitCode;
 use anyhow::{Result, ensure};
 use autofs_cr::discover::survey;
 use autofs_cr::engine::control::client::ask;

@@ -66,16 +66,17 @@ fn mount_held(kernel: &dyn Kernel, task: &MountTask) -> Outcome {
     loop {
         let mut made = Made::new(kernel, task, &target);
         let result = made.entry(&at, &entry);
-        let mut left = false;
-        if let Err(errno) = result {
-            tracing::debug!(target = %target.display(), %errno, "not mounted");
-            left = !made.undo();
-            if let Some(other) = entry.otherwise.as_ref().filter(|_| !left) {
-                entry = Arc::new(Resolved::clone(other));
-                continue;
-            }
-        } else {
-            tracing::debug!(target = %target.display(), "mounted");
+        match result {
+            Ok(()) => tracing::debug!(target = %target.display(), "mounted"),
+            Err(errno) => tracing::debug!(target = %target.display(), %errno, "not mounted"),
+        }
+        let left = result.is_err() && !made.undo();
+        if result.is_err()
+            && !left
+            && let Some(other) = &entry.otherwise
+        {
+            entry = Arc::new(Resolved::clone(other));
+            continue;
         }
         return Outcome::Mounted { result, children: made.children, left };
     }

@@ -21,7 +21,8 @@ pub trait Hold {
     fn answer(&self, token: Token, result: Result<(), Errno>) -> Result<(), Errno>;
 }
 
-/// The kernel, as far as jobs need it. Every call may block, so jobs make them, and the machine has others only answer.
+/// The kernel, as far as jobs need it. Every call may block, so jobs make them; what the machine decides only answers,
+/// and looks for a mount that it does not know.
 pub trait Kernel: Send + Sync {
     /// Answer a request: READY or FAIL.
     fn answer(&self, place: &Place, token: Token, result: Result<(), Errno>) -> Result<(), Errno>;

@@ -110,19 +110,18 @@ impl Reactor<'_> {
         let events = EventLoop::try_new()?;
         let (sender, posts): (_, Channel<Event>) = channel();
         let handle = events.handle();
-        let source = |error: calloop::Error| ReactorError::Loop(error);
         handle
             .insert_source(Signals::new(&SIGNALS)?, |signal, (), core: &mut Arc<Core>| {
                 core.lock().signal(signal.signal());
             })
-            .map_err(|error| source(error.error))?;
+            .map_err(|error| error.error)?;
         handle
             .insert_source(posts, |message, (), core| {
                 if let Message::Msg(event) = message {
                     core.lock().step(event);
                 }
             })
-            .map_err(|error| source(error.error))?;
+            .map_err(|error| error.error)?;
         let (asks, questions): (_, Channel<Ask>) = channel();
         handle
             .insert_source(questions, |message, (), core| {
@@ -130,7 +129,7 @@ impl Reactor<'_> {
                     core.lock().ask(ask);
                 }
             })
-            .map_err(|error| source(error.error))?;
+            .map_err(|error| error.error)?;
         Ok(Self { events, sender, asks, pipe: read })
     }
 
@@ -181,14 +180,14 @@ impl Reactor<'_> {
         self.events.handle().insert_source(watch, watched).map_err(|error| error.error)?;
         let mut core = Arc::new_cyclic(|core: &Weak<Core>| {
             let core = core.clone();
-            let tell = move |event| {
+            let report = move |event| {
                 if let Some(core) = core.upgrade() {
                     core.lock().step(event);
                 }
             };
             let engine = Engine {
                 state,
-                pool: Pool::new(kernel, answers.clone(), Box::new(tell)),
+                pool: Pool::new(kernel, answers.clone(), Box::new(report)),
                 answers,
                 waiting: Vec::new(),
                 actions: Vec::new(),

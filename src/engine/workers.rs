@@ -64,7 +64,7 @@ impl Ticket {
 }
 
 /// Tells the machine that something has happened.
-pub type Tell = Box<dyn Fn(Event) + Send + Sync>;
+pub type Report = Box<dyn Fn(Event) + Send + Sync>;
 
 /// Something for a worker to do.
 pub struct Job {
@@ -84,7 +84,7 @@ pub struct Pool {
 pub struct Hands {
     kernel: Arc<dyn Kernel>,
     answers: Answers,
-    tell: Tell,
+    report: Report,
     queue: Mutex<Queue>,
     wake: Condvar,
     /// Runs end as soon as they can.
@@ -100,11 +100,11 @@ struct Queue {
 
 impl Pool {
     /// Without threads.
-    pub fn new(kernel: Arc<dyn Kernel>, answers: Answers, tell: Tell) -> Self {
+    pub fn new(kernel: Arc<dyn Kernel>, answers: Answers, report: Report) -> Self {
         let hands = Hands {
             kernel,
             answers,
-            tell,
+            report,
             queue: Mutex::default(),
             wake: Condvar::new(),
             leaving: AtomicBool::new(false),
@@ -181,7 +181,7 @@ impl Pool {
         let hands = self.hands.clone();
         let expire = move || {
             let stuck = hands.expire(&run);
-            (hands.tell)(Event::ExpireEnded(group, stuck));
+            (hands.report)(Event::ExpireEnded(group, stuck));
         };
         std::thread::Builder::new().name("expire".into()).spawn(expire).map(drop)
     }
@@ -218,7 +218,7 @@ impl Hands {
             self.answers.metrics.unmount(*result, begin.elapsed());
         }
         drop(about);
-        (self.tell)(Event::Done(*id, outcome));
+        (self.report)(Event::Done(*id, outcome));
     }
 
     fn next(&self) -> Option<Job> {

@@ -1,7 +1,7 @@
 //! Going to the background: the caller waits until the daemon is ready, and sees what went wrong before.
 
+use super::super::ExitCode;
 use super::super::output;
-use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::engine::background::leave_stdio;
 use autofs_cr::sys::fork::fork;

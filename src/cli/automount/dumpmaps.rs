@@ -2,8 +2,8 @@
 //!
 //! Keys stand in the order of their file; automount's order is that of its hash table.
 
+use super::super::ExitCode;
 use super::super::output::{self, Output};
-use crate::cli::ExitCode;
 use anyhow::{Context, Result};
 use autofs_cr::engine::config::Given;
 use autofs_cr::engine::maps::master::{self, Entry, MapKind, MapName};

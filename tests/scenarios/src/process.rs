@@ -119,16 +119,14 @@ pub fn run(limit: Duration, program: &str, args: &[&str]) -> Result<Output> {
         .process_group(0)
         .status()
         .with_context(|| format!("running {program}"))?;
-    if matches!(status.code(), Some(124 | 137)) || status.signal().is_some() {
-        let mut text = String::new();
-        err.rewind()?;
-        err.read_to_string(&mut text)?;
-        bail!("{program} {} hung for {limit:?}, or was killed: {status}: {text}", args.join(" "));
-    }
     let mut output = Output { status, stdout: Vec::new(), stderr: Vec::new() };
     for (file, bytes) in [(&mut out, &mut output.stdout), (&mut err, &mut output.stderr)] {
         file.rewind()?;
         file.read_to_end(bytes)?;
+    }
+    if matches!(status.code(), Some(124 | 137)) || status.signal().is_some() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("{program} {} hung for {limit:?}, or was killed: {status}: {text}", args.join(" "));
     }
     Ok(output)
 }
