@@ -7,7 +7,8 @@ use crate::discover::escaped::escape;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Programs that are remembered; the one that was quiet longest goes first.
@@ -20,6 +21,8 @@ const KNOWN: Duration = Duration::from_millis(100);
 const UNSEEN: &str = "?";
 /// So many processes are known.
 const PROCESSES: usize = 64;
+/// Programs that wait to be met; what comes beyond is met at another lookup of its own.
+const STRANGERS: usize = 64;
 
 /// A program, and what it looked up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,23 +62,37 @@ pub struct Looked {
 }
 
 /// All programs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
-    book: Mutex<Book>,
+    book: Arc<Mutex<Book>>,
+    strangers: SyncSender<Stranger>,
 }
 
 /// A program of which only the name is known.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Stranger {
+struct Stranger {
     pid: u32,
     uid: u32,
     comm: String,
 }
 
 impl Ledger {
+    /// An empty one. Programs are met in a thread of its own: to ask for a command line waits as long as another thread of the program
+    /// has its memory locked, in a page fault on a dead server for example.
+    pub fn start() -> Self {
+        let book = Arc::<Mutex<Book>>::default();
+        let (strangers, met) = sync_channel(STRANGERS);
+        let known = book.clone();
+        let meet = move || met.iter().for_each(|stranger| meet(&known, stranger));
+        if let Err(error) = std::thread::Builder::new().name("ledger".into()).spawn(meet) {
+            tracing::warn!(%error, "no thread that asks for command lines");
+        }
+        Self { book, strangers }
+    }
+
     /// Process `pid` of user `uid` looks a trigger up. Its name is read, which never blocks; while it waits for the trigger
     /// it has one.
-    pub fn note(&self, pid: u32, uid: u32, path: &Path) -> Option<Stranger> {
+    pub fn note(&self, pid: u32, uid: u32, path: &Path) {
         let known = self.lock().comm(pid);
         let comm = known.unwrap_or_else(|| {
             let comm = comm(pid);
@@ -83,15 +100,10 @@ impl Ledger {
             comm
         });
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.lock().note(pid, uid, comm, path, now)
-    }
-
-    /// Read what else there is to know. That waits as long as another thread of the program has its memory locked, in a
-    /// page fault on a dead server for example: not to be done before somebody is answered.
-    pub fn meet(&self, Stranger { pid, uid, comm }: Stranger) {
-        let (command, cgroup) = (command(pid), cgroup(pid));
-        if let Some(program) = self.lock().programs.get_mut(&(uid, comm)) {
-            (program.command, program.cgroup) = (command, cgroup);
+        let stranger = self.lock().note(pid, uid, comm, path, now);
+        if let Some(stranger) = stranger {
+            // When many wait already, at another time.
+            let _ = self.strangers.try_send(stranger);
         }
     }
 
@@ -101,9 +113,21 @@ impl Ledger {
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
-        // It is whole between any two lookups.
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.book)
     }
+}
+
+/// Read what else there is to know.
+fn meet(book: &Mutex<Book>, Stranger { pid, uid, comm }: Stranger) {
+    let (command, cgroup) = (command(pid), cgroup(pid));
+    if let Some(program) = lock(book).programs.get_mut(&(uid, comm)) {
+        (program.command, program.cgroup) = (command, cgroup);
+    }
+}
+
+fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
+    // It is whole between any two lookups.
+    book.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug, Default)]
@@ -236,18 +260,31 @@ mod tests {
 
     #[test]
     fn who_is_new_is_asked_once() {
-        let (ledger, own) = (Ledger::default(), std::process::id());
-        let stranger = ledger.note(own, 0, Path::new("/a")).unwrap();
-        assert_eq!(ledger.programs()[0].command, "");
-        ledger.meet(stranger);
-        assert_eq!(ledger.note(own, 0, Path::new("/a")), None);
-        let programs = ledger.programs();
+        let own = std::process::id();
+        let note = |book: &mut Book| book.note(own, 0, comm(own), Path::new("/a"), 1);
+        let book = Mutex::<Book>::default();
+        let stranger = note(&mut lock(&book)).unwrap();
+        assert_eq!(lock(&book).programs()[0].command, "");
+        meet(&book, stranger);
+        assert_eq!(note(&mut lock(&book)), None);
+        let programs = lock(&book).programs();
         assert_eq!((programs[0].lookups, programs[0].command.is_empty()), (2, false));
     }
 
     #[test]
+    fn who_asks_is_met() {
+        let ledger = Ledger::start();
+        ledger.note(std::process::id(), 0, Path::new("/a"));
+        let begin = Instant::now();
+        while ledger.programs()[0].command.is_empty() {
+            assert!(begin.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
     fn who_cannot_be_seen_is_not_asked() {
-        assert_eq!(Ledger::default().note(u32::MAX, 0, Path::new("/a")), None);
+        assert_eq!(Book::default().note(u32::MAX, 0, comm(u32::MAX), Path::new("/a"), 1), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::answers::Answers;
 use super::control::server::{Ask, Listener};
 use super::control::{Reply, Request, Status, Who};
 use super::kernel::Kernel;
-use super::ledger::{Ledger, Stranger};
+use super::ledger::Ledger;
 use super::pipe::Requests;
 use super::reconnect::{self, Late};
 use super::state::{Action, Event, Limits, State};
@@ -170,7 +170,7 @@ impl Reactor<'_> {
         luggage: Option<Luggage>,
     ) -> Result<(), ReactorError> {
         let answers = Answers::new(kernel.clone());
-        let ledger = Arc::<Ledger>::default();
+        let ledger = Arc::new(Ledger::start());
         let requests = Requests::new(self.pipe).map_err(std::io::Error::from)?;
         let watch = Generic::new(requests.watch()?, Interest::READ, Mode::Level);
         let watched = |_, _: &mut _, core: &mut Arc<Core>| {
@@ -246,15 +246,11 @@ impl Core {
     fn take_requests(&self) {
         let seen = self.lock().take_requests(&self.requests);
         // Now that workers are at work on them: the requesters wait, so they are still there to be looked at.
-        self.meet(self.note(seen));
+        self.note(seen);
     }
 
-    fn note(&self, seen: Vec<Seen>) -> Vec<Stranger> {
-        seen.into_iter().filter_map(|(pid, uid, trigger)| self.ledger.note(pid, uid, &trigger)).collect()
-    }
-
-    fn meet(&self, strangers: Vec<Stranger>) {
-        strangers.into_iter().for_each(|stranger| self.ledger.meet(stranger));
+    fn note(&self, seen: Vec<Seen>) {
+        seen.into_iter().for_each(|(pid, uid, trigger)| self.ledger.note(pid, uid, &trigger));
     }
 
     fn start_front(self: &Arc<Self>) {
@@ -273,12 +269,11 @@ impl Core {
         while self.requests.wait() {
             let (job, seen) = self.lock().take_for_front(&self.requests);
             watched(true);
-            let strangers = self.note(seen);
+            self.note(seen);
             if let Some(job) = job {
                 // Before its answer: who gets it may ask again at once.
-                hands.carry_out(&job, &|| watched(!strangers.is_empty()));
+                hands.carry_out(&job, &|| watched(false));
             }
-            self.meet(strangers);
             watched(false);
         }
     }
