@@ -24,14 +24,16 @@ pub use open::open_roots;
 
 use old::OldMasters;
 use remote::Remote;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A mount to attach: where it is and its number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// Where.
+    #[serde(with = "crate::discover::escaped")]
     pub path: PathBuf,
     /// Superblock number.
     pub dev: DevNum,

@@ -1,7 +1,9 @@
 //! What happens at each hook: the library is asked, its answers go to CRIU's log.
 
 use crate::criu::{self, Level, MountInfo};
-use autofs_cr::container::{Copies, Dump, ForeignError, Lull, LullError, RENUMBER, Restore};
+use autofs_cr::container::{
+    Attendant, Coming, Copies, Dump, ForeignError, Lull, LullError, RENUMBER, Restore,
+};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::mount::MountFlags;
 use std::ffi::{CStr, c_int, c_ulong};
@@ -38,10 +40,16 @@ impl Stage {
 #[derive(Default)]
 struct State {
     stage: Option<Stage>,
+    /// A process apart, from the beginning of a dump until it is wanted.
+    coming: Option<Coming>,
+    /// From then on, until the facts are gathered.
+    attendant: Option<Attendant>,
     /// From before the first task is stopped until all are.
     lull: Option<Lull>,
     /// There was one, or none is wanted.
     lulled: bool,
+    /// The facts were gathered, or there are none.
+    looked: bool,
     /// Nobody waits for the answer to a request.
     quiet: bool,
     dump: Option<Dump>,
@@ -90,8 +98,11 @@ pub fn mounted() {
 
 static STATE: Mutex<State> = Mutex::new(State {
     stage: None,
+    coming: None,
+    attendant: None,
     lull: None,
     lulled: false,
+    looked: false,
     quiet: false,
     dump: None,
     images: None,
@@ -118,6 +129,13 @@ pub fn init(stage: Stage) {
     if let Err(why) = criu::take_over(crate::dump, crate::mount) {
         criu::log(Level::Warning, &format!("CRIU's own support of autofs stays: {why}"));
         return;
+    }
+    if stage == Stage::Dump {
+        match Attendant::begin() {
+            Ok(coming) => state.coming = Some(coming),
+            // Another try when it is wanted.
+            Err(errno) => criu::log(Level::Warning, &format!("a process apart: {errno}")),
+        }
     }
     if stage == Stage::Restore {
         // Files of ours may be left of an earlier dump to the same directory.
@@ -166,15 +184,24 @@ pub fn stopping(pid: c_int) {
     if state.stage != Some(Stage::Dump) || !first || criu::stock().is_none() {
         return;
     }
-    match Lull::begin(pid) {
-        Ok(None) => {}
+    let coming = state.coming.take().map_or_else(Attendant::begin, Ok).map(Coming::there);
+    let lull = coming.map_err(LullError::Apart).and_then(|attendant| {
+        let lull = Lull::begin(&attendant, pid);
+        state.attendant = Some(attendant);
+        lull
+    });
+    match lull {
+        Ok(None) => state.attendant = None,
         Ok(Some(lull)) => {
             criu::log(Level::Info, &format!("{} tasks sleep until CRIU has stopped them", lull.len()));
             lull.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
             state.lull = Some(lull);
         }
-        // CRIU may still be lucky.
-        Err(error @ LullError::Refused(_)) => criu::log(Level::Warning, &error.to_string()),
+        // CRIU may still be lucky. Another one reads.
+        Err(error @ LullError::Refused(_)) => {
+            criu::log(Level::Warning, &error.to_string());
+            state.attendant = None;
+        }
         Err(error) => {
             criu::log(Level::Error, &error.to_string());
             state.failed = true;
@@ -185,35 +212,59 @@ pub fn stopping(pid: c_int) {
 /// Dump: every task of the tree is stopped. Called once for each; `pid` is the root first.
 pub fn stopped(pid: c_int) {
     let mut state = state();
-    if let Some(lull) = state.lull.take() {
-        let errors = lull.end();
+    if let (Some(lull), Some(attendant)) = (state.lull.take(), &state.attendant) {
+        let errors = lull.end(attendant);
         errors.iter().for_each(|error| criu::log(Level::Error, error));
         // A task must not be dumped asleep.
         state.quiet = errors.is_empty();
         state.failed |= !state.quiet;
     }
-    if state.stage != Some(Stage::Dump) || state.dump.is_some() || state.failed || criu::stock().is_none() {
+    let first = !std::mem::replace(&mut state.looked, true);
+    if state.stage != Some(Stage::Dump) || !first || state.failed || criu::stock().is_none() {
         return;
     }
-    match Dump::begin(pid, state.quiet) {
-        // Another task of a tree without autofs mounts asks again; that is one look at a mount table.
+    match Dump::begin(pid, state.quiet, state.attendant.take()) {
         Ok(None) => {}
         Ok(Some(dump)) => {
             criu::log(Level::Info, &format!("{} autofs mounts in the container", dump.places()));
             dump.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
             criu::require_at_restore(NAME);
-            let files = [dump.parked_image(), dump.roots_image(), dump.foreign_image(), dump.cgroups_image()];
             state.images = save(&dump.mounts_image());
             state.failed = state.images.is_none()
-                || files.into_iter().flatten().any(|file| save(&file).is_none())
+                || !save_all([dump.parked_image(), dump.foreign_image()])
                 || !give_externals(&dump);
+            // Only the host's mounts: none is dumped.
+            let none = dump.places() == 0;
             state.dump = Some(dump);
+            if none && !complete(&mut state) {
+                state.failed = true;
+            }
         }
         Err(error) => {
             criu::log(Level::Error, &error.to_string());
             state.failed = true;
         }
     }
+}
+
+/// What takes longest is done beside CRIU's own work, until it is wanted. False when it failed.
+fn complete(state: &mut State) -> bool {
+    let Some(dump) = &mut state.dump else { return false };
+    match dump.complete() {
+        Ok(None) => true,
+        Ok(Some(warnings)) => {
+            warnings.iter().for_each(|line| criu::log(Level::Warning, line));
+            save_all([dump.roots_image(), dump.cgroups_image()])
+        }
+        Err(error) => {
+            criu::log(Level::Error, &error.to_string());
+            false
+        }
+    }
+}
+
+fn save_all(files: [Option<autofs_cr::image::File>; 2]) -> bool {
+    files.into_iter().flatten().all(|file| save(&file).is_some())
 }
 
 /// The host's mounts are not CRIU's.
@@ -235,6 +286,10 @@ fn give_externals(dump: &Dump) -> bool {
 pub fn dump(mount: MountInfo) -> c_int {
     let mut state = state();
     if state.failed {
+        return -1;
+    }
+    if state.dump.is_some() && !complete(&mut state) {
+        state.failed = true;
         return -1;
     }
     let State { dump: Some(dump), images: Some(images), .. } = &mut *state else {

@@ -1,12 +1,15 @@
 //! Processes apart from CRIU: forked off it, with one socket in common. When nobody has CRIU's end any more it is their
 //! end, too.
 
-use crate::sys::{Errno, fork};
+use crate::sys::{Errno, fork, io_errno};
+use rustix::fs::MemfdFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use std::io::{IoSlice, IoSliceMut};
+use serde::{Serialize, de::DeserializeOwned};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -18,18 +21,33 @@ pub const BATCH: usize = 250;
 /// Forked twice, so that CRIU, which watches its children, never hears of it. Errors are those of [`fork::fork`] and
 /// socketpair(2). Where the second fork fails our end is readable at once, as nobody has the other.
 pub fn start(body: impl FnOnce(&OwnedFd)) -> Result<OwnedFd, Errno> {
-    let (ours, its) = socket_pair()?;
-    let between = fork::fork(|| {
-        let apart = fork::fork(|| {
-            alone(&its);
-            body(&its);
-            0
-        });
-        apart.map(fork::Child::leave).map_or(1, |()| 0)
+    Ok(begin(body)?.started())
+}
+
+/// One that is being started, while we do something else.
+#[derive(Debug)]
+pub struct Starting {
+    socket: OwnedFd,
+    between: fork::Child,
+}
+
+impl Starting {
+    /// Our end of the socket.
+    pub fn started(self) -> OwnedFd {
+        // ECHILD: CRIU's own handler has reaped it.
+        let _ = self.between.wait();
+        self.socket
+    }
+}
+
+/// As [`start`], without waiting for what is done before `body` begins.
+pub fn begin(body: impl FnOnce(&OwnedFd)) -> Result<Starting, Errno> {
+    let (socket, its) = socket_pair()?;
+    let between = fork::fork_away(|| {
+        alone(&its);
+        body(&its);
     })?;
-    // ECHILD: CRIU's own handler has reaped it.
-    let _ = between.wait();
-    Ok(ours)
+    Ok(Starting { socket, between })
 }
 
 /// What was inherited from CRIU is given up: descriptors, signal handlers, session.
@@ -61,6 +79,23 @@ pub fn send(socket: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), 
     }
     let parts = [IoSlice::new(b"\0"), IoSlice::new(text.as_bytes())];
     rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Send a value of any size, by way of memory of its own. Errors are those of [`send`] and memfd_create(2).
+pub fn send_value(socket: &OwnedFd, value: &impl Serialize) -> Result<(), Errno> {
+    let bytes = postcard::to_allocvec(value).map_err(|_| Errno::IO)?;
+    let mut memory = File::from(rustix::fs::memfd_create("message", MemfdFlags::CLOEXEC)?);
+    memory.write_all(&bytes).map_err(io_errno)?;
+    send(socket, "", &[memory.as_fd()])
+}
+
+/// The value that comes next; waits for it. EPIPE as [`receive`], EIO when it is not of this type.
+pub fn receive_value<T: DeserializeOwned>(socket: &OwnedFd) -> Result<T, Errno> {
+    let (_, mut fds) = receive(socket)?;
+    let mut memory = File::from(fds.pop().ok_or(Errno::IO)?);
+    let mut bytes = Vec::new();
+    memory.rewind().and_then(|()| memory.read_to_end(&mut bytes)).map_err(io_errno)?;
+    postcard::from_bytes(&bytes).map_err(|_| Errno::IO)
 }
 
 /// The next message, of at most 64 KiB; waits for it. EPIPE when nobody has the other end any more.

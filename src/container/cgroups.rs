@@ -5,7 +5,7 @@
 //! the host has it.
 
 use crate::sys::mount::{DetachedMount, MountFlags, new_superblock};
-use crate::sys::{Errno, fork, nix_errno};
+use crate::sys::{Errno, nix_errno};
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{Dir, FileType, Mode, OFlags, mkdirat, openat};
 use std::ffi::OsStr;
@@ -19,17 +19,15 @@ pub fn namespace(process: impl Display) -> Option<u64> {
 }
 
 /// All cgroups below the root of `pid`'s cgroup namespace, relative to it, parents first; none when it has no namespace of its own.
-/// ENOENT when there is no such process, ENODEV when the kernel has no cgroups of version 2.
+/// This process is in that namespace afterwards. ENOENT when there is no such process, ENODEV when the kernel has no cgroups of
+/// version 2.
 pub fn read(pid: i32) -> Result<Vec<PathBuf>, Errno> {
     if namespace(pid) == namespace("self") {
         return Ok(Vec::new());
     }
     let space = rustix::fs::open(format!("/proc/{pid}/ns/cgroup"), OFlags::CLOEXEC, Mode::empty())?;
-    // This process stays in its own namespace.
-    fork::ask(|| {
-        setns(&space, CloneFlags::CLONE_NEWCGROUP).map_err(nix_errno)?;
-        walk()
-    })
+    setns(&space, CloneFlags::CLONE_NEWCGROUP).map_err(nix_errno)?;
+    walk()
 }
 
 /// Make those that are not there, below the root of this process's cgroup namespace. Those made before an

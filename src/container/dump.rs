@@ -1,8 +1,7 @@
 //! A dump, seen from CRIU's main process: every task of the container is stopped.
 
-use super::cgroups;
+use super::attendant::{Attendant, Question};
 use super::foreign::{self, Seen};
-use super::inside::{self, Inside};
 use super::limits::{self, Limit};
 use super::owner::{self, Eyes, Owner};
 use super::parked::{self, Parked};
@@ -10,6 +9,7 @@ use super::relay;
 use super::tree::{Member, Tree};
 use crate::attach;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
+use crate::discover::survey::survey_among;
 use crate::discover::{DiscoverError, Target, survey};
 use crate::faults;
 use crate::image::checkpoint::DumpedMount;
@@ -70,18 +70,31 @@ pub enum DumpError {
         /// What is known of it.
         who: String,
     },
+    /// The process apart.
+    #[error("the process that reads what is in the container's autofs mounts failed: {0}")]
+    Attendant(Errno),
     /// Stopped by a test.
     #[error(transparent)]
     Fault(#[from] faults::Fault),
+}
+
+/// A place of a superblock.
+#[derive(Debug)]
+struct Place {
+    /// The facts as this process sees them.
+    seen: AutofsMount,
+    /// As the container does, and what is inside.
+    dumped: DumpedMount,
+    /// Why that is not known.
+    unknown: Option<String>,
 }
 
 /// What is known of the container's autofs mounts.
 #[derive(Debug)]
 pub struct Dump {
     tree: Tree,
-    /// The facts as this process sees them, and as the container does, for every place of every superblock. Where
-    /// namespaces share one, the places of the first.
-    mounts: Vec<(AutofsMount, Result<DumpedMount, String>)>,
+    /// Every place of every superblock. Where namespaces share one, the places of the first.
+    mounts: Vec<Place>,
     /// Where the places of a superblock are among them.
     places: HashMap<DevNum, Vec<usize>>,
     warnings: Vec<String>,
@@ -92,12 +105,17 @@ pub struct Dump {
     foreign: Vec<Seen>,
     /// Below the root of the container's cgroup namespace.
     cgroups: Vec<PathBuf>,
+    /// Who reads what is in the mounts; `None` when that is known.
+    attendant: Option<Attendant>,
+    /// The superblocks that it reads, in its order.
+    asked: Vec<Vec<DevNum>>,
 }
 
 impl Dump {
     /// The facts of the container whose root process is `root`; `None` when it has no autofs mounts. We trace all
-    /// of its processes, and they are stopped. `quiet`: after a [`Lull`](super::Lull), nobody waits for an answer.
-    pub fn begin(root: i32, quiet: bool) -> Result<Option<Self>, DumpError> {
+    /// of its processes, and they are stopped. `quiet`: after a [`Lull`](super::Lull), nobody waits for an answer. What is in
+    /// the mounts is not known before [`Dump::complete`]: the attendant reads it, or another one.
+    pub fn begin(root: i32, quiet: bool, attendant: Option<Attendant>) -> Result<Option<Self>, DumpError> {
         faults::point("container.awake")?;
         let tree = Tree::of(root);
         let mut dump = Self {
@@ -109,10 +127,13 @@ impl Dump {
             inodes: HashMap::new(),
             foreign: Vec::new(),
             cgroups: Vec::new(),
+            attendant: None,
+            asked: Vec::new(),
         };
+        let mut question = Question { root, mounts: Vec::new() };
         let mut known: HashSet<DevNum> = HashSet::new();
         for member in dump.tree.mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
-            let mut mounts = survey(&Target::Process(member.pid))?.mounts;
+            let mut mounts = dump.survey(&member)?;
             mounts.retain(|mount| !known.contains(&mount.dev));
             dump.inodes.extend(relay::look_behind(&dump.tree, &mut mounts));
             if member.pid == root {
@@ -123,23 +144,52 @@ impl Dump {
                 mounts.retain(|mount| !known.contains(&mount.dev));
             }
             known.extend(mounts.iter().map(|mount| mount.dev));
-            dump.look(&member, mounts)?;
+            question.mounts.extend(dump.add(&member, mounts));
         }
+        if dump.mounts.is_empty() && dump.foreign.is_empty() {
+            return Ok(None);
+        }
+        let attendant = attendant.map_or_else(Attendant::start, Ok).map_err(DumpError::Attendant)?;
+        attendant.ask(question).map_err(DumpError::Attendant)?;
+        dump.attendant = Some(attendant);
         dump.check_limits()?;
         let mut pipes = HashSet::new();
         // Of another's pipe nothing is taken.
         let ours = |mount: &&AutofsMount| !mount.catatonic && dump.is_inside(mount);
-        let live = dump.mounts.iter().map(|(mount, _)| mount).filter(ours);
+        let live = dump.mounts.iter().map(|place| &place.seen).filter(ours);
         for mount in live.filter(|mount| pipes.insert(mount.options.pipe_ino)) {
             if quiet { drain(mount) } else { unread(mount) }?;
         }
-        dump.ask_owners();
         dump.park();
-        match cgroups::read(root) {
-            Ok(found) => dump.cgroups = found,
-            Err(errno) => dump.warnings.push(format!("cgroups without processes are lost: {errno}")),
+        Ok(Some(dump))
+    }
+
+    /// Wait for what is in the mounts, and ask their masters. Everybody is still stopped. Returns what will be lost, though the dump
+    /// goes on; `None` when it was complete before.
+    pub fn complete(&mut self) -> Result<Option<Vec<String>>, DumpError> {
+        let Some(attendant) = self.attendant.take() else { return Ok(None) };
+        let found = attendant.answer().map_err(DumpError::Attendant)?;
+        let devs = std::mem::take(&mut self.asked).into_iter().flatten();
+        let inside: HashMap<_, _> = devs.zip(found.mounts.into_iter().flatten()).collect();
+        for place in &mut self.mounts {
+            match inside.get(&place.seen.dev) {
+                Some(Ok(inside)) => {
+                    let dumped = &mut place.dumped;
+                    (dumped.root_mode, dumped.root_uid, dumped.root_gid) =
+                        (inside.mode, inside.uid, inside.gid);
+                    dumped.tree.clone_from(&inside.entries);
+                    place.unknown = None;
+                }
+                Some(Err(why)) => place.unknown = Some(why.clone()),
+                None => {}
+            }
         }
-        Ok((!dump.mounts.is_empty() || !dump.foreign.is_empty()).then_some(dump))
+        let mut warnings = self.ask_owners();
+        match found.cgroups {
+            Ok(found) => self.cgroups = found.into_iter().map(PathBuf::from).collect(),
+            Err(why) => warnings.push(format!("cgroups without processes are lost: {why}")),
+        }
+        Ok(Some(warnings))
     }
 
     /// What CRIU must take for external mounts: where the container has them, and their names.
@@ -156,7 +206,7 @@ impl Dump {
         }
     }
 
-    /// The image of the inodes by which masters know their mounts; `None` when no master does.
+    /// The image of the inodes by which masters know their mounts; `None` when no master does. Complete, as the next.
     pub fn roots_image(&self) -> Option<File> {
         (!self.inodes.is_empty()).then(|| criu::encode_roots(&self.inodes))
     }
@@ -183,7 +233,7 @@ impl Dump {
 
     /// Nothing was changed yet.
     fn check_limits(&mut self) -> Result<(), DumpError> {
-        let inner = self.mounts.iter().filter_map(|(_, dumped)| Some(&dumped.as_ref().ok()?.facts));
+        let inner = self.mounts.iter().map(|place| &place.dumped.facts);
         let pipes = limits::pipes(inner);
         limits::of_dump(&pipes)?;
         // It may be restored where there is more room.
@@ -195,8 +245,8 @@ impl Dump {
 
     /// Descriptors that CRIU would refuse are taken away.
     fn park(&mut self) {
-        let mounts: Vec<_> = self.mounts.iter().map(|(mount, _)| mount).collect();
-        let inner = self.mounts.iter().filter_map(|(_, dumped)| Some(&dumped.as_ref().ok()?.facts));
+        let mounts: Vec<_> = self.mounts.iter().map(|place| &place.seen).collect();
+        let inner = self.mounts.iter().map(|place| &place.dumped.facts);
         let owners: BTreeMap<i32, &Member> = inner
             .filter_map(|facts| owner::of(&self.tree, facts))
             .map(|member| (member.pid, member))
@@ -222,7 +272,10 @@ impl Dump {
     /// what could not be.
     pub fn end(self) -> Vec<String> {
         let failed = self.parked.iter().filter_map(|parked| parked.unpark().err());
-        failed.map(|error| format!("a descriptor is lost: {error}")).collect()
+        let failed = failed.map(|error| format!("a descriptor is lost: {error}")).collect();
+        // Programs are frozen until CRIU, which ends now, goes on: thousands of small pieces of memory go with it.
+        std::mem::forget((self.mounts, self.places));
+        failed
     }
 
     /// What will be lost, though the dump goes on.
@@ -240,10 +293,10 @@ impl Dump {
         let places = std::mem::take(self.places.get_mut(&dev).ok_or(DumpError::Unknown(dev))?);
         let mut found = Vec::with_capacity(places.len());
         for position in places {
-            let (mount, dumped) = &self.mounts[position];
-            let dumped = dumped
-                .as_ref()
-                .map_err(|why| DumpError::Inside { path: mount.path.clone(), why: why.clone() })?;
+            let Place { seen: mount, dumped, unknown } = &self.mounts[position];
+            if let Some(why) = unknown.clone() {
+                return Err(DumpError::Inside { path: mount.path.clone(), why });
+            }
             faults::point("container.parked")?;
             if !mount.catatonic {
                 self.master_is_inside(mount)?;
@@ -253,44 +306,47 @@ impl Dump {
         Ok(criu::encode(found))
     }
 
-    /// What is in the mounts of one namespace.
-    fn look(&mut self, member: &Member, mounts: Vec<AutofsMount>) -> Result<(), DumpError> {
+    /// The mounts that a member sees, with those who read their pipes: processes of the container, so that others are looked at
+    /// only where there is none (the host's automounter, a relay).
+    fn survey(&self, member: &Member) -> Result<Vec<AutofsMount>, DiscoverError> {
+        let space = Target::Process(member.pid);
+        let pids: Vec<i32> = self.tree.members.iter().map(|member| member.pid).collect();
+        let mounts = survey_among(&space, &pids)?.mounts;
+        let read = |mount: &AutofsMount| mount.catatonic || self.is_inside(mount);
+        if mounts.iter().all(read) { Ok(mounts) } else { Ok(survey(&space)?.mounts) }
+    }
+
+    /// Mounts of one namespace; what is to be read for them.
+    fn add(&mut self, member: &Member, mounts: Vec<AutofsMount>) -> Option<(i32, Vec<attach::Target>)> {
         let mut seen = HashSet::new();
         let first = mounts.iter().filter(|mount| seen.insert(mount.dev));
         let targets: Vec<_> =
             first.map(|mount| attach::Target { path: mount.path.clone(), dev: mount.dev }).collect();
-        let Some(first) = targets.first() else { return Ok(()) };
-        let failed = |errno| DumpError::Call { path: first.path.clone(), what: "look into mounts", errno };
-        let inside = inside::read(member.pid, &targets).map_err(failed)?;
-        let inside: HashMap<_, _> = targets.iter().map(|target| target.dev).zip(inside).collect();
         for mount in mounts {
-            let inside = inside.get(&mount.dev).cloned().unwrap_or_else(|| Err("not looked at".to_owned()));
-            let dumped = inside.map(|inside| self.dumped(&mount, inside));
+            let dumped = DumpedMount {
+                facts: self.inner(&mount),
+                root_mode: 0,
+                root_uid: 0,
+                root_gid: 0,
+                root_requester: None,
+                tree: Vec::new(),
+                in_flight: Vec::new(),
+                served_by: None,
+                active: Vec::new(),
+            };
             self.places.entry(mount.dev).or_default().push(self.mounts.len());
-            self.mounts.push((mount, dumped));
+            self.mounts.push(Place { seen: mount, dumped, unknown: Some("it was not looked at".to_owned()) });
         }
-        Ok(())
+        self.asked.push(targets.iter().map(|target| target.dev).collect());
+        (!targets.is_empty()).then_some((member.pid, targets))
     }
 
-    fn dumped(&self, mount: &AutofsMount, inside: Inside) -> DumpedMount {
-        DumpedMount {
-            facts: self.inner(mount),
-            root_mode: inside.mode,
-            root_uid: inside.uid,
-            root_gid: inside.gid,
-            root_requester: None,
-            tree: inside.entries,
-            in_flight: Vec::new(),
-            served_by: None,
-            active: Vec::new(),
-        }
-    }
-
-    /// Requesters and timeouts of keys. Where they cannot be had the restore goes without.
-    fn ask_owners(&mut self) {
-        let Ok(control) = Control::open() else { return };
+    /// Requesters and timeouts of keys. Where they cannot be had the restore goes without; returns why.
+    fn ask_owners(&mut self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let Ok(control) = Control::open() else { return warnings };
         let mut by_owner: BTreeMap<i32, Vec<&mut DumpedMount>> = BTreeMap::new();
-        for dumped in self.mounts.iter_mut().filter_map(|(_, dumped)| dumped.as_mut().ok()) {
+        for dumped in self.mounts.iter_mut().map(|place| &mut place.dumped) {
             if let Some(owner) = owner::of(&self.tree, &dumped.facts) {
                 by_owner.entry(owner.pid).or_default().push(dumped);
             }
@@ -308,9 +364,10 @@ impl Dump {
             let mut held = Held::adopt(pid);
             let asked = Owner::new(&mut held, &control).and_then(|owner| owner.ask(&roots, &mut mounts));
             if let Err(error) = asked.and_then(|()| held.release()) {
-                self.warnings.push(format!("requesters and timeouts of keys are lost: {error}"));
+                warnings.push(format!("requesters and timeouts of keys are lost: {error}"));
             }
         }
+        warnings
     }
 
     /// Somebody in the container reads the pipe.

@@ -8,7 +8,8 @@
 //! ptrace cannot hand a task over: between two tracers it runs. So each is put to sleep ([`Held::put_to_sleep`]) and
 //! let go, and CRIU's process wakes it when it has everybody. If CRIU does not get that far, the process apart does.
 
-use super::apart;
+use super::apart::{receive_value, send_value};
+use super::attendant::Attendant;
 use super::owner::Owner;
 use super::relay;
 use super::tree::{self, Tree};
@@ -22,11 +23,9 @@ use crate::quiesce::{Holding, QuiesceError};
 use crate::sys::control::{Control, ControlError, MountFd};
 use crate::sys::process::reopen_write_end;
 use crate::sys::tracee::{Held, Seized, Sleeper, TraceeError};
-use crate::sys::{DevNum, Errno, io_errno};
-use rustix::fs::MemfdFlags;
+use crate::sys::{DevNum, Errno};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -71,34 +70,40 @@ pub enum LullError {
 /// A container whose tasks sleep.
 #[derive(Debug)]
 pub struct Lull {
-    /// The process apart wakes everybody when this is closed.
-    socket: OwnedFd,
     sleepers: Vec<Sleeper>,
     warnings: Vec<String>,
+}
+
+/// What the process apart says.
+#[derive(Serialize, Deserialize)]
+enum Told {
+    /// There is no autofs mount.
+    NoMounts,
+    /// They sleep, with warnings.
+    Asleep(Vec<Sleeper>, Vec<String>),
+    /// Why they do not.
+    Refused(String),
+}
+
+/// What CRIU's process answers.
+#[derive(Serialize, Deserialize)]
+enum Woken {
+    All,
+    /// These.
+    Only(Vec<i32>),
 }
 
 impl Lull {
     /// All tasks below `root` sleep, and no request is open; `None` where there is no autofs mount. To be called before
     /// anybody is stopped.
-    pub fn begin(root: i32) -> Result<Option<Self>, LullError> {
-        let tree = Tree::of(root);
-        let tables = tree.mount_namespaces().into_iter().map(|member| mount_table(member.pid));
-        let groups: HashSet<i32> = tables.flat_map(|table| owners(&table)).collect();
-        if groups.is_empty() {
-            return Ok(None);
-        }
-        let socket = apart::start(|socket| {
-            // Whoever listens has ended when it cannot be told.
-            let _ = serve(root, groups, socket);
-        })?;
-        let (text, mut fds) = apart::receive(&socket)?;
-        let Some(list) = fds.pop() else { return Err(LullError::Refused(text)) };
-        let mut bytes = Vec::new();
-        let mut list = File::from(list);
-        list.rewind().and_then(|()| list.read_to_end(&mut bytes)).map_err(io_errno)?;
-        let sleepers = postcard::from_bytes(&bytes).map_err(|_| Errno::IO)?;
+    pub fn begin(attendant: &Attendant, root: i32) -> Result<Option<Self>, LullError> {
+        let lull = match attendant.lull(root)? {
+            Told::NoMounts => return Ok(None),
+            Told::Refused(why) => return Err(LullError::Refused(why)),
+            Told::Asleep(sleepers, warnings) => Self { sleepers, warnings },
+        };
         faults::point("container.asleep")?;
-        Ok(Some(Self { socket, sleepers, warnings: text.lines().map(str::to_owned).collect() }))
+        Ok(Some(lull))
     }
 
     /// How many sleep.
@@ -117,50 +122,47 @@ impl Lull {
     }
 
     /// In the process that traces all of them, stopped: each gets its own state back. Returns what failed.
-    pub fn end(self) -> Vec<String> {
+    pub fn end(self, attendant: &Attendant) -> Vec<String> {
         let wake = |sleeper: &Sleeper| Held::adopt(sleeper.tid).wake(sleeper);
         let (woken, failed): (Vec<_>, Vec<_>) = self
             .sleepers
             .iter()
             .map(|sleeper| (sleeper.tid, wake(sleeper)))
             .partition(|(_, woken)| woken.is_ok());
-        let woken: Vec<_> = woken.iter().map(|(tid, _)| tid.to_string()).collect();
+        let only = || Woken::Only(woken.iter().map(|(tid, _)| *tid).collect());
         // If it has died nobody needs to know.
-        let _ =
-            apart::send(&self.socket, &if failed.is_empty() { String::new() } else { woken.join(" ") }, &[]);
+        let _ = attendant.tell(&if failed.is_empty() { Woken::All } else { only() });
         failed.into_iter().filter_map(|(_, result)| result.err()).map(|error| error.to_string()).collect()
     }
 }
 
-/// The process apart.
-fn serve(root: i32, groups: HashSet<i32>, socket: &OwnedFd) -> Result<(), Errno> {
-    apart::hurry();
+/// In the process apart: hold the tasks below `root`, until CRIU has woken them. An error ends this process: they are awake, and the
+/// kernel lets go of those that it could not let go itself.
+pub fn serve(root: i32, socket: &OwnedFd) -> Result<(), Errno> {
+    let tree = Tree::of(root);
+    let tables = tree.mount_namespaces().into_iter().map(|member| mount_table(member.pid));
+    let groups: HashSet<i32> = tables.flat_map(|table| owners(&table)).collect();
+    if groups.is_empty() {
+        return send_value(socket, &Told::NoMounts);
+    }
     let mut settling = Settling::new(root, groups);
     if let Err(error) = settling.settle() {
-        // Everybody is let go before CRIU tries itself; who still sleeps, by the end of this process.
+        // Everybody is let go before CRIU tries itself.
         drop(settling);
-        return apart::send(socket, &error.to_string(), &[]);
+        return send_value(socket, &Told::Refused(error.to_string())).and(Err(Errno::CANCELED));
     }
     let sleepers = settling.put_to_sleep();
-    let told = tell(socket, &sleepers, &settling.warnings);
-    let woken = told.and_then(|()| apart::receive(socket)).map(|(text, _)| text);
+    let told = send_value(socket, &Told::Asleep(sleepers.clone(), settling.warnings));
+    let woken = told.and_then(|()| receive_value(socket));
     let left: Vec<_> = match &woken {
-        Ok(all) if all.is_empty() => Vec::new(),
-        Ok(some) => {
-            let some: HashSet<i32> = some.split(' ').filter_map(|tid| tid.parse().ok()).collect();
+        Ok(Woken::All) => Vec::new(),
+        Ok(Woken::Only(some)) => {
             sleepers.into_iter().filter(|sleeper| !some.contains(&sleeper.tid)).collect()
         }
         Err(_) => sleepers,
     };
     wake(left);
-    Ok(())
-}
-
-fn tell(socket: &OwnedFd, sleepers: &[Sleeper], warnings: &[String]) -> Result<(), Errno> {
-    let bytes = postcard::to_allocvec(sleepers).map_err(|_| Errno::IO)?;
-    let mut list = File::from(rustix::fs::memfd_create("sleepers", MemfdFlags::CLOEXEC)?);
-    list.write_all(&bytes).map_err(io_errno)?;
-    apart::send(socket, &warnings.join("\n"), &[list.as_fd()])
+    woken.map(drop)
 }
 
 /// CRIU has not woken them: each is woken as soon as CRIU traces it no longer.
@@ -237,7 +239,7 @@ impl Settling {
         Ok(())
     }
 
-    /// Seize who is not yet: of the masters only those who wait, unless it is `everybody`.
+    /// Seize who is not yet: of the masters only those who wait, unless it is `everybody`. Then nobody is left.
     fn seize(&mut self, everybody: bool) -> Result<(), LullError> {
         let deadline = Instant::now() + RESTLESS;
         loop {
@@ -260,7 +262,7 @@ impl Settling {
                 }
             }
             self.holding.settle()?;
-            if self.known.len() == before {
+            if !everybody || self.known.len() == before {
                 return Ok(());
             }
             if Instant::now() > deadline {

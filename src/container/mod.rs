@@ -4,9 +4,10 @@
 //!
 //! | step of CRIU's | what happens here |
 //! |---|---|
+//! | CRIU prepares itself | [`Attendant::begin`]: a process apart comes |
 //! | nobody is stopped yet | [`Lull::begin`]: no request is open, and every task sleeps |
-//! | all tasks are stopped | [`Lull::end`]; [`Dump::begin`]: the facts of every mount namespace of the tree |
-//! | a mount is dumped | [`Dump::image`]: its messages in `autofs-cr-mounts.img` |
+//! | all tasks are stopped | [`Lull::end`]; [`Dump::begin`]: the facts of every mount namespace of the tree. The process apart reads what is in the mounts |
+//! | a mount is dumped | [`Dump::complete`] waits for that, once; [`Dump::image`]: its messages in `autofs-cr-mounts.img` |
 //! | a restore begins | [`copies`]: what the container saw of the host's automounter is mounted on this host |
 //! | | [`Restore::open`]: images are read, a [`maker`] process claims the device numbers |
 //! | the root task mounts | [`Restore::mount`]: the superblock, made catatonic, with all that was in it |
@@ -15,6 +16,7 @@
 //! The same image module as `autofs-cr dump` makes the files; pids in them are those of the container.
 
 mod apart;
+mod attendant;
 mod cgroups;
 pub mod command;
 mod dump;
@@ -30,6 +32,7 @@ mod renumber;
 mod restore;
 mod tree;
 
+pub use attendant::{Attendant, Coming};
 pub use dump::{Dump, DumpError};
 pub use foreign::back::{Copies, ForeignError, copies};
 pub use lull::{Lull, LullError};

@@ -24,6 +24,11 @@ pub fn fork(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
     if threads()? != 1 {
         return Err(Errno::DEADLK);
     }
+    copy(body)
+}
+
+/// [`fork`], in a process that has one thread.
+fn copy(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
     // SAFETY: this is the only thread, so no lock or other state is half changed in the copy.
     match unsafe { libc::fork() } {
         -1 => Err(super::last_errno()),
@@ -38,6 +43,18 @@ pub fn fork(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
             Ok(Child { pid, pidfd: open_pidfd(number)?, reaped: false })
         }
     }
+}
+
+/// Run `body` in a copy of this process that is nobody's child of ours: a child forks it and ends, with 1 where it cannot. Errors are
+/// those of [`fork`].
+pub fn fork_away(body: impl FnOnce()) -> Result<Child, Errno> {
+    fork(|| {
+        let away = copy(|| {
+            body();
+            0
+        });
+        away.map(Child::leave).map_or(1, |()| 0)
+    })
 }
 
 /// How many threads of this process run its program. One that was joined is listed for a moment more.

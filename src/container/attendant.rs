@@ -1,0 +1,110 @@
+//! The process apart of a dump. It is forked off CRIU while CRIU is busy with itself, knows nothing, and waits. Then it holds the
+//! tasks of a container ([`lull`]); and it reads what is in their mounts while CRIU dumps the processes, which takes longer.
+
+use super::apart::{self, Starting, receive_value, send_value};
+use super::inside::{self, Inside};
+use super::{cgroups, lull};
+use crate::attach::Target;
+use crate::sys::Errno;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// It, seen from CRIU. When this is dropped it wakes whom it holds, and ends.
+#[derive(Debug)]
+pub struct Attendant {
+    socket: OwnedFd,
+}
+
+/// One that is being started.
+#[derive(Debug)]
+pub struct Coming(Starting);
+
+#[derive(Serialize, Deserialize)]
+enum Request {
+    /// Hold all tasks below a process: [`lull::serve`].
+    Lull(i32),
+    /// Read.
+    Look(Question),
+}
+
+/// What to read. Everybody is stopped meanwhile.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Question {
+    /// The container's first process.
+    pub root: i32,
+    /// For each mount namespace a process that sees it, and mounts there.
+    pub mounts: Vec<(i32, Vec<Target>)>,
+}
+
+/// What was read.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Found {
+    /// In the order of the question.
+    pub mounts: Vec<Vec<Result<Inside, String>>>,
+    /// Cgroups of the container, as [`cgroups::read`] tells.
+    pub cgroups: Result<Vec<OsString>, String>,
+}
+
+impl Attendant {
+    /// Begin to start one. Errors are those of fork(2) and socketpair(2).
+    pub fn begin() -> Result<Coming, Errno> {
+        let attend = |socket: &OwnedFd| {
+            // Whoever asks has ended when it cannot be told.
+            let _ = attend(socket);
+        };
+        apart::begin(attend).map(Coming)
+    }
+
+    /// Start one.
+    pub fn start() -> Result<Self, Errno> {
+        Self::begin().map(Coming::there)
+    }
+
+    /// Have it hold the tasks below `root`; what it says. EPIPE when it has died, here and below.
+    pub(super) fn lull<T: for<'a> Deserialize<'a>>(&self, root: i32) -> Result<T, Errno> {
+        send_value(&self.socket, &Request::Lull(root))?;
+        receive_value(&self.socket)
+    }
+
+    /// In the middle of a lull.
+    pub(super) fn tell(&self, value: &impl Serialize) -> Result<(), Errno> {
+        send_value(&self.socket, value)
+    }
+
+    /// Have it read.
+    pub(super) fn ask(&self, question: Question) -> Result<(), Errno> {
+        send_value(&self.socket, &Request::Look(question))
+    }
+
+    /// What it has read; waits for it.
+    pub(super) fn answer(self) -> Result<Found, Errno> {
+        receive_value(&self.socket)
+    }
+}
+
+impl Coming {
+    /// When it is there.
+    pub fn there(self) -> Attendant {
+        Attendant { socket: self.0.started() }
+    }
+}
+
+/// Its life.
+fn attend(socket: &OwnedFd) -> Result<(), Errno> {
+    apart::hurry();
+    loop {
+        match receive_value(socket)? {
+            Request::Lull(root) => lull::serve(root, socket)?,
+            Request::Look(question) => send_value(socket, &look(&question))?,
+        }
+    }
+}
+
+fn look(question: &Question) -> Found {
+    let mounts = question.mounts.iter().map(|(pid, mounts)| inside::read(*pid, mounts)).collect();
+    let cgroups = cgroups::read(question.root).map_err(|errno| errno.to_string());
+    let cgroups = cgroups.map(|paths| paths.into_iter().map(PathBuf::into_os_string).collect());
+    Found { mounts, cgroups }
+}
