@@ -40,8 +40,14 @@ pub const RESTORE: &[&str] = &[
 ];
 
 /// The points of the CRIU plugin, in the order in which a dump and then a restore pass them.
-pub const CONTAINER: &[&str] =
-    &["container.asleep", "container.awake", "container.parked", "container.claimed", "container.made"];
+pub const CONTAINER: &[&str] = &[
+    "container.asleep",
+    "container.waking",
+    "container.awake",
+    "container.parked",
+    "container.claimed",
+    "container.made",
+];
 
 /// Those of a restore of a container that has mounts of the host's, before the others.
 pub const FOREIGN: &[&str] = &["foreign.mounted", "foreign.copied"];

@@ -108,7 +108,7 @@ pub fn add_external(key: &[u8]) -> bool {
     unsafe { add(key.into_raw()) == 0 }
 }
 
-/// Note in the inventory that a restore needs this plugin. CRIU 4.0 and older cannot.
+/// Note in the inventory that a restore needs this plugin.
 pub fn require_at_restore(name: &CStr) {
     type Add = unsafe extern "C" fn(*const c_char) -> c_int;
     if let Some(add) = symbol(c"add_inventory_plugin") {
@@ -170,12 +170,24 @@ impl std::fmt::Display for NotTakenOver {
     }
 }
 
+/// Something that every CRIU since 4.1 exports, and this one does not.
+pub fn missing() -> Option<&'static CStr> {
+    let needed = [
+        c"find_fstype_by_name",
+        c"autofs_dump",
+        c"autofs_mount",
+        c"service_mountpoint",
+        c"criu_get_image_dir",
+        c"add_inventory_plugin",
+        c"check_and_remove_inventory_plugin",
+    ];
+    needed.into_iter().find(|name| symbol(name).is_none())
+}
+
 /// Put our functions in the place of CRIU's.
 pub fn take_over(dump: DumpFn, mount: MountFn) -> Result<(), NotTakenOver> {
     type Find = unsafe extern "C" fn(*const c_char) -> *const c_void;
-    for needed in [c"service_mountpoint", c"criu_get_image_dir"] {
-        need(needed)?;
-    }
+    missing().map_or(Ok(()), |name| Err(NotTakenOver::Missing(name)))?;
     // SAFETY: the signature of `find_fstype_by_name`.
     let find = unsafe { std::mem::transmute::<*mut c_void, Find>(need(c"find_fstype_by_name")?) };
     // SAFETY: NUL-ended; it compares names only.

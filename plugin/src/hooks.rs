@@ -184,14 +184,14 @@ pub fn stopping(pid: c_int) {
     if state.stage != Some(Stage::Dump) || !first || criu::stock().is_none() {
         return;
     }
-    let coming = state.coming.take().map_or_else(Attendant::begin, Ok).map(Coming::there);
+    let coming = state.coming.take().map_or_else(Attendant::begin, Ok).and_then(Coming::there);
     let lull = coming.map_err(LullError::Apart).and_then(|attendant| {
         let lull = Lull::begin(&attendant, pid);
         state.attendant = Some(attendant);
         lull
     });
     match lull {
-        Ok(None) => state.attendant = None,
+        Ok(None) => dismiss(&mut state),
         Ok(Some(lull)) => {
             criu::log(Level::Info, &format!("{} tasks sleep until CRIU has stopped them", lull.len()));
             lull.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
@@ -200,7 +200,7 @@ pub fn stopping(pid: c_int) {
         // CRIU may still be lucky. Another one reads.
         Err(error @ LullError::Refused(_)) => {
             criu::log(Level::Warning, &error.to_string());
-            state.attendant = None;
+            dismiss(&mut state);
         }
         Err(error) => {
             criu::log(Level::Error, &error.to_string());
@@ -209,9 +209,20 @@ pub fn stopping(pid: c_int) {
     }
 }
 
-/// Dump: every task of the tree is stopped. Called once for each; `pid` is the root first.
-pub fn stopped(pid: c_int) {
+/// It holds nobody, and is not wanted.
+fn dismiss(state: &mut State) {
+    state.attendant.take().into_iter().for_each(Attendant::end);
+}
+
+/// Dump: every task of the tree is stopped. Called once for each; `pid` is the root first. False when the dump must end here: a task
+/// may still sleep, or the mounts cannot be dumped.
+pub fn stopped(pid: c_int) -> bool {
     let mut state = state();
+    look(&mut state, pid);
+    !state.failed
+}
+
+fn look(state: &mut State, pid: c_int) {
     if let (Some(lull), Some(attendant)) = (state.lull.take(), &state.attendant) {
         let errors = lull.end(attendant);
         errors.iter().for_each(|error| criu::log(Level::Error, error));
@@ -229,6 +240,7 @@ pub fn stopped(pid: c_int) {
             criu::log(Level::Info, &format!("{} autofs mounts in the container", dump.places()));
             dump.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
             criu::require_at_restore(NAME);
+            clear_images();
             state.images = save(&dump.mounts_image());
             state.failed = state.images.is_none()
                 || !save_all([dump.parked_image(), dump.foreign_image()])
@@ -236,7 +248,7 @@ pub fn stopped(pid: c_int) {
             // Only the host's mounts: none is dumped.
             let none = dump.places() == 0;
             state.dump = Some(dump);
-            if none && !complete(&mut state) {
+            if none && !complete(state) {
                 state.failed = true;
             }
         }
@@ -309,6 +321,15 @@ pub fn dump(mount: MountInfo) -> c_int {
         Ok(Err(error)) => failed(&format!("the image of the mounts: {error}")),
         Err(error) => failed(&error),
     }
+}
+
+/// What an earlier dump has left there would be read at a restore.
+fn clear_images() {
+    let cleared = criu::image_dir().map_or(Ok(()), autofs_cr::image::criu::clear);
+    cleared
+        .err()
+        .iter()
+        .for_each(|errno| criu::log(Level::Error, &format!("images of an earlier dump: {errno}")));
 }
 
 /// Write an image; what goes wrong is logged.

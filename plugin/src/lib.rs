@@ -12,13 +12,14 @@ use autofs_cr::sys::process::processor_time;
 use hooks::Stage;
 use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 /// Plugin interface 0.2.0. CRIU treats 0.1.0 as its old interface and would free the descriptor.
 const VERSION: c_uint = 2 << 8;
 
-/// Hooks that we declare. CRIU refuses a plugin (and fails every dump) that declares more than it
-/// knows itself, so this is the number of the oldest CRIU that is served, 4.1.
+/// Hooks that we declare. CRIU refuses a plugin (and fails every dump and restore) that declares more than it
+/// knows itself, so this is the number of the oldest CRIU that is served, 4.1; to an older one we declare none.
 const HOOKS: usize = 12;
 
 /// Hook numbers.
@@ -33,11 +34,11 @@ pub struct PluginDesc {
     init: extern "C" fn(c_int) -> c_int,
     exit: extern "C" fn(c_int, c_int),
     version: c_uint,
-    max_hooks: c_uint,
+    max_hooks: AtomicU32,
     hooks: [*const c_void; HOOKS],
 }
 
-// SAFETY: nobody writes to it: CRIU reads it, and all that it points to is static.
+// SAFETY: nobody writes to it once it is loaded: CRIU reads it, and all that it points to is static.
 unsafe impl Sync for PluginDesc {}
 
 /// What CRIU looks up in the library.
@@ -47,7 +48,7 @@ pub static CR_PLUGIN_DESC: PluginDesc = PluginDesc {
     init,
     exit,
     version: VERSION,
-    max_hooks: HOOKS as c_uint,
+    max_hooks: AtomicU32::new(HOOKS as c_uint),
     hooks: {
         let mut hooks = [std::ptr::null(); HOOKS];
         hooks[RESUME_DEVICES_LATE] = resume_devices_late as *const c_void;
@@ -57,8 +58,21 @@ pub static CR_PLUGIN_DESC: PluginDesc = PluginDesc {
     },
 };
 
+/// Run when the library is loaded, before CRIU reads the description.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static ON_LOAD: extern "C" fn() = declare_hooks;
+
+extern "C" fn declare_hooks() {
+    if criu::missing().is_some() {
+        CR_PLUGIN_DESC.max_hooks.store(0, Ordering::Relaxed);
+    }
+}
+
 /// Any other answer ends CRIU's chain, and the plugins after us would not run: so always this one.
 const NOT_MINE: c_int = -libc::ENOTSUP;
+/// But where the dump must not go on.
+const FAILED: c_int = -1;
 
 /// A failing `init` would break every run of CRIU on the machine: whatever happens, it succeeds.
 extern "C" fn init(stage: c_int) -> c_int {
@@ -77,8 +91,7 @@ extern "C" fn pause_devices(pid: c_int) -> c_int {
 }
 
 extern "C" fn checkpoint_devices(pid: c_int) -> c_int {
-    guard((), || hooks::stopped(pid));
-    NOT_MINE
+    if guard(true, || hooks::stopped(pid)) { NOT_MINE } else { FAILED }
 }
 
 extern "C" fn resume_devices_late(pid: c_int) -> c_int {

@@ -6,6 +6,7 @@ use super::inside::{self, Inside};
 use super::{cgroups, lull};
 use crate::attach::Target;
 use crate::sys::Errno;
+use rustix::process::{Pid, WaitOptions};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 #[derive(Debug)]
 pub struct Attendant {
     socket: OwnedFd,
+    pid: Pid,
 }
 
 /// One that is being started.
@@ -30,7 +32,7 @@ enum Request {
 }
 
 /// What to read. Everybody is stopped meanwhile.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Question {
     /// The container's first process.
     pub root: i32,
@@ -59,7 +61,15 @@ impl Attendant {
 
     /// Start one.
     pub fn start() -> Result<Self, Errno> {
-        Self::begin().map(Coming::there)
+        Self::begin()?.there()
+    }
+
+    /// It is not needed any more, and holds nobody. A CRIU to which orphans go (the first process of a pid namespace, as in a
+    /// container) must not find it among its own children: it is waited for.
+    pub fn end(self) {
+        drop(self.socket);
+        // ECHILD: somebody else's, as mostly.
+        let _ = rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
     }
 
     /// Have it hold the tasks below `root`; what it says. EPIPE when it has died, here and below.
@@ -74,25 +84,30 @@ impl Attendant {
     }
 
     /// Have it read.
-    pub(super) fn ask(&self, question: Question) -> Result<(), Errno> {
-        send_value(&self.socket, &Request::Look(question))
+    pub(super) fn ask(&self, question: &Question) -> Result<(), Errno> {
+        send_value(&self.socket, &Request::Look(question.clone()))
     }
 
     /// What it has read; waits for it.
     pub(super) fn answer(self) -> Result<Found, Errno> {
-        receive_value(&self.socket)
+        let found = receive_value(&self.socket);
+        self.end();
+        found
     }
 }
 
 impl Coming {
-    /// When it is there.
-    pub fn there(self) -> Attendant {
-        Attendant { socket: self.0.started() }
+    /// When it is there. EPIPE when it could not be started.
+    pub fn there(self) -> Result<Attendant, Errno> {
+        let socket = self.0.started();
+        let pid = Pid::from_raw(receive_value(&socket)?).ok_or(Errno::SRCH)?;
+        Ok(Attendant { socket, pid })
     }
 }
 
 /// Its life.
 fn attend(socket: &OwnedFd) -> Result<(), Errno> {
+    send_value(socket, &rustix::process::getpid().as_raw_nonzero().get())?;
     apart::hurry();
     loop {
         match receive_value(socket)? {

@@ -132,7 +132,7 @@ impl Dump {
         };
         let mut question = Question { root, mounts: Vec::new() };
         let mut known: HashSet<DevNum> = HashSet::new();
-        for member in dump.tree.mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
+        for member in dump.tree.own_mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
             let mut mounts = dump.survey(&member)?;
             mounts.retain(|mount| !known.contains(&mount.dev));
             dump.inodes.extend(relay::look_behind(&dump.tree, &mut mounts));
@@ -149,9 +149,11 @@ impl Dump {
         if dump.mounts.is_empty() && dump.foreign.is_empty() {
             return Ok(None);
         }
-        let attendant = attendant.map_or_else(Attendant::start, Ok).map_err(DumpError::Attendant)?;
-        attendant.ask(question).map_err(DumpError::Attendant)?;
-        dump.attendant = Some(attendant);
+        // One that has died since is no reason to fail.
+        let asked = attendant
+            .filter(|attendant| attendant.ask(&question).is_ok())
+            .map_or_else(|| Attendant::start().and_then(|new| new.ask(&question).map(|()| new)), Ok);
+        dump.attendant = Some(asked.map_err(DumpError::Attendant)?);
         dump.check_limits()?;
         let mut pipes = HashSet::new();
         // Of another's pipe nothing is taken.

@@ -62,6 +62,9 @@ pub enum LullError {
     /// As the process apart says: nobody was put to sleep, and CRIU may try itself.
     #[error("{0}")]
     Refused(String),
+    /// One that sleeps could not be woken.
+    #[error(transparent)]
+    Wake(#[from] TraceeError),
     /// Stopped by a test.
     #[error(transparent)]
     Fault(#[from] faults::Fault),
@@ -123,12 +126,15 @@ impl Lull {
 
     /// In the process that traces all of them, stopped: each gets its own state back. Returns what failed.
     pub fn end(self, attendant: &Attendant) -> Vec<String> {
-        let wake = |sleeper: &Sleeper| Held::adopt(sleeper.tid).wake(sleeper);
+        let wake = |sleeper: &Sleeper| {
+            Held::adopt(sleeper.tid).wake(sleeper)?;
+            Ok(faults::point("container.waking")?)
+        };
         let (woken, failed): (Vec<_>, Vec<_>) = self
             .sleepers
             .iter()
             .map(|sleeper| (sleeper.tid, wake(sleeper)))
-            .partition(|(_, woken)| woken.is_ok());
+            .partition(|(_, woken): &(i32, Result<(), LullError>)| woken.is_ok());
         let only = || Woken::Only(woken.iter().map(|(tid, _)| *tid).collect());
         // If it has died nobody needs to know.
         let _ = attendant.tell(&if failed.is_empty() { Woken::All } else { only() });
@@ -140,7 +146,7 @@ impl Lull {
 /// kernel lets go of those that it could not let go itself.
 pub fn serve(root: i32, socket: &OwnedFd) -> Result<(), Errno> {
     let tree = Tree::of(root);
-    let tables = tree.mount_namespaces().into_iter().map(|member| mount_table(member.pid));
+    let tables = tree.own_mount_namespaces().into_iter().map(|member| mount_table(member.pid));
     let groups: HashSet<i32> = tables.flat_map(|table| owners(&table)).collect();
     if groups.is_empty() {
         return send_value(socket, &Told::NoMounts);
@@ -165,14 +171,14 @@ pub fn serve(root: i32, socket: &OwnedFd) -> Result<(), Errno> {
     woken.map(drop)
 }
 
-/// CRIU has not woken them: each is woken as soon as CRIU traces it no longer.
+/// CRIU has not woken them, or not all: each is woken as soon as CRIU traces it no longer.
 fn wake(mut sleepers: Vec<Sleeper>) {
     let deadline = Instant::now() + CRIU_ENDS;
     while !sleepers.is_empty() && Instant::now() < deadline {
         sleepers.retain(|sleeper| {
             let seized =
                 Seized::new(sleeper.tid).and_then(|seized| seized.stop(RESTLESS).map_err(|(_, error)| error));
-            match seized.and_then(|mut held| held.wake(sleeper).and_then(|()| held.release())) {
+            match seized.and_then(|mut held| held.wake_if_asleep(sleeper).and_then(|()| held.release())) {
                 Ok(()) | Err(TraceeError::Gone(_)) => false,
                 Err(_) => true,
             }

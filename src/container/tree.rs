@@ -56,6 +56,16 @@ impl Tree {
         self.members.iter().find(|member| member.inner == inner)
     }
 
+    /// As [`Tree::mount_namespaces`]; none where the root shares ours: then CRIU dumps no mounts.
+    pub fn own_mount_namespaces(&self) -> Vec<&Member> {
+        let ours = TaskDir::process(rustix::process::getpid().as_raw_nonzero().get());
+        let ours = ours.ok().and_then(|dir| dir.namespace("mnt"));
+        match self.members.first() {
+            Some(root) if Some(root.mount_namespace) == ours => Vec::new(),
+            _ => self.mount_namespaces(),
+        }
+    }
+
     /// One member for each mount namespace.
     pub fn mount_namespaces(&self) -> Vec<&Member> {
         let mut seen = Vec::new();

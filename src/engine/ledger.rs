@@ -117,10 +117,18 @@ impl Ledger {
     }
 }
 
-/// Read what else there is to know.
+/// Read what else there is to know, where nobody has: of one that looks up much there are several in the queue.
 fn meet(book: &Mutex<Book>, Stranger { pid, uid, comm }: Stranger) {
+    let key = (uid, comm);
+    if lock(book).programs.get(&key).is_none_or(|program| !program.command.is_empty()) {
+        return;
+    }
     let (command, cgroup) = (command(pid), cgroup(pid));
-    if let Some(program) = lock(book).programs.get_mut(&(uid, comm)) {
+    // It may have ended since, and another one may have its number.
+    if !command.is_empty()
+        && self::comm(pid) == key.1
+        && let Some(program) = lock(book).programs.get_mut(&key)
+    {
         (program.command, program.cgroup) = (command, cgroup);
     }
 }

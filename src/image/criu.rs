@@ -6,9 +6,9 @@ use super::error::{Fault, ImageError, io};
 use super::framing::{Frame, Frames, MOUNT_MAGIC, Writer};
 use super::pack::{File, open_mounts};
 use super::{LIMITS, check, convert, files, wire};
-use crate::sys::DevNum;
+use crate::sys::{DevNum, Errno};
 use prost::Message;
-use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -40,6 +40,17 @@ const CGROUPS_MAGIC: u32 = u32::from_le_bytes(*b"AFCG");
 const NAME: &str = "autofs-cr-";
 /// Second word of CRIU's own `mountpoints-*.img`.
 const CRIU_MOUNTS_MAGIC: u32 = 0x5556_3928;
+
+/// Remove what an earlier dump has left in `dir`.
+pub fn clear(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    for name in [MOUNTS, PARKED, FOREIGN, ROOTS, CGROUPS] {
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
 
 /// The file of all mounts, without any: the messages of [`encode`] are to be appended. (One file: thousands take CRIU's
 /// directory longer than everything else.)

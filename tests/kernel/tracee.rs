@@ -419,11 +419,18 @@ fn a_sleeper_runs_nothing_of_its_own_until_it_is_woken() {
     use std::io::{BufRead, BufReader};
     let mut lines = BufReader::new(visitor.0.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "trapped");
+    // Awake, it is not woken once more: it would be where it was.
+    let mut held = hold(&visitor);
+    let now = traces(&visitor);
+    held.wake_if_asleep(&sleeper).unwrap();
+    assert_eq!(traces(&visitor), now);
+    held.release().unwrap();
     // It computes: stopped anywhere, it goes on.
-    for _ in 0..100 {
+    for round in 0..100 {
         let sleeper = hold(&visitor).put_to_sleep().unwrap();
         let mut held = hold(&visitor);
-        held.wake(&sleeper).unwrap();
+        let wake = if round % 2 == 0 { Held::wake } else { Held::wake_if_asleep };
+        wake(&mut held, &sleeper).unwrap();
         held.release().unwrap();
     }
     visitor.until_its_state_is('R');

@@ -67,6 +67,12 @@ pub(super) fn will_repeat(registers: &user_regs_struct, number: i64, instruction
     registers.regs[8] as i64 == number && registers.pc == instruction
 }
 
+/// Is it in this call, by this instruction, or about to make it?
+pub(super) fn calls_at(registers: &user_regs_struct, number: i64, instruction: u64) -> bool {
+    registers.regs[8] as i64 == number
+        && [instruction, instruction + SYSCALL.len() as u64].contains(&registers.pc)
+}
+
 /// Number and result of the call that was interrupted.
 pub(super) fn current_call(registers: &user_regs_struct, before: &Before) -> Option<(u64, i64)> {
     before.first_argument(registers)?;

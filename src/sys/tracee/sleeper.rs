@@ -15,6 +15,9 @@ use std::time::Duration;
 /// How long falling asleep may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Signals that nobody can block.
+const UNBLOCKED: u64 = (1 << (libc::SIGKILL - 1)) | (1 << (libc::SIGSTOP - 1));
+
 /// The words of [`user_regs_struct`].
 const WORDS: usize = size_of::<user_regs_struct>() / size_of::<u64>();
 
@@ -26,6 +29,8 @@ pub struct Sleeper {
     registers: Vec<u64>,
     mask: u64,
     rseq: Option<Rseq>,
+    /// Where it sleeps: no program makes its calls there.
+    instruction: u64,
 }
 
 impl Held {
@@ -40,7 +45,7 @@ impl Held {
         let instruction = memory::find_instruction(tid)?;
         let rseq = Rseq::of(tid);
         let mask = exchange_mask(tid, u64::MAX)?;
-        let sleeper = Sleeper { tid, registers: words(saved), mask, rseq };
+        let sleeper = Sleeper { tid, registers: words(saved), mask, rseq, instruction };
         let asleep = self.fall_asleep(saved, instruction);
         if asleep.is_err() {
             self.wake(&sleeper)?;
@@ -61,6 +66,17 @@ impl Held {
         // SAFETY: a structure of as many 64-bit numbers, any of which is valid.
         set_registers(tid, unsafe { std::mem::transmute::<[u64; WORDS], user_regs_struct>(words) })?;
         exchange_mask(tid, sleeper.mask).map(drop)
+    }
+
+    /// As [`Self::wake`], for one who may have been woken, and may have gone on since: then nothing is changed. Whoever was at it may
+    /// have died before the last step, the mask.
+    pub fn wake_if_asleep(&mut self, sleeper: &Sleeper) -> Result<(), TraceeError> {
+        let tid = self.tid;
+        if arch::calls_at(&registers(tid)?, libc::SYS_ppoll, sleeper.instruction) {
+            return self.wake(sleeper);
+        }
+        let mask = exchange_mask(tid, sleeper.mask)?;
+        if mask | UNBLOCKED != u64::MAX { exchange_mask(tid, mask).map(drop) } else { Ok(()) }
     }
 
     /// Has its user stopped it (SIGSTOP, ctrl-Z)? Let go, it stays stopped.

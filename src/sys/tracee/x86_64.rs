@@ -45,6 +45,12 @@ pub(super) fn will_repeat(registers: &user_regs_struct, number: i64, _instructio
     registers.orig_rax as i64 == number && registers.rax as i64 == -ERESTARTNOHAND
 }
 
+/// Is it in this call, by this instruction, or about to make it?
+pub(super) fn calls_at(registers: &user_regs_struct, number: i64, instruction: u64) -> bool {
+    let in_call = registers.rip == instruction + SYSCALL.len() as u64 && registers.orig_rax as i64 == number;
+    in_call || (registers.rip == instruction && registers.rax as i64 == number)
+}
+
 /// Number and result of the call that was interrupted.
 pub(super) fn current_call(registers: &user_regs_struct, _: &Before) -> Option<(u64, i64)> {
     // a 32-bit program has 32-bit results

@@ -102,24 +102,20 @@ fn carry_alone(criu: &Criu) -> Result<()> {
     if same_number { goes_on(&container) } else { read(&container, "/mnt/i/k0/k0") }
 }
 
-/// The real program, with a symbol that the plugin needs under another name: CRIU's own support stays.
+/// The real program, with a symbol that the plugin needs under another name: of autofs, or of what came with CRIU 4.1. CRIU's own
+/// support stays.
 fn unknown_criu(checks: &mut Checks) -> Result<()> {
     const ODD: &str = "/tmp/criu-odd";
-    let criu = run_ok(HANG_LIMIT, "sh", &["-c", "command -v criu"])?;
-    let mut bytes = fs::read(criu.trim())?;
-    let (name, other) = (b"\0autofs_mount\0", b"\0autofs_mounT\0");
-    let places: Vec<_> = (0..bytes.len() - name.len()).filter(|&at| bytes[at..].starts_with(name)).collect();
-    ensure!(!places.is_empty(), "criu does not export autofs_mount");
-    places.iter().for_each(|&at| bytes[at..at + name.len()].copy_from_slice(other));
-    fs::write(ODD, bytes)?;
-    fs::set_permissions(ODD, fs::Permissions::from_mode(0o755))?;
-    let odd = Criu::of_program(ODD, "odd")?;
-    checks.step("a CRIU without a symbol: as without the plugin", carry_alone(&odd));
-    for action in ["dump", "restore"] {
-        checks.that(
-            &format!("{action}: its log says which"),
-            odd.log(action).contains("CRIU's own support of autofs stays: CRIU does not export autofs_mount"),
-        );
+    for symbol in ["add_inventory_plugin", "autofs_mount"] {
+        without_symbol(symbol, ODD)?;
+        let odd = Criu::of_program(ODD, symbol)?;
+        checks.step(&format!("a CRIU without {symbol}: as without the plugin"), carry_alone(&odd));
+        for action in ["dump", "restore"] {
+            let why = format!("CRIU's own support of autofs stays: CRIU does not export {symbol}");
+            checks.that(&format!("{action}: its log says so"), odd.log(action).contains(&why));
+            let hooks = odd.log(action).contains("\"autofs-cr\" (version 512 hooks 0)");
+            checks.that("no hook is declared, of which an older one has fewer", hooks);
+        }
     }
     // It cannot restore what needs the plugin, and says so before anything is made.
     let known = Criu::with_plugin("odd.known")?;
@@ -131,6 +127,26 @@ fn unknown_criu(checks: &mut Checks) -> Result<()> {
     nothing_left(checks, "after that");
     checks.step("which are good", known.restore().map(drop));
     Ok(())
+}
+
+fn without_symbol(symbol: &str, program: &str) -> Result<()> {
+    // Of another suite: a script sets the path of its libraries.
+    const APART: &str = "/opt/criu/usr/sbin/criu";
+    let criu = run_ok(HANG_LIMIT, "sh", &["-c", "command -v criu"])?;
+    let mut bytes = fs::read(criu.trim())?;
+    let mut odd = program.to_owned();
+    if bytes.starts_with(b"#!") {
+        odd += ".bin";
+        fs::write(program, String::from_utf8(bytes)?.replace(APART, &odd))?;
+        fs::set_permissions(program, fs::Permissions::from_mode(0o755))?;
+        bytes = fs::read(APART)?;
+    }
+    let name = [b"\0", symbol.as_bytes(), b"\0"].concat();
+    let places: Vec<_> = (0..bytes.len() - name.len()).filter(|&at| bytes[at..].starts_with(&name)).collect();
+    ensure!(!places.is_empty(), "criu does not export {symbol}");
+    places.iter().for_each(|&at| bytes[at + 1] = b'X');
+    fs::write(&odd, bytes)?;
+    Ok(fs::set_permissions(odd, fs::Permissions::from_mode(0o755))?)
 }
 
 /// Another plugin takes the same hooks; CRIU calls plugins in the order of the directory, so under a first and a last name.

@@ -180,11 +180,7 @@ const GAPS: &[Gap] = &[
     Gap {
         name: "a master that died",
         mounts: &["direct:/mnt/d", "dies"],
-        before: |container| {
-            let gone = || container.enter(&["pgrep", "-x", "scenarios"]).is_err();
-            ensure!(wait_until(gone), "the master lives");
-            Ok(())
-        },
+        before: |container| master_is_dead(container),
         stock: Stock::Refuses("Failed to find read pipe fd"),
         with: "the mount, catatonic",
         right: |now, _| {
@@ -196,11 +192,7 @@ const GAPS: &[Gap] = &[
     Gap {
         name: "a catatonic mount that nobody owns any more",
         mounts: &["direct:/mnt/d:catatonic", "dies"],
-        before: |container| {
-            let gone = || container.enter(&["pgrep", "-x", "scenarios"]).is_err();
-            ensure!(wait_until(gone), "the master lives");
-            Ok(())
-        },
+        before: |container| master_is_dead(container),
         stock: Stock::Loses,
         with: "kept",
         right: |now, was| {
@@ -414,6 +406,13 @@ fn master<'a>(program: &'a str, mounts: &[&'a str]) -> Vec<&'a str> {
         _ => &["catatonit", "--"][..],
     };
     [start, program, &specs].concat()
+}
+
+/// Its shell has ended it, and does nothing more.
+fn master_is_dead(container: &Container) -> Result<()> {
+    let dead = || container.enter(&["pgrep", "-xf", "sleep 1000"]).is_ok();
+    ensure!(wait_until(dead), "the master lives");
+    Ok(())
 }
 
 /// Does a program of the container wait for a mount?
