@@ -8,6 +8,8 @@ die() {
 
 # cargo_build ARGUMENT...: on a terminal cargo tells what it does, as the first time takes minutes.
 cargo_build() {
+    # For the linker.
+    command -v cc >/dev/null || ensure_packages gcc libc6-dev
     local quiet=(--quiet)
     [[ ! -t 2 ]] || quiet=()
     cargo build "${quiet[@]}" "$@"

@@ -4,7 +4,7 @@ use super::ExitCode;
 use super::list::shown;
 use super::output::Output;
 use super::table::{Column, Style, Table};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use autofs_cr::discover::users::{Program, Users, users};
 use clap::Args;
 use std::path::PathBuf;
@@ -32,11 +32,12 @@ pub struct Busy {
 
 impl Busy {
     pub fn run(self, output: &mut Output) -> Result<ExitCode> {
-        for path in &self.paths {
-            ensure!(path.is_absolute(), "{}: not an absolute path", path.display());
-        }
-        // Without a slash at the end; nothing is looked up.
-        let paths: Vec<PathBuf> = self.paths.iter().map(|path| path.components().collect()).collect();
+        let absolute = |path: &PathBuf| {
+            let path = std::path::absolute(path).with_context(|| shown(path))?;
+            // Without a slash at the end; nothing is looked up.
+            Ok(path.components().collect())
+        };
+        let paths = self.paths.iter().map(absolute).collect::<Result<Vec<PathBuf>>>()?;
         let found = users(&paths)?;
         if self.json {
             output.json(&found)?;
@@ -59,7 +60,7 @@ const COLUMNS: [Column; 5] = [
 
 fn table(users: &Users, output: &Output) -> String {
     let path = shown(&users.path);
-    let what = if users.mounted { "" } else { " (nothing is mounted there)" };
+    let what = if users.mounted { "" } else { " (nothing is mounted there: is the path right?)" };
     let free = users.programs.is_empty() && users.mounts.is_empty() && users.kernel.is_empty();
     if free {
         return format!("{path}: not used{what}\n");

@@ -25,7 +25,7 @@ const EXAMPLES: &str = "\
 Examples:
   autofs-cr check              this system, and the mounts of this namespace
   autofs-cr check --tree 812   likewise, with the mounts that process 812 sees
-  autofs-cr check || systemctl restart autofs
+  autofs-cr check >/dev/null || logger 'autofs: see autofs-cr check'
 
 Exit codes:
   0  all is well
@@ -123,7 +123,11 @@ fn privilege() -> Vec<Finding> {
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
     vec![
         Finding::of(has(Capability::CAP_SYS_ADMIN), "CAP_SYS_ADMIN (mounts, /dev/autofs)", "run as root"),
-        Finding::of(has(Capability::CAP_SYS_PTRACE), "CAP_SYS_PTRACE (visitors, masters)", "run as root"),
+        Finding::of(
+            has(Capability::CAP_SYS_PTRACE),
+            "CAP_SYS_PTRACE (holding programs while a mount changes hands)",
+            "run as root",
+        ),
         Finding::of(initial, "the initial user namespace", "run outside of the container's user namespace"),
         Finding::of(scope.trim() != "3", "ptrace is allowed", "boot with kernel.yama.ptrace_scope below 3"),
     ]
@@ -182,7 +186,7 @@ fn problem(mount: &AutofsMount) -> Option<String> {
     let path = shown(&mount.path);
     let text = match (&mount.master, mount.options.pipe()) {
         (_, Pipe::Catatonic) => {
-            "is catatonic, and lookups fail: restart the daemon that serves it, or autofs-cr restore".into()
+            "is catatonic: keys are not found, a direct mount looks empty: restart the daemon that serves it, or autofs-cr restore".into()
         }
         (Master::Dead, _) if mount.pipe_ends.iter().any(|end| end.end == End::Read) => {
             "has a dead master; a holder keeps its requests, and lookups wait: autofs-cr restore".into()

@@ -19,10 +19,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const EXAMPLES: &str = "\
 Examples:
-  autofs-cr ctl statumaps, running jobs, what hangs
-  autofs-cr ctl whwho triggers mounts, who keeps them
-  autofs-cr ctl log debug --mount /neeverything about one mount
-  autofs-cr ctl log default --mount /neas before";
+  autofs-cr ctl status                     maps, running jobs, what hangs
+  autofs-cr ctl who                        who triggers mounts, who keeps them
+  autofs-cr ctl log debug --mount /net     everything about one mount
+  autofs-cr ctl log default --mount /net   as before";
 
 /// Ask a running engine, or tell it what to do
 #[derive(Args)]

@@ -162,7 +162,7 @@ fn summary(dir: &Path, report: &Report) -> String {
                 n => format!(" ({} stopped)", count(n, "waiter")),
             };
             text += &format!(
-                "the mounts have no daemon now: lookups fail{stopped} until autofs-cr restore -D {dir}\n"
+                "the mounts have no daemon now: keys are not found, direct mounts look empty{stopped}, until autofs-cr restore -D {dir}\n"
             );
         }
     }

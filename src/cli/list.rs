@@ -26,7 +26,8 @@ Examples:
     jq -r '.mounts[] | select(.master.program == \"dead\").path'
 
 Columns:
-  PIPE     inode of the kernel's pipe; `catatonic`: there is none, lookups fail
+  PIPE     inode of the kernel's pipe; `catatonic`: there is none; keys are
+           not found, direct mounts look empty
   ENDS     who holds the pipe: process:descriptor, r: read end, w: write end
   GROUP    the process group that owns the mount
   MASTER   the program that answers, its process (and for systemd its unit)

@@ -23,7 +23,8 @@ Examples:
 
 Where a mount of the image still exists it is adopted: busy or covered, with a master that lives or not. What \
 is missing is made, with its old device number where that is free. Visitors notice nothing: who waits gets its \
-answer from the new master.
+answer from the new master. With neither --serve nor --master what is made stays catatonic, and what exists keeps the \
+master that it has.
 
 If anything fails, everything is taken back.";
 
@@ -140,7 +141,7 @@ impl Restore {
         }
         if master.is_none() {
             output::note(
-                "the mounts without a master are catatonic: lookups fail until they get one (--serve, --master)",
+                "the mounts without a master are catatonic: keys are not found, direct mounts look empty, until they get one (--serve, --master)",
             );
         }
         Ok(())

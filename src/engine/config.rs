@@ -62,7 +62,9 @@ pub struct Wanted {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("master map {name}: {error}")]
+    #[error(
+        "master map {name}: {error} (a name without a path is looked for in /etc, and where nsswitch.conf says)"
+    )]
     Master {
         /// As given.
         name: String,

@@ -19,7 +19,7 @@ pub enum AskError {
     #[error("several engines answer; say which with --socket: {}", list(.0))]
     Several(Vec<PathBuf>),
     /// The socket.
-    #[error("{}: {error}", path.display())]
+    #[error("control socket {}: {error}; does an engine run there? (autofs-cr list tells its process)", path.display())]
     Socket {
         /// Which.
         path: PathBuf,

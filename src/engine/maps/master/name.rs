@@ -68,7 +68,7 @@ pub enum Format {
 pub enum NameError {
     /// The type is unknown.
     #[error(
-        "unknown map type {0}; known are file, program, exec, multi, yp, nis, nisplus, ldap, ldaps, hesiod, sss"
+        "unknown map type {0}; known are file, program, exec, multi, yp, nis, ldap, ldaps, sss, hesiod, hosts, userhome, dir"
     )]
     Type(String),
     /// The format is unknown.
