@@ -152,6 +152,6 @@ fn fields(mount_point: Option<PathBuf>, text: &Text, warnings: &mut Vec<Warning>
     let rest = words.remaining();
     let (name, _) = text.bytes().split_at(text.bytes().len() - rest.bytes().len());
     let written = (without_blanks(name).to_vec(), rest.bytes().to_vec());
-    let (map, options) = name::with_options(&map.bytes(), &rest, warnings)?;
+    let (map, options) = name::with_options(&map.bytes(), at, &rest, warnings)?;
     Ok(Entry { mount_point, map, options, hidden: HashSet::new(), origin: PathBuf::new(), at, written })
 }

@@ -200,14 +200,14 @@ impl std::fmt::Display for MapName {
     }
 }
 
-/// A map, and what follows it on the line. For `multi` that are several maps between `--`, each with options;
+/// A map, which begins at `at`, and what follows it on the line. For `multi` that are several maps between `--`, each with options;
 /// the options of all count for the whole.
 pub(super) fn with_options(
     first: &[u8],
+    at: Position,
     rest: &Text,
     warnings: &mut Vec<Warning>,
 ) -> Result<(MapName, MapOptions), Failed> {
-    let at = rest.position(0);
     let fail = |error: NameError| (at, LineError::from(error));
     let multi = match first.strip_prefix(b"multi") {
         Some(b"") => Some((None, None)),

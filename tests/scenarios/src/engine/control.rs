@@ -82,7 +82,7 @@ fn who(checks: &mut Checks) -> Result<()> {
     checks.that("busy tells of its directory and its file", uses.len() == 2 && uses[1]["fd"].is_u64());
     checks.equal("and of nobody elsewhere", used[1]["programs"].as_array().map(Vec::len), Some(0));
     let text = cli::ok(&["busy", "/ind/k0", "/ind/none"])?;
-    let expected = "/ind/k0: not used\n/ind/none: not used (nothing is mounted there)\n";
+    let expected = "/ind/k0: not used\n/ind/none: not used (nothing is mounted there: is the path right?)\n";
     checks.equal("busy says so", text.as_str(), expected);
     checks.that("and triggers nothing", !is_mounted("/ind/none"));
     Ok(())
