@@ -23,21 +23,18 @@ pub struct Attendant {
 #[derive(Debug)]
 pub struct Coming(Starting);
 
+/// What it is to do.
 #[derive(Serialize, Deserialize)]
-enum Request {
+pub enum Request {
     /// Hold all tasks below a process: [`lull::serve`].
     Lull(i32),
-    /// Read.
-    Look(Question),
-}
-
-/// What to read. Everybody is stopped meanwhile.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Question {
-    /// The container's first process.
-    pub root: i32,
-    /// For each mount namespace a process that sees it, and mounts there.
-    pub mounts: Vec<(i32, Vec<Target>)>,
+    /// Read. Everybody is stopped meanwhile.
+    Look {
+        /// The container's first process.
+        root: i32,
+        /// For each mount namespace a process that sees it, and mounts there.
+        mounts: Vec<(i32, Vec<Target>)>,
+    },
 }
 
 /// What was read.
@@ -84,8 +81,8 @@ impl Attendant {
     }
 
     /// Have it read.
-    pub(super) fn ask(&self, question: &Question) -> Result<(), Errno> {
-        send_value(&self.socket, &Request::Look(question.clone()))
+    pub(super) fn ask(&self, look: &Request) -> Result<(), Errno> {
+        send_value(&self.socket, look)
     }
 
     /// What it has read; waits for it.
@@ -112,14 +109,14 @@ fn attend(socket: &OwnedFd) -> Result<(), Errno> {
     loop {
         match receive_value(socket)? {
             Request::Lull(root) => lull::serve(root, socket)?,
-            Request::Look(question) => send_value(socket, &look(&question))?,
+            Request::Look { root, mounts } => send_value(socket, &look(root, &mounts))?,
         }
     }
 }
 
-fn look(question: &Question) -> Found {
-    let mounts = question.mounts.iter().map(|(pid, mounts)| inside::read(*pid, mounts)).collect();
-    let cgroups = cgroups::read(question.root).map_err(|errno| errno.to_string());
+fn look(root: i32, mounts: &[(i32, Vec<Target>)]) -> Found {
+    let mounts = mounts.iter().map(|(pid, mounts)| inside::read(*pid, mounts)).collect();
+    let cgroups = cgroups::read(root).map_err(|errno| errno.to_string());
     let cgroups = cgroups.map(|paths| paths.into_iter().map(PathBuf::into_os_string).collect());
     Found { mounts, cgroups }
 }

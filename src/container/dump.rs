@@ -1,6 +1,6 @@
 //! A dump, seen from CRIU's main process: every task of the container is stopped.
 
-use super::attendant::{Attendant, Question};
+use super::attendant::{Attendant, Request};
 use super::foreign::{self, Seen};
 use super::limits::{self, Limit};
 use super::owner::{self, Eyes, Owner};
@@ -130,7 +130,7 @@ impl Dump {
             attendant: None,
             asked: Vec::new(),
         };
-        let mut question = Question { root, mounts: Vec::new() };
+        let mut looks = Vec::new();
         let mut known: HashSet<DevNum> = HashSet::new();
         for member in dump.tree.own_mount_namespaces().into_iter().copied().collect::<Vec<_>>() {
             let mut mounts = dump.survey(&member)?;
@@ -144,11 +144,12 @@ impl Dump {
                 mounts.retain(|mount| !known.contains(&mount.dev));
             }
             known.extend(mounts.iter().map(|mount| mount.dev));
-            question.mounts.extend(dump.add(&member, mounts));
+            looks.extend(dump.add(&member, mounts));
         }
         if dump.mounts.is_empty() && dump.foreign.is_empty() {
             return Ok(None);
         }
+        let question = Request::Look { root, mounts: looks };
         // One that has died since is no reason to fail.
         let asked = attendant
             .filter(|attendant| attendant.ask(&question).is_ok())
@@ -312,8 +313,8 @@ impl Dump {
     /// only where there is none (the host's automounter, a relay).
     fn survey(&self, member: &Member) -> Result<Vec<AutofsMount>, DiscoverError> {
         let space = Target::Process(member.pid);
-        let pids: Vec<i32> = self.tree.members.iter().map(|member| member.pid).collect();
-        let mounts = survey_among(&space, &pids)?.mounts;
+        let inside = self.tree.members.iter().map(|member| member.pid).collect();
+        let mounts = survey_among(&space, inside)?.mounts;
         let read = |mount: &AutofsMount| mount.catatonic || self.is_inside(mount);
         if mounts.iter().all(read) { Ok(mounts) } else { Ok(survey(&space)?.mounts) }
     }
@@ -325,17 +326,7 @@ impl Dump {
         let targets: Vec<_> =
             first.map(|mount| attach::Target { path: mount.path.clone(), dev: mount.dev }).collect();
         for mount in mounts {
-            let dumped = DumpedMount {
-                facts: self.inner(&mount),
-                root_mode: 0,
-                root_uid: 0,
-                root_gid: 0,
-                root_requester: None,
-                tree: Vec::new(),
-                in_flight: Vec::new(),
-                served_by: None,
-                active: Vec::new(),
-            };
+            let dumped = DumpedMount::of(self.inner(&mount));
             self.places.entry(mount.dev).or_default().push(self.mounts.len());
             self.mounts.push(Place { seen: mount, dumped, unknown: Some("it was not looked at".to_owned()) });
         }

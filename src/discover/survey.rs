@@ -58,11 +58,19 @@ pub enum DiscoverError {
 
 /// Everything that `/proc` tells. Nothing is triggered or changed, and nothing waits.
 pub fn survey(target: &Target) -> Result<Survey, DiscoverError> {
-    survey_among(target, &proc::pids().map_err(|errno| unreadable("/proc", errno))?)
+    gather(target, || proc::pids().map_err(|errno| unreadable("/proc", errno)))
 }
 
 /// As [`survey`], as far as these processes know.
-pub fn survey_among(target: &Target, pids: &[i32]) -> Result<Survey, DiscoverError> {
+pub fn survey_among(target: &Target, pids: Vec<i32>) -> Result<Survey, DiscoverError> {
+    gather(target, || Ok(pids))
+}
+
+/// `pids` is asked only where there is an autofs mount.
+fn gather(
+    target: &Target,
+    pids: impl FnOnce() -> Result<Vec<i32>, DiscoverError>,
+) -> Result<Survey, DiscoverError> {
     let (mount_namespace, file) = read(target)?;
     let mut mounts = assemble(&mountinfo::parse(&file)?);
     if mounts.is_empty() {
@@ -71,9 +79,9 @@ pub fn survey_among(target: &Target, pids: &[i32]) -> Result<Survey, DiscoverErr
 
     let mut pipes = PipeScan::new(mounts.iter().filter_map(|mount| mount.options.pipe_ino).collect());
     let mut waiters = WaiterScan::default();
-    for pid in pids {
+    for pid in pids()? {
         // ended since
-        let Ok(process) = TaskDir::process(*pid) else { continue };
+        let Ok(process) = TaskDir::process(pid) else { continue };
         pipes.visit(&process);
         waiters.visit(&process);
     }

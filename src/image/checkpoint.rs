@@ -71,6 +71,23 @@ pub struct DumpedMount {
     pub active: Vec<ActiveKey>,
 }
 
+impl DumpedMount {
+    /// One of which nothing but the facts is known.
+    pub fn of(facts: AutofsMount) -> Self {
+        Self {
+            facts,
+            root_mode: 0,
+            root_uid: 0,
+            root_gid: 0,
+            root_requester: None,
+            tree: Vec::new(),
+            in_flight: Vec::new(),
+            served_by: None,
+            active: Vec::new(),
+        }
+    }
+}
+
 /// A request that had no answer yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InFlight {

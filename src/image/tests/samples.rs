@@ -50,17 +50,7 @@ pub fn facts(mount_id: u64, minor: u32, path: &str) -> AutofsMount {
 
 /// A mount without anything inside.
 pub fn mount(facts: AutofsMount) -> DumpedMount {
-    DumpedMount {
-        facts,
-        root_mode: 0o755,
-        root_uid: 0,
-        root_gid: 0,
-        root_requester: None,
-        tree: Vec::new(),
-        in_flight: Vec::new(),
-        served_by: None,
-        active: Vec::new(),
-    }
+    DumpedMount { root_mode: 0o755, ..DumpedMount::of(facts) }
 }
 
 /// A directory in a mount's tree.

@@ -65,17 +65,7 @@ fn dead(mount: AutofsMount) -> AutofsMount {
 
 /// An image; every mount is served by the one service.
 fn image(mounts: Vec<AutofsMount>) -> Checkpoint {
-    let dumped = |facts| DumpedMount {
-        facts,
-        root_mode: 0o755,
-        root_uid: 0,
-        root_gid: 0,
-        root_requester: None,
-        tree: vec![],
-        in_flight: vec![],
-        served_by: Some(0),
-        active: vec![],
-    };
+    let dumped = |facts| DumpedMount { root_mode: 0o755, served_by: Some(0), ..DumpedMount::of(facts) };
     Checkpoint {
         origin: Origin {
             created: 0,

@@ -180,7 +180,7 @@ const GAPS: &[Gap] = &[
     Gap {
         name: "a master that died",
         mounts: &["direct:/mnt/d", "dies"],
-        before: |container| master_is_dead(container),
+        before: master_is_dead,
         stock: Stock::Refuses("Failed to find read pipe fd"),
         with: "the mount, catatonic",
         right: |now, _| {
@@ -192,7 +192,7 @@ const GAPS: &[Gap] = &[
     Gap {
         name: "a catatonic mount that nobody owns any more",
         mounts: &["direct:/mnt/d:catatonic", "dies"],
-        before: |container| master_is_dead(container),
+        before: master_is_dead,
         stock: Stock::Loses,
         with: "kept",
         right: |now, was| {
