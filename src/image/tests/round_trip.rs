@@ -271,20 +271,25 @@ fn origin() -> impl Strategy<Value = Origin> {
     )
 }
 
-/// Mounts that are numbered as a kernel would: each below an earlier one or outside; some at a
-/// second place.
+/// Mounts that are numbered as a kernel would: each below an earlier one or outside, no two at the
+/// same place; some at a second place.
 fn checkpoint() -> impl Strategy<Value = Checkpoint> {
     let place = (any::<prop::sample::Index>(), any::<bool>());
     (origin(), vec((mount(), place), 0..5), vec(service(), 0..3)).prop_map(|(origin, mounts, services)| {
         let mut done: Vec<DumpedMount> = Vec::new();
-        for (i, (mut mount, (parent, bind))) in mounts.into_iter().enumerate() {
+        let mut places = HashSet::new();
+        for (mut mount, (parent, bind)) in mounts {
+            let i = done.len();
+            let parent = parent.index(i + 1);
+            if !places.insert((parent, mount.facts.path.clone())) {
+                continue;
+            }
             mount.served_by = mount.served_by.filter(|_| !services.is_empty()).map(|n| n % services.len());
             let same_type =
                 |last: &&DumpedMount| last.facts.options.mount_type == mount.facts.options.mount_type && bind;
             let other_place = done.last().filter(same_type).map(|last| last.facts.dev);
             mount.facts.dev = other_place.unwrap_or(DevNum::anonymous(i as u32 * 70_001));
             mount.facts.mount_id = 100 + i as u64;
-            let parent = parent.index(i + 1);
             mount.facts.parent_id = 99 + parent as u64;
             if let Some(parent) = parent.checked_sub(1) {
                 done[parent].facts.autofs_children.push(mount.facts.mount_id);
