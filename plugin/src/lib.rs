@@ -15,6 +15,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+// The unwinder becomes part of the library: CRIU has no libgcc_s, and to load that takes as long as to load all the rest.
+#[link(name = "gcc_eh")]
+unsafe extern "C" {}
+
 /// Plugin interface 0.2.0. CRIU treats 0.1.0 as its old interface and would free the descriptor.
 const VERSION: c_uint = 2 << 8;
 
@@ -82,7 +86,7 @@ extern "C" fn init(stage: c_int) -> c_int {
 
 extern "C" fn exit(_stage: c_int, _result: c_int) {
     guard((), hooks::exit);
-    guard((), hooks::tell_time);
+    catch((), hooks::tell_time);
 }
 
 extern "C" fn pause_devices(pid: c_int) -> c_int {
@@ -113,17 +117,21 @@ pub(crate) extern "C" fn mount(
 ) -> c_int {
     let stock = || criu::stock().map_or(-1, |stock| (stock.mount)(mount, source, fstype, flags));
     let mounted = guard(-1, || hooks::mount(mount, flags).unwrap_or_else(stock));
-    guard((), hooks::mounted);
+    catch((), hooks::mounted);
     mounted
 }
 
 /// No panic leaves the library; time is counted.
 fn guard<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     let (start, before) = (Instant::now(), processor_time());
-    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
-        let _ = catch_unwind(|| criu::log(criu::Level::Error, "a panic in the plugin; see standard error"));
-        otherwise
-    });
+    let result = catch(otherwise, body);
     hooks::spent(start.elapsed(), processor_time().saturating_sub(before));
     result
+}
+
+fn catch<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        let _ = catch_unwind(|| criu::log(criu::Level::Error, "a panic in the plugin; see standard error"));
+        otherwise
+    })
 }
