@@ -1,9 +1,7 @@
 //! What happens at each hook: the library is asked, its answers go to CRIU's log.
 
 use crate::criu::{self, Level, MountInfo};
-use autofs_cr::container::{
-    Attendant, Coming, Copies, Dump, ForeignError, Lull, LullError, RENUMBER, Restore,
-};
+use autofs_cr::container::{Attendant, Copies, Dump, ForeignError, Lull, LullError, RENUMBER, Restore};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::mount::MountFlags;
 use std::ffi::{CStr, c_int, c_ulong};
@@ -40,9 +38,7 @@ impl Stage {
 #[derive(Default)]
 struct State {
     stage: Option<Stage>,
-    /// A process apart, from the beginning of a dump until it is wanted.
-    coming: Option<Coming>,
-    /// From then on, until the facts are gathered.
+    /// From the beginning of a dump until the facts are gathered.
     attendant: Option<Attendant>,
     /// From before the first task is stopped until all are.
     lull: Option<Lull>,
@@ -98,7 +94,6 @@ pub fn mounted() {
 
 static STATE: Mutex<State> = Mutex::new(State {
     stage: None,
-    coming: None,
     attendant: None,
     lull: None,
     lulled: false,
@@ -131,8 +126,8 @@ pub fn init(stage: Stage) {
         return;
     }
     if stage == Stage::Dump {
-        match Attendant::begin() {
-            Ok(coming) => state.coming = Some(coming),
+        match Attendant::start() {
+            Ok(attendant) => state.attendant = Some(attendant),
             // Another try when it is wanted.
             Err(errno) => criu::log(Level::Warning, &format!("a process apart: {errno}")),
         }
@@ -184,8 +179,8 @@ pub fn stopping(pid: c_int) {
     if state.stage != Some(Stage::Dump) || !first || criu::stock().is_none() {
         return;
     }
-    let coming = state.coming.take().map_or_else(Attendant::begin, Ok).and_then(Coming::there);
-    let lull = coming.map_err(LullError::Apart).and_then(|attendant| {
+    let attendant = state.attendant.take().map_or_else(Attendant::start, Ok);
+    let lull = attendant.map_err(LullError::Apart).and_then(|attendant| {
         let lull = Lull::begin(&attendant, pid);
         state.attendant = Some(attendant);
         lull
@@ -240,8 +235,7 @@ fn look(state: &mut State, pid: c_int) {
             criu::log(Level::Info, &format!("{} autofs mounts in the container", dump.places()));
             dump.warnings().iter().for_each(|line| criu::log(Level::Warning, line));
             criu::require_at_restore(NAME);
-            clear_images();
-            state.images = save(&dump.mounts_image());
+            state.images = if clear_images() { save(&dump.mounts_image()) } else { None };
             state.failed = state.images.is_none()
                 || !save_all([dump.parked_image(), dump.foreign_image()])
                 || !give_externals(&dump);
@@ -323,13 +317,12 @@ pub fn dump(mount: MountInfo) -> c_int {
     }
 }
 
-/// What an earlier dump has left there would be read at a restore.
-fn clear_images() {
+/// What an earlier dump has left there would be read at a restore. False when it stays.
+fn clear_images() -> bool {
     let cleared = criu::image_dir().map_or(Ok(()), autofs_cr::image::criu::clear);
-    cleared
-        .err()
-        .iter()
-        .for_each(|errno| criu::log(Level::Error, &format!("images of an earlier dump: {errno}")));
+    let failed =
+        |errno| criu::log(Level::Error, &format!("images of an earlier dump cannot be removed: {errno}"));
+    cleared.map_err(failed).is_ok()
 }
 
 /// Write an image; what goes wrong is logged.

@@ -7,6 +7,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
+use rustix::process::Pid;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
@@ -16,38 +17,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// How many descriptors a message can carry (SCM_MAX_FD is 253).
 pub const BATCH: usize = 250;
 
-/// Run `body` in a process of its own, with its end of the socket; returns ours.
+/// A value of at most so many bytes is in the message itself.
+const SHORT: usize = 4096;
+
+/// Run `body` in a process of its own, with its end of the socket; returns ours, and its number.
 ///
-/// Forked twice, so that CRIU, which watches its children, never hears of it. Errors are those of [`fork::fork`] and
-/// socketpair(2). Where the second fork fails our end is readable at once, as nobody has the other.
-pub fn start(body: impl FnOnce(&OwnedFd)) -> Result<OwnedFd, Errno> {
-    Ok(begin(body)?.started())
-}
-
-/// One that is being started, while we do something else.
-#[derive(Debug)]
-pub struct Starting {
-    socket: OwnedFd,
-    between: fork::Child,
-}
-
-impl Starting {
-    /// Our end of the socket.
-    pub fn started(self) -> OwnedFd {
-        // ECHILD: CRIU's own handler has reaped it.
-        let _ = self.between.wait();
-        self.socket
-    }
-}
-
-/// As [`start`], without waiting for what is done before `body` begins.
-pub fn begin(body: impl FnOnce(&OwnedFd)) -> Result<Starting, Errno> {
+/// It is not CRIU's child: CRIU watches its children. Errors are those of [`fork::fork_away`] and socketpair(2).
+pub fn start(body: impl FnOnce(&OwnedFd)) -> Result<(OwnedFd, Pid), Errno> {
     let (socket, its) = socket_pair()?;
-    let between = fork::fork_away(|| {
+    let pid = fork::fork_away(|| {
         alone(&its);
         body(&its);
     })?;
-    Ok(Starting { socket, between })
+    Ok((socket, pid))
 }
 
 /// What was inherited from CRIU is given up: descriptors, signal handlers, session.
@@ -69,41 +51,55 @@ pub fn socket_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
-/// Send a text (an error, or empty) with at most [`BATCH`] descriptors. Its first byte is ours, so that an end is an end.
-/// EPIPE when nobody has the other end any more.
+/// Send a text (an error, or empty) with at most [`BATCH`] descriptors. EPIPE when nobody has the other end any more.
 pub fn send(socket: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    send_bytes(socket, text.as_bytes(), fds)
+}
+
+/// The first byte is ours, so that an end is an end.
+fn send_bytes(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(fds));
     }
-    let parts = [IoSlice::new(b"\0"), IoSlice::new(text.as_bytes())];
+    let parts = [IoSlice::new(b"\0"), IoSlice::new(bytes)];
     rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Send a value of any size, by way of memory of its own. Errors are those of [`send`] and memfd_create(2).
+/// Send a value of any size: a long one by way of memory of its own. Errors are those of [`send`] and memfd_create(2).
 pub fn send_value(socket: &OwnedFd, value: &impl Serialize) -> Result<(), Errno> {
     let bytes = postcard::to_allocvec(value).map_err(|_| Errno::IO)?;
+    if bytes.len() <= SHORT {
+        return send_bytes(socket, &bytes, &[]);
+    }
     let mut memory = File::from(rustix::fs::memfd_create("message", MemfdFlags::CLOEXEC)?);
     memory.write_all(&bytes).map_err(io_errno)?;
-    send(socket, "", &[memory.as_fd()])
+    send_bytes(socket, b"", &[memory.as_fd()])
 }
 
 /// The value that comes next; waits for it. EPIPE as [`receive`], EIO when it is not of this type.
 pub fn receive_value<T: DeserializeOwned>(socket: &OwnedFd) -> Result<T, Errno> {
-    let (_, mut fds) = receive(socket)?;
-    let mut memory = File::from(fds.pop().ok_or(Errno::IO)?);
-    let mut bytes = Vec::new();
-    memory.rewind().and_then(|()| memory.read_to_end(&mut bytes)).map_err(io_errno)?;
-    postcard::from_bytes(&bytes).map_err(|_| Errno::IO)
+    let mut space = [0; 1 + SHORT];
+    let (short, mut fds) = receive_bytes(socket, &mut space)?;
+    let mut long = Vec::new();
+    if let Some(mut memory) = fds.pop().map(File::from) {
+        memory.rewind().and_then(|()| memory.read_to_end(&mut long)).map_err(io_errno)?;
+    }
+    postcard::from_bytes(if long.is_empty() { short } else { &long }).map_err(|_| Errno::IO)
 }
 
 /// The next message, of at most 64 KiB; waits for it. EPIPE when nobody has the other end any more.
 pub fn receive(socket: &OwnedFd) -> Result<(String, Vec<OwnedFd>), Errno> {
+    let mut space = vec![0; 64 << 10];
+    let (text, fds) = receive_bytes(socket, &mut space)?;
+    Ok((String::from_utf8_lossy(text).into_owned(), fds))
+}
+
+fn receive_bytes<'a>(socket: &OwnedFd, into: &'a mut [u8]) -> Result<(&'a [u8], Vec<OwnedFd>), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = vec![0; 64 << 10];
-    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let mut parts = [IoSliceMut::new(into)];
     let got = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
     })?;
@@ -113,6 +109,6 @@ pub fn receive(socket: &OwnedFd) -> Result<(String, Vec<OwnedFd>), Errno> {
             fds.extend(received);
         }
     }
-    let Some((_, text)) = bytes[..got.bytes].split_first() else { return Err(Errno::PIPE) };
-    Ok((String::from_utf8_lossy(text).into_owned(), fds))
+    let (_, bytes) = into[..got.bytes].split_first().ok_or(Errno::PIPE)?;
+    Ok((bytes, fds))
 }

@@ -1,7 +1,7 @@
-//! The process apart of a dump. It is forked off CRIU while CRIU is busy with itself, knows nothing, and waits. Then it holds the
+//! The process apart of a dump. It is forked off CRIU in the beginning, knows nothing, and waits. Then it holds the
 //! tasks of a container ([`lull`]); and it reads what is in their mounts while CRIU dumps the processes, which takes longer.
 
-use super::apart::{self, Starting, receive_value, send_value};
+use super::apart::{self, receive_value, send_value};
 use super::inside::{self, Inside};
 use super::{cgroups, lull};
 use crate::attach::Target;
@@ -18,10 +18,6 @@ pub struct Attendant {
     socket: OwnedFd,
     pid: Pid,
 }
-
-/// One that is being started.
-#[derive(Debug)]
-pub struct Coming(Starting);
 
 /// What it is to do.
 #[derive(Serialize, Deserialize)]
@@ -47,18 +43,13 @@ pub struct Found {
 }
 
 impl Attendant {
-    /// Begin to start one. Errors are those of fork(2) and socketpair(2).
-    pub fn begin() -> Result<Coming, Errno> {
-        let attend = |socket: &OwnedFd| {
+    /// Start one. Errors are those of [`apart::start`].
+    pub fn start() -> Result<Self, Errno> {
+        let (socket, pid) = apart::start(|socket| {
             // Whoever asks has ended when it cannot be told.
             let _ = attend(socket);
-        };
-        apart::begin(attend).map(Coming)
-    }
-
-    /// Start one.
-    pub fn start() -> Result<Self, Errno> {
-        Self::begin()?.there()
+        })?;
+        Ok(Self { socket, pid })
     }
 
     /// It is not needed any more, and holds nobody. A CRIU to which orphans go (the first process of a pid namespace, as in a
@@ -93,18 +84,8 @@ impl Attendant {
     }
 }
 
-impl Coming {
-    /// When it is there. EPIPE when it could not be started.
-    pub fn there(self) -> Result<Attendant, Errno> {
-        let socket = self.0.started();
-        let pid = Pid::from_raw(receive_value(&socket)?).ok_or(Errno::SRCH)?;
-        Ok(Attendant { socket, pid })
-    }
-}
-
 /// Its life.
 fn attend(socket: &OwnedFd) -> Result<(), Errno> {
-    send_value(socket, &rustix::process::getpid().as_raw_nonzero().get())?;
     apart::hurry();
     loop {
         match receive_value(socket)? {

@@ -20,7 +20,7 @@ use crate::sys::process::{ProcessId, copy_fd};
 use crate::sys::tracee::Held;
 use crate::sys::{DevNum, Errno};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A mount cannot be dumped, and so neither can the container.
@@ -181,6 +181,9 @@ impl Dump {
                     (dumped.root_mode, dumped.root_uid, dumped.root_gid) =
                         (inside.mode, inside.uid, inside.gid);
                     dumped.tree.clone_from(&inside.entries);
+                    if dumped.facts.known_by_inode() {
+                        self.inodes.entry(dumped.facts.dev).or_insert(inside.ino);
+                    }
                     place.unknown = None;
                 }
                 Some(Err(why)) => place.unknown = Some(why.clone()),
@@ -337,23 +340,22 @@ impl Dump {
     /// Requesters and timeouts of keys. Where they cannot be had the restore goes without; returns why.
     fn ask_owners(&mut self) -> Vec<String> {
         let mut warnings = Vec::new();
-        let Ok(control) = Control::open() else { return warnings };
         let mut by_owner: BTreeMap<i32, Vec<&mut DumpedMount>> = BTreeMap::new();
-        for dumped in self.mounts.iter_mut().map(|place| &mut place.dumped) {
+        let mounts = self.mounts.iter_mut().map(|place| &mut place.dumped);
+        for dumped in mounts.filter(|dumped| owner::knows_more(dumped)) {
             if let Some(owner) = owner::of(&self.tree, &dumped.facts) {
                 by_owner.entry(owner.pid).or_default().push(dumped);
             }
         }
+        if by_owner.is_empty() {
+            return warnings;
+        }
+        let Ok(control) = Control::open() else { return warnings };
         for (pid, mounts) in by_owner {
             let Ok(eyes) = Eyes::of(pid, &control, &self.tree) else { continue };
             let (roots, mut mounts): (Vec<_>, Vec<_>) =
                 mounts.into_iter().filter_map(|mount| Some((eyes.open(&mount.facts).ok()?, mount))).unzip();
             drop(eyes);
-            for (root, mount) in roots.iter().zip(&mounts).filter(|(_, mount)| mount.facts.known_by_inode()) {
-                if let Ok(stat) = rustix::fs::fstat(root.as_fd()) {
-                    self.inodes.entry(mount.facts.dev).or_insert(stat.st_ino);
-                }
-            }
             let mut held = Held::adopt(pid);
             let asked = Owner::new(&mut held, &control).and_then(|owner| owner.ask(&roots, &mut mounts));
             if let Err(error) = asked.and_then(|()| held.release()) {

@@ -10,7 +10,9 @@ use std::sync::Arc;
 /// Root directory and content of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inside {
-    /// Mode of the root directory.
+    /// Number of the root directory.
+    pub ino: u64,
+    /// Its mode.
     pub mode: u32,
     /// Its owner.
     pub uid: u32,
@@ -27,7 +29,6 @@ pub fn read(pid: i32, mounts: &[Target]) -> Vec<Result<Inside, String>> {
         Err(error) => return mounts.iter().map(|_| Err(error.to_string())).collect(),
     };
     let trees = tree::read_all(&Arc::new(control), &discover::Target::Process(pid), mounts, Avoid::default());
-    let inside =
-        |tree: tree::Tree| Inside { mode: tree.mode, uid: tree.uid, gid: tree.gid, entries: tree.entries };
+    let inside = |tree::Tree { ino, mode, uid, gid, entries, .. }| Inside { ino, mode, uid, gid, entries };
     trees.into_iter().map(|tree| tree.map(inside).map_err(|error| error.to_string())).collect()
 }

@@ -190,45 +190,54 @@ fn wake(mut sleepers: Vec<Sleeper>) {
 /// A process and a number there.
 type Descriptor = (i32, i32);
 
-/// A process of the tree.
-struct Process {
-    pid: i32,
-    /// A master, or a helper that one has started: stopped last.
-    works: bool,
-}
-
 struct Settling {
     root: i32,
     /// Owners of the mounts.
     groups: HashSet<i32>,
+    /// Processes that are stopped last: masters, and helpers that one has started.
+    masters: HashSet<i32>,
+    /// Their tasks that were seen and are not seized.
+    left: Vec<Task>,
     holding: Holding,
     known: HashSet<i32>,
     warnings: Vec<String>,
 }
 
+/// A task of a process, and its name.
+type Task = (i32, i32, String);
+
 impl Settling {
     fn new(root: i32, groups: HashSet<i32>) -> Self {
-        Self { root, groups, holding: Holding::default(), known: HashSet::new(), warnings: Vec::new() }
+        Self {
+            root,
+            groups,
+            masters: HashSet::new(),
+            left: Vec::new(),
+            holding: Holding::default(),
+            known: HashSet::new(),
+            warnings: Vec::new(),
+        }
     }
 
     /// Hold everybody, at a moment at which nobody waits.
     fn settle(&mut self) -> Result<(), LullError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            self.seize(false)?;
+            self.seize_visitors()?;
+            let late = Instant::now() > deadline;
             if !self.holding.waits() {
-                self.seize(true)?;
+                self.seize_everybody()?;
                 if !self.holding.waits() {
                     break;
                 }
-                if Instant::now() < deadline {
+                if !late {
                     // A master waits itself, for an expiry: it must go on to answer.
                     self.release_masters();
                 }
-            } else if Instant::now() > deadline {
-                self.seize(true)?;
+            } else if late {
+                self.seize_everybody()?;
             }
-            if Instant::now() > deadline {
+            if late {
                 self.end_requests()?;
                 break;
             }
@@ -245,30 +254,24 @@ impl Settling {
         Ok(())
     }
 
-    /// Seize who is not yet: of the masters only those who wait, unless it is `everybody`. Then nobody is left.
-    fn seize(&mut self, everybody: bool) -> Result<(), LullError> {
+    /// And masters that wait. Others are remembered.
+    fn seize_visitors(&mut self) -> Result<(), LullError> {
+        self.left.clear();
+        self.look(false)?;
+        Ok(self.holding.settle()?)
+    }
+
+    /// The masters that are left, and whoever came meanwhile, until nobody does.
+    fn seize_everybody(&mut self) -> Result<(), LullError> {
         let deadline = Instant::now() + RESTLESS;
+        for task in std::mem::take(&mut self.left) {
+            self.seize(task)?;
+        }
         loop {
-            let before = self.known.len();
-            for process in self.processes() {
-                let Ok(dir) = TaskDir::process(process.pid) else { continue };
-                for task in dir.tasks().into_iter().flatten() {
-                    if self.known.contains(&task.id) {
-                        continue;
-                    }
-                    let Some(stat) = task.stat().filter(|stat| !matches!(stat.state, b'Z' | b'X')) else {
-                        continue;
-                    };
-                    let waits = || stat.state == b'D' && waits_in_autofs(&task) == Some(true);
-                    if everybody || !process.works || waits() {
-                        let name = String::from_utf8_lossy(&stat.name).into_owned();
-                        self.holding.seize_task(process.pid, task.id, name)?;
-                        self.known.insert(task.id);
-                    }
-                }
-            }
             self.holding.settle()?;
-            if !everybody || self.known.len() == before {
+            let before = self.known.len();
+            self.look(true)?;
+            if self.known.len() == before {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -277,25 +280,45 @@ impl Settling {
         }
     }
 
-    /// All processes of the tree.
-    fn processes(&self) -> Vec<Process> {
-        let mut found = Vec::new();
+    /// Go through the tree, and seize who is not yet: of the masters only those who wait, unless it is `everybody`.
+    fn look(&mut self, everybody: bool) -> Result<(), LullError> {
         let mut next = vec![(self.root, false)];
         while let Some((pid, helps)) = next.pop() {
-            let Ok(dir) = TaskDir::process(pid) else { continue };
-            let owns = dir.stat().is_some_and(|stat| self.groups.contains(&stat.pgrp));
+            let Ok(process) = TaskDir::process(pid) else { continue };
+            let owns = process.stat().is_some_and(|stat| self.groups.contains(&stat.pgrp));
             let works = owns || helps;
-            found.push(Process { pid, works });
-            // All processes descend from the first: were it a master, nobody would be a visitor.
-            next.extend(tree::children(&dir).into_iter().map(|child| (child, works && pid != self.root)));
+            if works {
+                self.masters.insert(pid);
+            }
+            for task in process.tasks().into_iter().flatten() {
+                // All processes descend from the first: were it a master, nobody would be a visitor.
+                let helps = works && pid != self.root;
+                next.extend(tree::children_of(&task).into_iter().map(|child| (child, helps)));
+                if self.known.contains(&task.id) {
+                    continue;
+                }
+                let Some(stat) = task.stat().filter(|stat| !matches!(stat.state, b'Z' | b'X')) else {
+                    continue;
+                };
+                let found = (pid, task.id, String::from_utf8_lossy(&stat.name).into_owned());
+                let waits = || stat.state == b'D' && waits_in_autofs(&task) == Some(true);
+                match everybody || !works || waits() {
+                    true => self.seize(found)?,
+                    false => self.left.push(found),
+                }
+            }
         }
-        found
+        Ok(())
+    }
+
+    fn seize(&mut self, (pid, tid, name): Task) -> Result<(), LullError> {
+        self.holding.seize_task(pid, tid, name)?;
+        self.known.insert(tid);
+        Ok(())
     }
 
     fn release_masters(&mut self) {
-        let masters: HashSet<i32> =
-            self.processes().into_iter().filter(|process| process.works).map(|process| process.pid).collect();
-        for held in self.holding.take(|pid| masters.contains(&pid)) {
+        for held in self.holding.take(|pid| self.masters.contains(&pid)) {
             self.known.remove(&held.tid());
             self.let_go(held);
         }

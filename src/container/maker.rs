@@ -1,11 +1,13 @@
 //! The process that holds the device numbers and makes the superblocks.
 //!
 //! It is forked off CRIU before CRIU mounts anything itself, and holds every device number of the images by a
-//! placeholder. When the container's root task comes to its first autofs mount, they are made by
-//! [`create::prepare`], in a child that enters the root task's pid namespace, because the pid namespace of
-//! a mount's owner is the mount's for ever. The root task gets complete mounts, many at a time, and attaches them while
-//! the child makes others. The child is gone before CRIU wants its number for somebody else: with the last mount.
-//! Everything is made outside the container's user namespace, where autofs cannot be mounted.
+//! placeholder. When the container's root task comes to its first autofs mount, they are made in a child that enters the root
+//! task's pid namespace, because the pid namespace of a mount's owner is the mount's for ever. The root task gets complete
+//! mounts, many at a time. Everything is made outside the container's user namespace, where autofs cannot be mounted.
+//!
+//! What the root task mounts besides must not get a number that is free for a moment. So superblocks with old numbers are
+//! made ([`Configured::create`]) while it waits for an answer; all else is done beside it. With the last mount the child is gone,
+//! before CRIU wants its number for somebody else.
 //!
 //! One socket joins them, which the root task inherits from CRIU. When nobody has its other end any more,
 //! the maker ends, and with it whatever was not fetched.
@@ -15,10 +17,10 @@ use crate::discover::facts::Master;
 use crate::image::Checkpoint;
 use crate::image::checkpoint::DumpedMount;
 use crate::restore::claim::{Claims, NoClaim};
-use crate::restore::create;
+use crate::restore::create::{self, Configured, CreateError};
 use crate::restore::plan::{Action, Attach, Number, RestorePlan, Step};
 use crate::sys::mount::MountError;
-use crate::sys::{DevNum, Errno, fork, mountns};
+use crate::sys::{DevNum, Errno, fork, mountns, nix_errno};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 use std::collections::VecDeque;
@@ -58,7 +60,7 @@ impl Maker {
     /// Start it for the mounts of `image`, each superblock once. Returns when every number is held, with a line for
     /// each that cannot be. `renumber`: then systemd's mounts get another one.
     pub fn start(image: &Checkpoint, renumber: bool) -> Result<(Self, Vec<String>), AskError> {
-        let socket = apart::start(|socket| {
+        let (socket, _) = apart::start(|socket| {
             let served = rustix::net::sockopt::set_socket_passcred(socket, true);
             // Where nobody listens nobody can be told.
             let _ = served.and_then(|()| serve(socket, image, renumber));
@@ -108,13 +110,28 @@ fn serve(socket: &OwnedFd, image: &Checkpoint, renumber: bool) -> Result<(), Err
         Err(error) => return send(socket, &format!("no device number can be kept: {error}"), &[]),
     };
     send(socket, &warnings(&not_held).join("\n"), &[])?;
+    let plans = plans(image, renumber);
+    let configured =
+        plans.split_first().ok_or_else(|| "there is none".to_owned()).and_then(|(first, others)| {
+            let first = create::configure(image, first).map_err(|error| error.to_string())?;
+            Ok((first, others))
+        });
     let (mut index, asker) = receive_request(socket)?;
-    let mut making = Making::start(image, claims, asker, renumber);
+    let mut making =
+        configured.and_then(|(first, others)| Making::start(image, first, others, claims, asker));
     loop {
         answer(socket, &mut making, index)?;
-        making.as_mut().map_or(Ok(()), |making| making.go_on(socket))?;
+        making.as_mut().map_or(Ok(()), |making| making.wait(socket))?;
         (index, _) = receive_request(socket)?;
     }
+}
+
+/// Some mounts each, in the order of the images.
+fn plans(image: &Checkpoint, renumber: bool) -> Vec<RestorePlan> {
+    let steps: Vec<_> =
+        image.mounts.iter().enumerate().map(|(index, mount)| step(index, mount, renumber)).collect();
+    let plan = |some: &[Step]| RestorePlan { steps: some.to_vec(), ..RestorePlan::default() };
+    steps.chunks(MOUNTS_AT_ONCE).map(plan).collect()
 }
 
 /// As many as fit into one message.
@@ -162,6 +179,8 @@ fn claim(mounts: &[DumpedMount]) -> Result<(Claims, Vec<(DevNum, NoClaim)>), Mou
 struct Making {
     /// The child that makes them, until it has ended.
     child: Option<(fork::Child, OwnedFd)>,
+    /// It has made superblocks, and completes them.
+    unfinished: bool,
     made: Vec<OwnedFd>,
     count: usize,
     /// Why there are no more.
@@ -169,8 +188,14 @@ struct Making {
 }
 
 impl Making {
-    /// Start a child that makes them.
-    fn start(image: &Checkpoint, claims: Claims, asker: i32, renumber: bool) -> Result<Self, String> {
+    /// Start a child that makes `first`, and then `others`, whenever it is told to.
+    fn start(
+        image: &Checkpoint,
+        first: Configured<'_>,
+        others: &[RestorePlan],
+        claims: Claims,
+        asker: i32,
+    ) -> Result<Self, String> {
         let call = |what: &'static str| move |errno: Errno| format!("cannot {what}: {errno}");
         let namespace = rustix::fs::open(
             format!("/proc/{asker}/ns/pid"),
@@ -179,68 +204,110 @@ impl Making {
         )
         .map_err(call("open the root task's pid namespace"))?;
         nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWPID)
-            .map_err(|errno| format!("cannot enter the root task's pid namespace: {errno}"))?;
+            .map_err(nix_errno)
+            .map_err(call("enter the root task's pid namespace"))?;
         let (ours, its) = socket_pair().map_err(call("make a socket pair"))?;
+        // A number is free when nobody has its placeholder any more: our copies go with this closure.
         let child = fork::fork(move || {
-            // A number is free when nobody has its placeholder any more: first the parent's copies go, with this closure.
-            let alone = receive(&its).map(drop).map_err(call("wait for the parent"));
-            let sent = alone.and_then(|()| prepare(image, claims, renumber, &its));
-            sent.err().map_or(0, |error| send(&its, &error, &[]).map_or(1, |()| 1))
+            let made = make(image, first, others, claims, &its);
+            made.err().map_or(0, |error| send(&its, &error, &[]).map_or(1, |()| 1))
         })
         .map_err(call("start a process in the container"))?;
-        send(&ours, "", &[]).map_err(call("start a process in the container"))?;
-        Ok(Self { child: Some((child, ours)), made: Vec::new(), count: image.mounts.len(), failed: None })
+        let count = image.mounts.len();
+        Ok(Self { child: Some((child, ours)), unfinished: false, made: Vec::new(), count, failed: None })
     }
 
-    /// All that are there, when the one at `index` is.
+    /// All that are there, when the one at `index` is. Whoever asks waits.
     fn up_to(&mut self, index: usize) -> Result<&[OwnedFd], String> {
-        while self.made.len() < self.count.min(index + 1) && self.failed.is_none() {
-            self.take_some();
+        while self.made.len() < self.count && self.failed.is_none() {
+            if !self.unfinished {
+                self.make_more();
+            } else if self.made.len() <= index {
+                self.take();
+            } else {
+                break;
+            }
         }
         self.failed.clone().map_or(Ok(&self.made), Err)
     }
 
-    /// What the child sends next. With the last mount it is gone.
-    fn take_some(&mut self) {
-        match self.child.as_ref().map(|(_, socket)| receive(socket)) {
-            Some(Ok((text, fds))) if text.is_empty() => self.made.extend(fds),
-            Some(Ok((text, _))) => self.failed = Some(text),
-            _ => self.failed = Some("the process that makes autofs mounts died".to_owned()),
-        }
-        if self.made.len() == self.count || self.failed.is_some() {
-            let _ = self.child.take().map(|(child, _)| child.wait());
-        }
-    }
-
-    /// Until somebody asks on `socket`: CRIU may not want all of them, but it wants the child's number.
-    fn go_on(&mut self, socket: &OwnedFd) -> Result<(), Errno> {
-        while let Some((_, its)) = &self.child {
-            let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(its, PollFlags::IN)];
+    /// Until somebody asks on `socket`. What the child has completed is taken meanwhile, and so is its end, before which a pid namespace
+    /// cannot end.
+    fn wait(&mut self, socket: &OwnedFd) -> Result<(), Errno> {
+        while let Some((_, child)) = &self.child {
+            let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(child, PollFlags::IN)];
             rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None))?;
             if !fds[0].revents().is_empty() {
                 break;
             }
-            self.take_some();
+            self.take();
         }
         Ok(())
     }
+
+    /// Have the superblocks of the next made.
+    fn make_more(&mut self) {
+        // One that has died is noticed below.
+        let _ = self.child.as_ref().map(|(_, child)| send(child, "", &[]));
+        self.unfinished = self.receive().is_some();
+    }
+
+    /// Complete mounts. With the last one the child is gone.
+    fn take(&mut self) {
+        let Some(some) = self.receive() else { return };
+        if some.len() != MOUNTS_AT_ONCE.min(self.count - self.made.len()) {
+            self.failed = Some("there are too few descriptors for all mounts".to_owned());
+        }
+        self.made.extend(some);
+        self.unfinished = false;
+        if self.made.len() == self.count {
+            let _ = self.child.take().map(|(child, _)| child.wait());
+        }
+    }
+
+    /// What the child sends next. An error is kept, and its end.
+    fn receive(&mut self) -> Option<Vec<OwnedFd>> {
+        let failed = match self.child.as_ref().map(|(_, child)| receive(child)) {
+            Some(Ok((text, mounts))) if text.is_empty() => return Some(mounts),
+            Some(Ok((text, _))) => text,
+            _ => "the process that makes autofs mounts died".to_owned(),
+        };
+        self.failed = Some(failed);
+        self.child = None;
+        None
+    }
 }
 
-/// In the child: every mount of the image, some at a time, to `socket`.
-fn prepare(image: &Checkpoint, mut claims: Claims, renumber: bool, socket: &OwnedFd) -> Result<(), String> {
+/// In the child: some mounts whenever it is told to. Says when their superblocks are there, and then sends them.
+fn make(
+    image: &Checkpoint,
+    first: Configured<'_>,
+    others: &[RestorePlan],
+    mut claims: Claims,
+    socket: &OwnedFd,
+) -> Result<(), String> {
+    let call = |what: &'static str| move |errno| format!("cannot {what}: {errno}");
+    // It has a copy of the maker's end of the socket, too.
+    let killed = Some(rustix::process::Signal::KILL);
+    rustix::process::set_parent_process_death_signal(killed).map_err(call("be bound to the maker"))?;
     // The owner: a process group of the container's pid namespace.
-    nix::unistd::setsid().map_err(|errno| format!("cannot begin a session: {errno}"))?;
+    nix::unistd::setsid().map_err(nix_errno).map_err(call("begin a session"))?;
     apart::hurry();
-    let steps: Vec<_> =
-        image.mounts.iter().enumerate().map(|(index, mount)| step(index, mount, renumber)).collect();
-    for some in steps.chunks(MOUNTS_AT_ONCE) {
-        let plan = RestorePlan { steps: some.to_vec(), ..RestorePlan::default() };
-        let prepared = create::prepare(image, &plan, &mut claims).map_err(|error| error.to_string())?;
-        let mounts: Vec<OwnedFd> = prepared.into_mounts().map(OwnedFd::from).collect();
-        send(socket, "", &mounts.iter().map(AsFd::as_fd).collect::<Vec<_>>())
-            .map_err(|errno| format!("cannot hand mounts over: {errno}"))?;
+    let failed = |error: CreateError| error.to_string();
+    let gone = |errno| format!("nobody wants mounts any more: {errno}");
+    let mut others = others.iter();
+    let mut configured = Ok(first);
+    loop {
+        // First: what was sent to an end that closes takes the answer with it.
+        receive(socket).map_err(gone)?;
+        let created = configured.and_then(|configured| configured.create(&mut claims)).map_err(failed)?;
+        send(socket, "", &[]).map_err(gone)?;
+        let mounts: Vec<OwnedFd> =
+            created.finish(&mut claims).map_err(failed)?.into_mounts().map(OwnedFd::from).collect();
+        send(socket, "", &mounts.iter().map(AsFd::as_fd).collect::<Vec<_>>()).map_err(gone)?;
+        let Some(next) = others.next() else { return Ok(()) };
+        configured = create::configure(image, next);
     }
-    Ok(())
 }
 
 /// Everything is made, at its number: nothing of a new container is there yet.
@@ -260,11 +327,11 @@ fn step(index: usize, mount: &DumpedMount, renumber: bool) -> Step {
     }
 }
 
-/// Placeholders and mounts are descriptors, here and in the child.
+/// Placeholders and mounts are descriptors, here and in the child, and some mounts that are not yet made.
 fn raise_limit(mounts: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let wanted = 2 * mounts as u64 + 64;
+    let wanted = 2 * mounts as u64 + 64 + 3 * MOUNTS_AT_ONCE as u64;
     if limit.current.is_some_and(|current| current < wanted) {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     }
@@ -308,7 +375,8 @@ mod tests {
     #[test]
     fn a_mount_that_is_not_there() {
         let (ours, its) = socket_pair().unwrap();
-        let mut nothing = Ok(Making { child: None, made: Vec::new(), count: 0, failed: None });
+        let mut nothing =
+            Ok(Making { child: None, unfinished: false, made: Vec::new(), count: 0, failed: None });
         for index in [0, 7, NUMBERS - 1] {
             answer(&its, &mut nothing, index).unwrap();
             assert_eq!(receive(&ours).unwrap().0, "no such mount");

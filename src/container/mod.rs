@@ -4,7 +4,7 @@
 //!
 //! | step of CRIU's | what happens here |
 //! |---|---|
-//! | CRIU prepares itself | [`Attendant::begin`]: a process apart comes |
+//! | CRIU prepares itself | [`Attendant::start`]: a process apart comes |
 //! | nobody is stopped yet | [`Lull::begin`]: no request is open, and every task sleeps |
 //! | all tasks are stopped | [`Lull::end`]; [`Dump::begin`]: the facts of every mount namespace of the tree. The process apart reads what is in the mounts |
 //! | a mount is dumped | [`Dump::complete`] waits for that, once; [`Dump::image`]: its messages in `autofs-cr-mounts.img` |
@@ -32,7 +32,7 @@ mod renumber;
 mod restore;
 mod tree;
 
-pub use attendant::{Attendant, Coming};
+pub use attendant::Attendant;
 pub use dump::{Dump, DumpError};
 pub use foreign::back::{Copies, ForeignError, copies};
 pub use lull::{Lull, LullError};

@@ -29,6 +29,22 @@ pub fn of<'a>(tree: &'a Tree, mount: &AutofsMount) -> Option<&'a Member> {
         .or_else(|| tree.members.iter().find(|member| group != 0 && member.inner_group == group))
 }
 
+/// Is there anything that only its owner can be asked? That is who triggered what is mounted there (of an idle mount nobody wants to
+/// know), and timeouts of keys.
+pub fn knows_more(mount: &DumpedMount) -> bool {
+    let facts = &mount.facts;
+    match facts.options.mount_type {
+        MountType::Indirect => mount.tree.iter().any(is_key),
+        MountType::Direct | MountType::Offset => {
+            !facts.covering.is_empty() || !facts.autofs_children.is_empty()
+        }
+    }
+}
+
+fn is_key(entry: &TreeEntry) -> bool {
+    entry.symlink.is_none() && entry.path.components().count() == 1
+}
+
 /// Opens roots of mounts from here, covered or not: by the eyes of a process, or of another that sees them. Our working
 /// directory is its root meanwhile: to go through `/proc` for each takes longer than everything else.
 #[derive(Debug)]
@@ -92,15 +108,15 @@ impl<'a> Owner<'a> {
         roots: &[MountFd],
         pipe: BorrowedFd<'_>,
     ) -> Result<Vec<Result<(), ControlError>>, TraceeError> {
-        let pipe = self.held(|held| held.send_fd(pipe))?;
-        let results = self.with_roots(roots, |_, remote| self.control.set_pipe_all(remote, pipe));
-        self.held(|held| held.close_fd(pipe))?;
-        results
+        self.with_fds(&[pipe], roots, |_, remote| match remote {
+            [pipe, roots @ ..] => self.control.set_pipe_all(roots, *pipe),
+            [] => Vec::new(),
+        })
     }
 
     /// What only the owner is told: who triggered the mounts last, and the timeouts of single keys.
     pub fn ask(&self, roots: &[MountFd], mounts: &mut [&mut DumpedMount]) -> Result<(), TraceeError> {
-        self.with_roots(roots, |first, remote| {
+        self.with_fds(&[], roots, |first, remote| {
             let mounts = &mut mounts[first..first + remote.len()];
             self.requesters(remote, mounts);
             for (root, mount) in remote.iter().zip(mounts) {
@@ -127,8 +143,7 @@ impl<'a> Owner<'a> {
 
     fn key_timeouts(&self, root: RemoteFd, mount: &mut DumpedMount) {
         let of_mount = mount.facts.options.timeout;
-        let is_key = |entry: &&mut TreeEntry| entry.symlink.is_none() && entry.path.components().count() == 1;
-        let mut keys = mount.tree.iter_mut().filter(is_key).peekable();
+        let mut keys = mount.tree.iter_mut().filter(|entry| is_key(entry)).peekable();
         let indirect = mount.facts.options.mount_type == MountType::Indirect;
         if !indirect || keys.peek().is_none() {
             return;
@@ -147,15 +162,16 @@ impl<'a> Owner<'a> {
         Some(own)
     }
 
-    /// Roots go into its table in batches, and out again. `act` gets the index of the first.
-    fn with_roots<T>(
+    /// Roots go into its table in batches, after `first`, and out again. `act` gets the index of the batch's first root.
+    fn with_fds<T>(
         &self,
+        first: &[BorrowedFd<'_>],
         roots: &[MountFd],
         mut act: impl FnMut(usize, &[RemoteFd]) -> Vec<T>,
     ) -> Result<Vec<T>, TraceeError> {
         let mut results = Vec::with_capacity(roots.len());
         for batch in roots.chunks(BATCH) {
-            let fds: Vec<_> = batch.iter().map(AsFd::as_fd).collect();
+            let fds: Vec<_> = first.iter().copied().chain(batch.iter().map(AsFd::as_fd)).collect();
             let remote = self.held(|held| held.send_fds(&fds))?;
             results.extend(act(results.len(), &remote));
             self.held(|held| held.close_fds(&remote))?;

@@ -56,7 +56,7 @@ pub fn start(master: &OwnedFd, table: &Table) -> Result<OwnedFd, Errno> {
     let mut memory = std::fs::File::from(rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC)?);
     let bytes = postcard::to_allocvec(table).map_err(|_| Errno::IO)?;
     memory.write_all(&bytes).map_err(io_errno)?;
-    let socket = apart::start(|socket| {
+    let (socket, _) = apart::start(|socket| {
         let Ok((_, fds)) = apart::receive(socket) else { return };
         let _ = rustix::thread::set_name(NAME);
         let _ = rustix::process::chdir("/");

@@ -102,9 +102,13 @@ fn numbers(status: &str, line: &str) -> Option<Vec<i32>> {
 }
 
 /// Children of every thread.
-pub(super) fn children(dir: &TaskDir) -> Vec<i32> {
-    let tasks = dir.tasks().into_iter().flatten();
-    let text: Vec<u8> = tasks.filter_map(|task| task.read("children").ok()).flatten().collect();
+pub(super) fn children(process: &TaskDir) -> Vec<i32> {
+    process.tasks().into_iter().flatten().flat_map(|task| children_of(&task)).collect()
+}
+
+/// Children of one thread.
+pub(super) fn children_of(task: &TaskDir) -> Vec<i32> {
+    let text = task.read("children").unwrap_or_default();
     String::from_utf8_lossy(&text).split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 

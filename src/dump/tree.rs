@@ -36,12 +36,14 @@ const STALLED: Duration = Duration::from_millis(250);
 /// After so many stalls in a mount no trigger of it is looked at any more.
 const PATIENCE: usize = 3;
 /// What a directory is taken to be that could not be looked at: masters make them so.
-const GUESS: Inode = Inode { dev: DevNum::anonymous(0), is_link: false, mode: 0o755, uid: 0, gid: 0 };
+const GUESS: Inode = Inode { dev: DevNum::anonymous(0), ino: 0, is_link: false, mode: 0o755, uid: 0, gid: 0 };
 
 /// What a mount holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree {
-    /// Mode of the root directory.
+    /// Number of the root directory.
+    pub ino: u64,
+    /// Its mode.
     pub mode: u32,
     /// Its owner.
     pub uid: u32,
@@ -240,8 +242,8 @@ impl Walker {
         };
         // A walker that was left behind may have read it.
         seek(&root, SeekFrom::Start(0)).map_err(call("rewind", Path::new("")))?;
-        let Inode { mode, uid, gid, .. } = stat_of(&root, Path::new(""))?;
-        let mut tree = Tree { mode, uid, gid, ..Tree::default() };
+        let Inode { ino, mode, uid, gid, .. } = stat_of(&root, Path::new(""))?;
+        let mut tree = Tree { ino, mode, uid, gid, ..Tree::default() };
         if names(&root, Path::new(""))?.is_empty() {
             return Ok(tree);
         }
@@ -325,6 +327,7 @@ impl Walker {
 /// What statx tells.
 struct Inode {
     dev: DevNum,
+    ino: u64,
     is_link: bool,
     mode: u32,
     uid: u32,
@@ -335,6 +338,7 @@ impl From<Statx> for Inode {
     fn from(stat: Statx) -> Self {
         Self {
             dev: DevNum { major: stat.stx_dev_major, minor: stat.stx_dev_minor },
+            ino: stat.stx_ino,
             is_link: FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Symlink,
             mode: u32::from(stat.stx_mode) & 0o7777,
             uid: stat.stx_uid,

@@ -174,6 +174,20 @@ impl Claims {
         }
     }
 
+    /// Let go of a number that is held and will be the lowest free one: whoever is next gets it. `false`: that is not sure.
+    pub fn let_go(&mut self, dev: DevNum) -> bool {
+        let next = self.last.is_some_and(|last| dev.minor <= last + 1) && self.held.remove(&dev).is_some();
+        if next {
+            self.last = Some(dev.minor);
+        }
+        next
+    }
+
+    /// A number was not what it should be: somebody makes or ends superblocks.
+    pub fn look_again(&mut self) {
+        self.last = None;
+    }
+
     fn try_again(&mut self, tries: &mut u32) -> bool {
         let again = *tries > 0 && self.patience > 0;
         if again {

@@ -20,12 +20,13 @@ use crate::image::Checkpoint;
 use crate::image::checkpoint::DumpedMount;
 use crate::sys::control::{Control, ControlError, MountFd};
 use crate::sys::mount::{self, Change, DetachedMount, MountError, Unmount};
-use crate::sys::packet::{PacketError, packet_pipe};
+use crate::sys::packet::{PacketError, PacketPipe, packet_pipe};
 use crate::sys::{DevNum, Errno};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use superblocks::{Fresh, Pending};
 
 /// A mount could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -124,28 +125,68 @@ pub struct Prepared<'a> {
     items: Vec<Item<'a>>,
 }
 
-/// Make every mount of the plan that is missing.
-///
-/// The caller is the only thread of its process and lives in a mount namespace that nobody else sees. Its
-/// process group and pid namespace become the owner's. Device numbers come from `claims`.
+/// Every mount of the plan that is missing, with its options. None has a superblock yet.
+#[derive(Debug)]
+pub struct Configured<'a> {
+    image: &'a Checkpoint,
+    plan: &'a RestorePlan,
+    pipe: PacketPipe,
+    pending: Vec<Pending<'a>>,
+}
+
+/// Their superblocks, with nothing inside.
+#[derive(Debug)]
+pub struct Created<'a> {
+    image: &'a Checkpoint,
+    plan: &'a RestorePlan,
+    pipe: PacketPipe,
+    fresh: Vec<Fresh<'a>>,
+}
+
+/// Make every mount of the plan that is missing, in three steps. The caller is the only thread of its process and lives in a mount
+/// namespace that nobody else sees.
 pub fn prepare<'a>(
     image: &'a Checkpoint,
     plan: &'a RestorePlan,
     claims: &mut Claims,
 ) -> Result<Prepared<'a>, CreateError> {
-    // Modes of the image are meant as they are.
-    rustix::process::umask(Mode::empty());
-    let control = Control::open().map_err(StepError::from)?;
+    configure(image, plan)?.create(claims)?.finish(claims)
+}
+
+/// The first step, which may be taken in another process: of a parent's, too, before it forks.
+pub fn configure<'a>(image: &'a Checkpoint, plan: &'a RestorePlan) -> Result<Configured<'a>, CreateError> {
     let pipe = packet_pipe().map_err(StepError::call("make a pipe"))?;
-    let mut items = superblocks::make(image, plan, claims, &pipe)?;
-    faults::point("restore.superblocks-made")?;
-    requesters::replay(&mut items, &control, &pipe)?;
-    faults::point("restore.requesters-replayed")?;
-    for item in &items {
-        finish(item, &control).map_err(StepError::at(&item.step.path))?;
+    let pending = superblocks::configure(image, plan, &pipe)?;
+    Ok(Configured { image, plan, pipe, pending })
+}
+
+impl<'a> Configured<'a> {
+    /// The second, in which numbers of `claims` are free for a moment: nobody else should make superblocks. This process's group and
+    /// pid namespace become the owner's.
+    pub fn create(self, claims: &mut Claims) -> Result<Created<'a>, CreateError> {
+        let Self { image, plan, pipe, pending } = self;
+        let fresh = superblocks::make(pending, claims, &pipe)?;
+        Ok(Created { image, plan, pipe, fresh })
     }
-    faults::point("restore.mounts-prepared")?;
-    Ok(Prepared { image, plan, items })
+}
+
+impl<'a> Created<'a> {
+    /// The third: all that is inside. (And mounts that get any number, or whose number somebody else had for a moment.)
+    pub fn finish(self, claims: &mut Claims) -> Result<Prepared<'a>, CreateError> {
+        let Self { image, plan, pipe, fresh } = self;
+        let mut items = superblocks::mount_all(fresh, claims, &pipe)?;
+        faults::point("restore.superblocks-made")?;
+        // Modes of the image are meant as they are.
+        rustix::process::umask(Mode::empty());
+        let control = Control::open().map_err(StepError::from)?;
+        requesters::replay(&mut items, &control, &pipe)?;
+        faults::point("restore.requesters-replayed")?;
+        for item in &items {
+            finish(item, &control).map_err(StepError::at(&item.step.path))?;
+        }
+        faults::point("restore.mounts-prepared")?;
+        Ok(Prepared { image, plan, items })
+    }
 }
 
 /// Everything inside, and then CATATONIC, after which nothing inside can be made.

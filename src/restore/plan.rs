@@ -124,6 +124,16 @@ pub enum Number {
     },
 }
 
+impl Number {
+    /// The old one, where that is wanted.
+    pub fn wanted(&self) -> Option<DevNum> {
+        match self {
+            Self::Must(dev) | Self::May(dev) => Some(*dev),
+            Self::New { .. } => None,
+        }
+    }
+}
+
 /// Why nothing is done for a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

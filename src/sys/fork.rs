@@ -3,10 +3,13 @@
 use super::process::{open_pidfd, stat};
 use super::{Errno, io_errno, nix_errno};
 use rustix::fs::{Mode, OFlags};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Serialize, de::DeserializeOwned};
+use std::ffi::c_void;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{ptr, slice};
 
 /// A child that was forked. Dropping it kills and reaps it.
 #[derive(Debug)]
@@ -21,14 +24,16 @@ pub struct Child {
 /// EDEADLK when this process has several threads: the copy has only one, and a lock that another thread
 /// holds would never be released in it.
 pub fn fork(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
-    if threads()? != 1 {
+    if !has_one_thread()? {
         return Err(Errno::DEADLK);
     }
-    copy(body)
+    let pid = copy(body)?;
+    // Our own child that was not reaped: the number is its.
+    Ok(Child { pid, pidfd: open_pidfd(pid.as_raw_nonzero().get())?, reaped: false })
 }
 
-/// [`fork`], in a process that has one thread.
-fn copy(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
+/// [`fork`], in a process that has one thread: the number of the copy.
+fn copy(body: impl FnOnce() -> u8) -> Result<Pid, Errno> {
     // SAFETY: this is the only thread, so no lock or other state is half changed in the copy.
     match unsafe { libc::fork() } {
         -1 => Err(super::last_errno()),
@@ -37,32 +42,82 @@ fn copy(body: impl FnOnce() -> u8) -> Result<Child, Errno> {
             // SAFETY: always sound. No exit handlers: they belong to the parent.
             unsafe { libc::_exit(code.into()) }
         }
-        number => {
-            let pid = Pid::from_raw(number).ok_or(Errno::SRCH)?;
-            // Our own child that was not reaped: the number is its.
-            Ok(Child { pid, pidfd: open_pidfd(number)?, reaped: false })
-        }
+        number => Pid::from_raw(number).ok_or(Errno::SRCH),
     }
 }
 
-/// Run `body` in a copy of this process that is nobody's child of ours: a child forks it and ends, with 1 where it cannot. Errors are
-/// those of [`fork`].
-pub fn fork_away(body: impl FnOnce()) -> Result<Child, Errno> {
-    fork(|| {
-        let away = copy(|| {
-            body();
+/// Run `body` in a copy of this process that is nobody's child of ours; returns its number. Errors are those of [`fork`].
+///
+/// A child in between forks it and ends. That one shares our memory, and we sleep until it has ended (as in vfork(2)), so that memory
+/// is copied once, not twice. It sends no signal then: no handler waits for it before we do.
+pub fn fork_away(body: impl FnOnce()) -> Result<Pid, Errno> {
+    use nix::sched::{CloneFlags, clone};
+    use nix::sys::wait::{WaitPidFlag, waitpid};
+    if !has_one_thread()? {
+        return Err(Errno::DEADLK);
+    }
+    let mut body = Some(body);
+    let mut away = Err(Errno::SRCH);
+    let between = || {
+        away = copy(|| {
+            body.take().into_iter().for_each(|body| body());
             0
         });
-        away.map(Child::leave).map_or(1, |()| 0)
-    })
+        0
+    };
+    let mut stack = Stack::new()?;
+    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK | CloneFlags::CLONE_FILES;
+    // SAFETY: the child has a stack of its own, and nobody else uses the memory that it shares: our only thread sleeps.
+    let between = unsafe { clone(Box::new(between), stack.bytes(), flags, None) }.map_err(nix_errno)?;
+    rustix::io::retry_on_intr(|| waitpid(between, Some(WaitPidFlag::__WALL)).map_err(nix_errno))?;
+    away
 }
 
-/// How many threads of this process run its program. One that was joined is listed for a moment more.
-fn threads() -> Result<usize, Errno> {
-    let tasks = std::fs::read_dir("/proc/self/task").map_err(|_| Errno::NOSYS)?;
+/// Memory for a stack. It ends at pages that nobody may touch.
+struct Stack(*mut c_void);
+
+impl Stack {
+    /// As much as programs have. What is not used is never there.
+    const SIZE: usize = 8 << 20;
+    /// Of any architecture's pages at least one.
+    const GUARD: usize = 64 << 10;
+
+    fn new() -> Result<Self, Errno> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, which nobody knows.
+        let start = unsafe { mmap_anonymous(ptr::null_mut(), Self::SIZE, access, MapFlags::PRIVATE) }?;
+        let stack = Self(start);
+        // SAFETY: nobody has used it yet.
+        unsafe { mprotect(start, Self::GUARD, MprotectFlags::empty()) }?;
+        Ok(stack)
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: within the mapping.
+        let start = unsafe { self.0.byte_add(Self::GUARD) };
+        // SAFETY: ours, readable, writable and zero above the guard, and there as long as we are.
+        unsafe { slice::from_raw_parts_mut(start.cast(), Self::SIZE - Self::GUARD) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: nobody uses it any more: whoever ran on it has ended, or has a copy.
+        let _ = unsafe { munmap(self.0, Self::SIZE) };
+    }
+}
+
+/// Is there one thread that runs this process's program? One that was joined is listed for a moment more.
+fn has_one_thread() -> Result<bool, Errno> {
+    const DIR: &str = "/proc/self/task";
+    // The links of a directory are its own, its parent's, and one of each directory in it.
+    if rustix::fs::stat(DIR).map_err(|_| Errno::NOSYS)?.st_nlink == 3 {
+        return Ok(true);
+    }
+    let tasks = std::fs::read_dir(DIR).map_err(|_| Errno::NOSYS)?;
     let number = |task: std::fs::DirEntry| task.file_name().to_str()?.parse().ok();
     let runs = |tid: &i32| stat(*tid).is_ok_and(|stat| !stat.is_ending());
-    Ok(tasks.filter_map(Result::ok).filter_map(number).filter(runs).count())
+    Ok(tasks.filter_map(Result::ok).filter_map(number).filter(runs).count() == 1)
 }
 
 /// Have a copy of this process find something out: it may enter other namespaces and have threads. EIO when it ends without

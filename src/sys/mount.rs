@@ -7,7 +7,7 @@ use super::{DevNum, Errno, mountns};
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use std::{
-    ffi::{CString, OsStr},
+    ffi::{CStr, CString, OsStr},
     fmt::Display,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -115,38 +115,119 @@ pub fn new_superblock<V: AsRef<OsStr>>(
     options: &[(&str, Option<V>)],
     flags: MountFlags,
 ) -> Result<DetachedMount, MountError> {
-    use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
-    let refused =
-        |errno, log| MountError::Create { fstype: fstype.into(), source_name: source.into(), errno, log };
-    let context = match fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC) {
-        Ok(context) => context,
-        Err(Errno::NODEV) => return Err(MountError::UnknownType(fstype.into())),
-        Err(errno) => return Err(refused(errno, Vec::new())),
-    };
-    let options = options.iter().map(|(k, v)| (*k, v.as_ref().map(AsRef::as_ref)));
-    let all = || std::iter::once(("source", Some(source.as_os_str()))).chain(options.clone());
-    if all().any(|(_, value)| value.is_some_and(|value| value.len() > LONGEST_VALUE)) {
-        return by_mount2(fstype, source, options, flags).map_err(|errno| refused(errno, Vec::new()));
+    Context::new(fstype, source, options, flags)?.create()?.mount()
+}
+
+/// A superblock to be made, with its options: it has no number yet.
+#[derive(Debug)]
+pub struct Context(Description, Options);
+
+/// One that was made, and is mounted nowhere.
+#[derive(Debug)]
+pub struct Superblock(Description, Mounting);
+
+#[derive(Debug)]
+struct Description {
+    fstype: String,
+    source: PathBuf,
+    flags: MountFlags,
+}
+
+#[derive(Debug)]
+enum Options {
+    /// Set.
+    In(OwnedFd),
+    /// For mount(2).
+    Text(CString),
+}
+
+#[derive(Debug)]
+enum Mounting {
+    /// To be done.
+    Of(OwnedFd),
+    /// mount(2) does both.
+    Done(DetachedMount),
+}
+
+impl Description {
+    fn refused(self, errno: Errno, log: Vec<String>) -> MountError {
+        MountError::Create { fstype: self.fstype, source_name: self.source, errno, log }
     }
-    for (key, value) in all() {
-        match value {
-            Some(value) => fsconfig_set_string(&context, key, value),
-            None => fsconfig_set_flag(&context, key),
+}
+
+impl Context {
+    /// As for [`new_superblock`].
+    pub fn new<V: AsRef<OsStr>>(
+        fstype: &str,
+        source: &Path,
+        options: &[(&str, Option<V>)],
+        flags: MountFlags,
+    ) -> Result<Self, MountError> {
+        use rustix::mount::{fsconfig_set_flag, fsconfig_set_string, fsopen};
+        let what = Description { fstype: fstype.into(), source: source.into(), flags };
+        let context = match fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC) {
+            Ok(context) => context,
+            Err(Errno::NODEV) => return Err(MountError::UnknownType(fstype.into())),
+            Err(errno) => return Err(what.refused(errno, Vec::new())),
+        };
+        let options = options.iter().map(|(k, v)| (*k, v.as_ref().map(AsRef::as_ref)));
+        let all = || std::iter::once(("source", Some(source.as_os_str()))).chain(options.clone());
+        if all().any(|(_, value)| value.is_some_and(|value| value.len() > LONGEST_VALUE)) {
+            return match text(options) {
+                Ok(text) => Ok(Self(what, Options::Text(text))),
+                Err(errno) => Err(what.refused(errno, Vec::new())),
+            };
         }
-        .map_err(|errno| MountError::Option {
-            fstype: fstype.into(),
-            option: match value {
-                Some(value) => format!("{key}={}", value.display()),
-                None => key.into(),
-            },
-            errno,
-            log: read_log(&context),
-        })?;
+        for (key, value) in all() {
+            match value {
+                Some(value) => fsconfig_set_string(&context, key, value),
+                None => fsconfig_set_flag(&context, key),
+            }
+            .map_err(|errno| MountError::Option {
+                fstype: fstype.into(),
+                option: match value {
+                    Some(value) => format!("{key}={}", value.display()),
+                    None => key.into(),
+                },
+                errno,
+                log: read_log(&context),
+            })?;
+        }
+        Ok(Self(what, Options::In(context)))
     }
-    fsconfig_create(&context)
-        .and_then(|()| fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags))
-        .map(DetachedMount)
-        .map_err(|errno| refused(errno, read_log(&context)))
+
+    /// Make it. It gets the lowest free number.
+    pub fn create(self) -> Result<Superblock, MountError> {
+        let Self(what, options) = self;
+        let made = match options {
+            Options::Text(text) => {
+                by_mount2(&what.fstype, &what.source, &text, what.flags).map(Mounting::Done)
+            }
+            Options::In(context) => match rustix::mount::fsconfig_create(&context) {
+                Ok(()) => Ok(Mounting::Of(context)),
+                Err(errno) => return Err(what.refused(errno, read_log(&context))),
+            },
+        };
+        match made {
+            Ok(made) => Ok(Superblock(what, made)),
+            Err(errno) => Err(what.refused(errno, Vec::new())),
+        }
+    }
+}
+
+impl Superblock {
+    /// Mount it, nowhere yet.
+    pub fn mount(self) -> Result<DetachedMount, MountError> {
+        let Self(what, made) = self;
+        let context = match made {
+            Mounting::Done(mount) => return Ok(mount),
+            Mounting::Of(context) => context,
+        };
+        match rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, what.flags) {
+            Ok(mount) => Ok(DetachedMount(mount)),
+            Err(errno) => Err(what.refused(errno, read_log(&context))),
+        }
+    }
 }
 
 /// A superblock that is there to have a number, mounted nowhere: a ramfs, which costs the kernel least.
@@ -179,23 +260,22 @@ impl Placeholder {
 /// The mount API refuses longer values (EINVAL), though file systems such as overlay have them.
 const LONGEST_VALUE: usize = 255;
 
+/// Options as mount(2) takes them.
+fn text<'a>(options: impl Iterator<Item = (&'a str, Option<&'a OsStr>)>) -> Result<CString, Errno> {
+    let mut text = Vec::new();
+    for (key, value) in options {
+        text.extend(key.as_bytes());
+        text.extend(value.iter().flat_map(|value| [b"=", value.as_bytes()].concat()));
+        text.push(b',');
+    }
+    text.pop();
+    CString::new(text).map_err(|_| Errno::INVAL)
+}
+
 /// The same by mount(2), which takes one page of options. It only mounts somewhere: that is in a mount
 /// namespace which lives as long as this call.
-fn by_mount2<'a>(
-    fstype: &str,
-    source: &Path,
-    options: impl Iterator<Item = (&'a str, Option<&'a OsStr>)>,
-    flags: MountFlags,
-) -> Result<DetachedMount, Errno> {
+fn by_mount2(fstype: &str, source: &Path, options: &CStr, flags: MountFlags) -> Result<DetachedMount, Errno> {
     use rustix::mount::{MountFlags, fsconfig_create, fsmount, fsopen, mount, open_tree};
-    let mut data = Vec::new();
-    for (key, value) in options {
-        data.extend(key.as_bytes());
-        data.extend(value.iter().flat_map(|value| [b"=", value.as_bytes()].concat()));
-        data.push(b',');
-    }
-    data.pop();
-    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
     let made = mountns::run_in_copy(|| {
         let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_create(&context)?;
@@ -203,7 +283,7 @@ fn by_mount2<'a>(
         rustix::mount::move_mount(&place, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         rustix::process::fchdir(&place)?;
         rustix::fs::mkdir("m", Mode::RWXU)?;
-        mount(source, "m", fstype, MountFlags::empty(), &*data)?;
+        mount(source, "m", fstype, MountFlags::empty(), options)?;
         open_tree(CWD, "m", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
     });
     let detached = DetachedMount(made??);
@@ -297,6 +377,16 @@ pub fn autofs(
     source: &Path,
     flags: MountFlags,
 ) -> Result<DetachedMount, MountError> {
+    autofs_context(params, source, flags)?.create()?.mount()
+}
+
+/// One to be made. Without `pgrp` its owner is the group of the process that makes it; the pipe must be open there, with the same
+/// number.
+pub fn autofs_context(
+    params: &AutofsParams<'_>,
+    source: &Path,
+    flags: MountFlags,
+) -> Result<Context, MountError> {
     let kind = params.mount_type.to_string();
     let value = |key: &'static str, value: &dyn Display| (key, Some(value.to_string()));
     let mut options = vec![
@@ -311,7 +401,7 @@ pub fn autofs(
     options.extend(params.gid.map(|gid| value("gid", &gid)));
     options.extend(params.strict_expire.then_some(("strictexpire", None)));
     options.extend(params.ignore.then_some(("ignore", None)));
-    new_superblock("autofs", source, &options, flags)
+    Context::new("autofs", source, &options, flags)
 }
 
 /// A bind mount of `path` below `dir` (an empty path: of `dir` itself), detached. A trigger at `path`

@@ -5,6 +5,9 @@ use crate::common::{LIMIT, Visitor, private_mount_namespace, tmpfs, wait_until};
 use autofs_cr::discover::facts::{AutofsMount, AutofsOptions, Master, MountType, Propagation, TreeEntry};
 use autofs_cr::image::checkpoint::{ActiveKey, Checkpoint, DumpedMount, Left, Origin, Service};
 use autofs_cr::image::{self, Existing};
+use autofs_cr::restore::claim::Claims;
+use autofs_cr::restore::create;
+use autofs_cr::restore::plan::{Action, Attach, Number, RestorePlan, Step};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::control::{Control, Requester};
 use autofs_cr::sys::mount::{self, AutofsParams, MountFlags};
@@ -54,36 +57,27 @@ pub fn origin(left: Left) -> Origin {
 }
 
 pub fn dumped(path: &Path, minor: u32, mount_type: MountType) -> DumpedMount {
-    DumpedMount {
-        facts: AutofsMount {
-            mount_id: minor.into(),
-            parent_id: 1,
-            dev: DevNum::anonymous(minor),
-            path: path.into(),
-            root: "/".into(),
-            source: "/etc/auto.x".into(),
-            options: AutofsOptions::parse(
-                format!("fd=5,pgrp=1,timeout=300,minproto=5,maxproto=5,{mount_type},pipe_ino=1").as_bytes(),
-            ),
-            mount_flags: vec!["rw".into(), "relatime".into()],
-            propagation: Propagation::default(),
-            catatonic: false,
-            pipe_ends: vec![],
-            master: Master::Dead,
-            covering: vec![],
-            autofs_children: vec![],
-            waiters: vec![],
-            hidden_by: None,
-        },
-        root_mode: 0o755,
-        root_uid: 0,
-        root_gid: 0,
-        root_requester: None,
-        tree: vec![],
-        in_flight: vec![],
-        served_by: None,
-        active: vec![],
-    }
+    let facts = AutofsMount {
+        mount_id: minor.into(),
+        parent_id: 1,
+        dev: DevNum::anonymous(minor),
+        path: path.into(),
+        root: "/".into(),
+        source: "/etc/auto.x".into(),
+        options: AutofsOptions::parse(
+            format!("fd=5,pgrp=1,timeout=300,minproto=5,maxproto=5,{mount_type},pipe_ino=1").as_bytes(),
+        ),
+        mount_flags: vec!["rw".into(), "relatime".into()],
+        propagation: Propagation::default(),
+        catatonic: false,
+        pipe_ends: vec![],
+        master: Master::Dead,
+        covering: vec![],
+        autofs_children: vec![],
+        waiters: vec![],
+        hidden_by: None,
+    };
+    DumpedMount { root_mode: 0o755, ..DumpedMount::of(facts) }
 }
 
 pub fn write_image(dir: &Path, mounts: Vec<DumpedMount>) {
@@ -289,6 +283,38 @@ fn numbers_that_are_taken() {
     assert_ne!(minor(1), u64::from(hidden_minor));
     assert_eq!(minor(2), u64::from(HIGH));
     assert!(report["mounts"][0]["taken_by"].as_str().unwrap().starts_with("tmpfs at "));
+}
+
+/// A lower number becomes free while superblocks are made: each that follows would have the one before its own.
+#[test]
+fn numbers_that_somebody_shifts() {
+    const FIRST: u32 = 20_100;
+    let home = private_mount_namespace();
+    let low = tmpfs();
+    let mounts = (FIRST..FIRST + 5).map(|minor| dumped(&home.join("a"), minor, MountType::Direct)).collect();
+    let image = Checkpoint { origin: origin(Left::Running), mounts, services: vec![] };
+    let mut steps: Vec<_> = (0..5)
+        .map(|mount| Step {
+            mount,
+            path: home.join("a"),
+            action: Action::Create { number: Number::Must(image.mounts[mount].facts.dev), in_tree: false },
+            attach: Attach::Nobody,
+        })
+        .collect();
+    let others = RestorePlan { steps: steps.split_off(1), ..RestorePlan::default() };
+    let first = RestorePlan { steps, ..RestorePlan::default() };
+    let mut claims = Claims::new().unwrap();
+    assert_eq!(claims.hold(image.mounts.iter().map(|mount| mount.facts.dev)).unwrap(), []);
+
+    let first = create::configure(&image, &first).unwrap().create(&mut claims).unwrap();
+    drop(low);
+    let others = create::configure(&image, &others).unwrap().create(&mut claims).unwrap();
+    let mut found = Vec::new();
+    for created in [first, others] {
+        let mounts = created.finish(&mut claims).unwrap().into_mounts();
+        found.extend(mounts.map(|mount| mount.dev().unwrap().minor).collect::<Vec<_>>());
+    }
+    assert_eq!(found, (FIRST..FIRST + 5).collect::<Vec<_>>());
 }
 
 #[test]

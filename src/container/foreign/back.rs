@@ -208,7 +208,7 @@ fn on_host<'a, 'b>(foreign: &Foreign, table: &'a [Entry<'b>]) -> Option<&'a Entr
 
 /// In a process apart, that ends after a time: our engine serves what nobody serves, and everything is mounted that was.
 fn ask_host(image: &Path, mounts: &[Foreign]) -> Result<OwnedFd, ForeignError> {
-    let socket = apart::start(|socket| {
+    let (socket, _) = apart::start(|socket| {
         // A walk may wait for ever; this is the end of it.
         nix::unistd::alarm::set(PATIENCE);
         let mut engine = None;
