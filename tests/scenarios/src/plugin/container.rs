@@ -117,6 +117,11 @@ impl Container {
         run_ok(limit, "nsenter", &[&["-t", &pid, "-m", "-p", "--"], command].concat())
     }
 
+    /// A program is told that there is no such file. (No other error will do, nor a program that was ended at the limit.)
+    pub fn lacks(&self, path: &str) -> bool {
+        self.enter(&["ls", path]).is_err_and(|error| format!("{error:#}").contains("No such file"))
+    }
+
     /// Every mount in it.
     pub fn mounts(&self) -> Vec<Mounted> {
         // From inside, so that process groups have the numbers of its own pid namespace.

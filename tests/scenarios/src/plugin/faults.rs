@@ -58,6 +58,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     nothing_left(checks, "after all of them");
     unknown_criu(checks)?;
     beside_another(checks)?;
+    images_that_stay(checks)?;
     without_plugin(checks)
 }
 
@@ -165,6 +166,18 @@ fn beside_another(checks: &mut Checks) -> Result<()> {
             checks.that(&format!("its hook {hook} was called"), log.lines().any(|line| line == hook));
         }
     }
+    Ok(())
+}
+
+/// Images of an earlier dump, if they cannot be removed, would be read at a restore.
+fn images_that_stay(checks: &mut Checks) -> Result<()> {
+    let criu = Criu::with_plugin("stay")?;
+    fs::create_dir(Criu::images_of("stay").join("autofs-cr-parked.img"))?;
+    let container = simple()?;
+    let dumped = criu.dump(&container);
+    checks.that("old images that stay: the dump fails", dumped.is_err() && !container.ended());
+    checks.that("and says why", criu.log("dump").contains("images of an earlier dump cannot be removed"));
+    checks.step("the container goes on", goes_on(&container));
     Ok(())
 }
 

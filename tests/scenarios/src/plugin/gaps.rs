@@ -111,7 +111,7 @@ const GAPS: &[Gap] = &[
         },
     },
     Gap {
-        name: "who triggered a direct or offset mount last",
+        name: "who triggered what is mounted on a direct or offset mount",
         mounts: &["direct:/mnt/d", "indirect:/mnt/i"],
         before: |container| {
             container.enter(&[

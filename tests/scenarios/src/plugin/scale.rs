@@ -25,6 +25,7 @@ const SHARE: Duration = Duration::from_secs(2);
 
 pub fn run(checks: &mut Checks) -> Result<()> {
     limits(checks)?;
+    others_between(checks)?;
     sizes(checks, SHORT)
 }
 
@@ -85,6 +86,30 @@ fn limits(checks: &mut Checks) -> Result<()> {
         refused.is_err_and(|why| why.contains("set net.core.wmem_default to 215040 or more")),
     );
     checks.that("at once: CRIU would hang", begin.elapsed() < Duration::from_secs(60));
+    Ok(())
+}
+
+/// CRIU makes mounts of its own between ours: none gets a number that is free for a moment.
+fn others_between(checks: &mut Checks) -> Result<()> {
+    const COUNT: usize = 1000;
+    let mounts: Vec<String> = (0..COUNT).map(|number| format!("direct:/mnt/{number}")).collect();
+    let container = start(&mounts)?;
+    for number in (0..COUNT / 2).step_by(20) {
+        let path = format!("/mnt/{number}");
+        container.enter(&["mount", "-t", "tmpfs", "other", &path])?;
+    }
+    let was = devices(&container);
+    let criu = Criu::with_plugin("scale.others")?;
+    criu.dump(&container)?;
+    ensure!(wait_until(|| container.ended()), "the dump left the container running");
+    drop(container);
+    let begin = Instant::now();
+    let failed = criu.and_fault("container.made:error")?.restore();
+    let at_once = begin.elapsed() < Duration::from_secs(60);
+    checks.that("a restore that fails with most of 1000 mounts to come ends", failed.is_err() && at_once);
+    let now = devices(&criu.restore()?);
+    let changed = was.iter().filter(|(path, dev)| now.get(*path) != Some(dev)).count();
+    checks.equal("tmpfs between 1000 mounts: another st_dev", (now.len(), changed), (COUNT, 0));
     Ok(())
 }
 
