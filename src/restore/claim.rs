@@ -44,7 +44,7 @@ pub struct Claims {
     shelf: Option<DetachedMount>,
     fillers: usize,
     /// Keeps other restores from filling numbers at the same time: each would take what the other wants.
-    _turn: Option<OwnedFd>,
+    turn: Option<OwnedFd>,
     /// The last number that the kernel gave.
     last: Option<u32>,
     patience: u32,
@@ -68,7 +68,7 @@ impl Claims {
             held: BTreeMap::new(),
             shelf: None,
             fillers: 0,
-            _turn: turn(),
+            turn: turn(),
             last: None,
             patience: PATIENCE,
         })
@@ -81,6 +81,7 @@ impl Claims {
     ) -> Result<Vec<(DevNum, NoClaim)>, MountError> {
         let mut devs: Vec<_> = devs.into_iter().collect();
         devs.sort();
+        self.end_turn_last(devs.len());
         let mut not_held = Vec::new();
         let mut devs = &devs[..];
         // After somebody has interfered as many are looked at one by one.
@@ -108,6 +109,16 @@ impl Claims {
         }
         self.last = None;
         Ok(not_held)
+    }
+
+    /// A process that is killed closes its descriptors from the lowest up. Others shall have their turn when its numbers are free: above
+    /// `count` placeholders, and what is made in their place.
+    fn end_turn_last(&mut self, count: usize) {
+        const MORE: usize = 1024;
+        let above = i32::try_from(count + MORE).unwrap_or(i32::MAX);
+        let moved = self.turn.as_ref().and_then(|turn| rustix::io::fcntl_dupfd_cloexec(turn, above).ok());
+        // Where it has not that many it stays.
+        self.turn = moved.or_else(|| self.turn.take());
     }
 
     /// The numbers that follow `first` without a gap, as many as `devs` begins with: the kernel gives them one after the other, so
