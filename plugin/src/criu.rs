@@ -15,35 +15,37 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// `struct mount_info`: never dereferenced here, only handed back or read as [`Mount`].
+/// `struct mount_info`, of a mount that CRIU works on: handed back, or read as [`Mount`].
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-pub struct MountInfo(*const c_void);
+pub struct MountInfo(*const Mount);
 
 /// Slot `dump` of CRIU's table.
 pub type DumpFn = extern "C" fn(MountInfo) -> c_int;
 /// Slot `mount`: the mount, its source, type and flags.
 pub type MountFn = extern "C" fn(MountInfo, *const c_char, *const c_char, c_ulong) -> c_int;
 
+/// `service_mountpoint`.
+type PathFn = extern "C" fn(MountInfo) -> *const c_char;
+
 /// Words of the table's entry that may be one of the slots: all that `struct fstype` has.
 const SLOTS: usize = 9;
 
 /// The beginning of `struct mount_info`, the same since CRIU 1.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mount {
-    /// Id of mountinfo (of the dump).
-    pub id: i32,
+    /// Its id in mountinfo, and its parent's.
+    _ids: [c_int; 2],
     /// Number of the superblock, as the kernel encodes it internally (20 bits of minor).
-    pub s_dev: u32,
+    pub s_dev: c_uint,
 }
 
 impl MountInfo {
-    /// Its id and device number; `None` when it cannot be read.
+    /// Its device number; `None` of no mount.
     pub fn read(self) -> Option<Mount> {
-        let mut bytes = [0; 12];
-        read(self.0 as usize, &mut bytes)?;
-        let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|i| bytes[at + i]));
-        Some(Mount { id: word(0) as i32, s_dev: word(8) })
+        // SAFETY: CRIU keeps it while it calls us, and changes nothing meanwhile; it is longer than this.
+        unsafe { self.0.as_ref() }.copied()
     }
 }
 
@@ -89,11 +91,7 @@ pub fn image_dir() -> Option<BorrowedFd<'static>> {
 
 /// Where CRIU wants a mount at restore.
 pub fn mountpoint(mount: MountInfo) -> Option<PathBuf> {
-    type Path = unsafe extern "C" fn(MountInfo) -> *const c_char;
-    // SAFETY: the signature of `service_mountpoint`.
-    let path = unsafe { std::mem::transmute::<*mut c_void, Path>(symbol(c"service_mountpoint")?) };
-    // SAFETY: the mount is the one that CRIU gave us.
-    let path = unsafe { path(mount) };
+    let path = (stock()?.mountpoint)(mount);
     // SAFETY: NUL-ended, and CRIU's until the mount callback returns.
     (!path.is_null()).then(|| OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()).into())
 }
@@ -129,13 +127,14 @@ pub fn is_required(name: &CStr) -> bool {
     unsafe { check(name.as_ptr(), name.count_bytes()) }
 }
 
-/// CRIU's own functions, which ours stand in for.
+/// CRIU's own functions: those that ours stand in for, and one that is wanted often.
 #[derive(Clone, Copy)]
 pub struct Stock {
     /// Of a dump.
     pub dump: DumpFn,
     /// Of a restore.
     pub mount: MountFn,
+    mountpoint: PathFn,
 }
 
 static STOCK: OnceLock<Stock> = OnceLock::new();
@@ -196,6 +195,7 @@ pub fn take_over(dump: DumpFn, mount: MountFn) -> Result<(), NotTakenOver> {
     read_words(entry, &mut words).ok_or(NotTakenOver::NoEntry)?;
     let old_dump = need(c"autofs_dump")?;
     let old_mount = need(c"autofs_mount")?;
+    let mountpoint = need(c"service_mountpoint")?;
     let dump_slot = slot(&words, old_dump as usize).ok_or(NotTakenOver::Slot(c"autofs_dump"))?;
     let mount_slot = slot(&words, old_mount as usize).ok_or(NotTakenOver::Slot(c"autofs_mount"))?;
     STOCK.get_or_init(|| Stock {
@@ -203,6 +203,8 @@ pub fn take_over(dump: DumpFn, mount: MountFn) -> Result<(), NotTakenOver> {
         dump: unsafe { std::mem::transmute::<*mut c_void, DumpFn>(old_dump) },
         // SAFETY: the signature of `autofs_mount`.
         mount: unsafe { std::mem::transmute::<*mut c_void, MountFn>(old_mount) },
+        // SAFETY: the signature of `service_mountpoint`.
+        mountpoint: unsafe { std::mem::transmute::<*mut c_void, PathFn>(mountpoint) },
     });
     words[dump_slot] = dump as usize;
     words[mount_slot] = mount as usize;

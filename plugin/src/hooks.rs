@@ -309,7 +309,7 @@ pub fn dump(mount: MountInfo) -> c_int {
         criu::log(Level::Error, &error.to_string());
         -1
     };
-    let Some(read) = mount.read() else { return failed(&"CRIU's description of a mount cannot be read") };
+    let Some(read) = mount.read() else { return failed(&"CRIU describes no mount") };
     match dump.image(dev(read.s_dev)).map(|messages| images.write_all(&messages)) {
         Ok(Ok(())) => 0,
         Ok(Err(error)) => failed(&format!("the image of the mounts: {error}")),
@@ -381,12 +381,13 @@ pub fn whole(pid: c_int) {
     if let Some(copies) = &state.copies {
         copies.keep();
     }
-    let Some(restore) = &mut state.restore else { return };
+    let Some(restore) = state.restore.take() else { return };
+    let count = restore.len();
     let errors = restore.attach(pid);
     for error in &errors {
         criu::log(Level::Error, &error.to_string());
     }
-    criu::log(Level::Info, &format!("{} autofs mounts, {} without a master", restore.len(), errors.len()));
+    criu::log(Level::Info, &format!("{} autofs mounts, {} without a master", count, errors.len()));
 }
 
 /// CRIU ends. What is held goes back.

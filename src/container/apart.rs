@@ -69,46 +69,80 @@ fn send_bytes(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<
 
 /// Send a value of any size: a long one by way of memory of its own. Errors are those of [`send`] and memfd_create(2).
 pub fn send_value(socket: &OwnedFd, value: &impl Serialize) -> Result<(), Errno> {
+    send_value_with(socket, value, &[])
+}
+
+/// The same with descriptors: fewer than [`BATCH`].
+pub fn send_value_with(
+    socket: &OwnedFd,
+    value: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
     let bytes = postcard::to_allocvec(value).map_err(|_| Errno::IO)?;
     if bytes.len() <= SHORT {
-        return send_bytes(socket, &bytes, &[]);
+        return send_bytes(socket, &bytes, fds);
     }
     let mut memory = File::from(rustix::fs::memfd_create("message", MemfdFlags::CLOEXEC)?);
     memory.write_all(&bytes).map_err(io_errno)?;
-    send_bytes(socket, b"", &[memory.as_fd()])
+    send_bytes(socket, b"", &[fds, &[memory.as_fd()]].concat())
+}
+
+/// A value that was sent.
+#[derive(Debug)]
+pub struct Message<T> {
+    /// The value.
+    pub value: T,
+    /// What came with it.
+    pub fds: Vec<OwnedFd>,
+    /// Who sent it: known where the socket has SO_PASSCRED.
+    pub sender: Option<Pid>,
 }
 
 /// The value that comes next; waits for it. EPIPE as [`receive`], EIO when it is not of this type.
 pub fn receive_value<T: DeserializeOwned>(socket: &OwnedFd) -> Result<T, Errno> {
+    Ok(receive_message(socket)?.value)
+}
+
+/// The same with all that is known of it.
+pub fn receive_message<T: DeserializeOwned>(socket: &OwnedFd) -> Result<Message<T>, Errno> {
     let mut space = [0; 1 + SHORT];
-    let (short, mut fds) = receive_bytes(socket, &mut space)?;
+    let Received { bytes: short, mut fds, sender } = receive_bytes(socket, &mut space)?;
     let mut long = Vec::new();
-    if let Some(mut memory) = fds.pop().map(File::from) {
+    if let Some(mut memory) = fds.pop_if(|_| short.is_empty()).map(File::from) {
         memory.rewind().and_then(|()| memory.read_to_end(&mut long)).map_err(io_errno)?;
     }
-    postcard::from_bytes(if long.is_empty() { short } else { &long }).map_err(|_| Errno::IO)
+    let value = postcard::from_bytes(if long.is_empty() { short } else { &long }).map_err(|_| Errno::IO)?;
+    Ok(Message { value, fds, sender })
 }
 
 /// The next message, of at most 64 KiB; waits for it. EPIPE when nobody has the other end any more.
 pub fn receive(socket: &OwnedFd) -> Result<(String, Vec<OwnedFd>), Errno> {
     let mut space = vec![0; 64 << 10];
-    let (text, fds) = receive_bytes(socket, &mut space)?;
+    let Received { bytes: text, fds, .. } = receive_bytes(socket, &mut space)?;
     Ok((String::from_utf8_lossy(text).into_owned(), fds))
 }
 
-fn receive_bytes<'a>(socket: &OwnedFd, into: &'a mut [u8]) -> Result<(&'a [u8], Vec<OwnedFd>), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+struct Received<'a> {
+    bytes: &'a [u8],
+    fds: Vec<OwnedFd>,
+    sender: Option<Pid>,
+}
+
+fn receive_bytes<'a>(socket: &OwnedFd, into: &'a mut [u8]) -> Result<Received<'a>, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH), ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(into)];
     let got = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
     })?;
-    let mut fds = Vec::new();
+    let (mut fds, mut sender) = (Vec::new(), None);
     for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            fds.extend(received);
+        match message {
+            RecvAncillaryMessage::ScmRights(received) => fds.extend(received),
+            RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials.pid),
+            _ => {}
         }
     }
     let (_, bytes) = into[..got.bytes].split_first().ok_or(Errno::PIPE)?;
-    Ok((bytes, fds))
+    Ok(Received { bytes, fds, sender })
 }

@@ -1,48 +1,71 @@
 //! The process that holds the device numbers and makes the superblocks.
 //!
 //! It is forked off CRIU before CRIU mounts anything itself, and holds every device number of the images by a
-//! placeholder. When the container's root task comes to its first autofs mount, they are made in a child that enters the root
+//! placeholder. When the container's root task comes to its first autofs mount, they are made inside the root
 //! task's pid namespace, because the pid namespace of a mount's owner is the mount's for ever. The root task gets complete
 //! mounts, many at a time. Everything is made outside the container's user namespace, where autofs cannot be mounted.
 //!
 //! What the root task mounts besides must not get a number that is free for a moment. So superblocks with old numbers are
-//! made ([`Configured::create`]) while it waits for an answer; all else is done beside it. With the last mount the child is gone,
-//! before CRIU wants its number for somebody else.
+//! made ([`Configured::create`]) while it waits for an answer; all else is done beside it.
+//!
+//! A process cannot enter a pid namespace, but its children begin there. Each time a child does the work that uses the maker's memory
+//! ([`fork::lend`]); with the last mount the last one is gone, before CRIU wants its number for somebody else.
 //!
 //! One socket joins them, which the root task inherits from CRIU. When nobody has its other end any more,
 //! the maker ends, and with it whatever was not fetched.
 
-use super::apart::{self, receive, send, socket_pair};
+use super::apart::{self, Message, receive, receive_message, receive_value, send, send_value};
+use super::owner::ROOTS_AT_ONCE;
+use super::restore::each_once;
 use crate::discover::facts::Master;
 use crate::image::Checkpoint;
 use crate::image::checkpoint::DumpedMount;
+use crate::image::criu::Mounts;
 use crate::restore::claim::{Claims, NoClaim};
-use crate::restore::create::{self, Configured, CreateError};
+use crate::restore::create::{self, Configured, Created, Prepared};
 use crate::restore::plan::{Action, Attach, Number, RestorePlan, Step};
+use crate::sys::control::MountFd;
 use crate::sys::mount::MountError;
+use crate::sys::process::open_pidfd;
 use crate::sys::{DevNum, Errno, fork, mountns, nix_errno};
-use rustix::event::{PollFd, PollFlags};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use nix::sched::{CloneFlags, setns};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal, getpid, kill_process, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
+use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// The request for all device numbers; others are for one mount.
-const NUMBERS: u32 = u32::MAX;
-
-/// How many fit into one message.
-const NUMBERS_AT_ONCE: usize = 4000;
-
-/// How many mounts are made, and sent, at a time: few enough for the root task's descriptors.
-const MOUNTS_AT_ONCE: usize = 100;
+/// How many mounts are made, and sent, at a time.
+const AT_ONCE: usize = apart::BATCH;
 
 /// The maker as CRIU and the root task see it. Dropping lets it end.
 #[derive(Debug)]
 pub struct Maker {
     socket: OwnedFd,
+    process: OwnedFd,
     /// Mounts that came before they were wanted: the number of the first, and the mounts.
     ahead: (u32, VecDeque<OwnedFd>),
+}
+
+/// What it is asked for. Mounts are numbered in the order of the images.
+#[derive(Serialize, Deserialize)]
+enum Request {
+    /// By the root task: this mount, and some that follow.
+    Mount(u32),
+    /// What all of them are ([`Made`]).
+    Made,
+    /// Their root directories, to be sent through the socket that comes with this.
+    Roots(Vec<u32>),
+}
+
+/// What a new mount is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Made {
+    /// Its device number.
+    pub dev: DevNum,
+    /// The inode of its root directory.
+    pub ino: u64,
 }
 
 /// No answer, or a bad one.
@@ -57,16 +80,26 @@ pub enum AskError {
 }
 
 impl Maker {
-    /// Start it for the mounts of `image`, each superblock once. Returns when every number is held, with a line for
-    /// each that cannot be. `renumber`: then systemd's mounts get another one.
-    pub fn start(image: &Checkpoint, renumber: bool) -> Result<(Self, Vec<String>), AskError> {
-        let (socket, _) = apart::start(|socket| {
+    /// Start it for `mounts`, each superblock once. `renumber`: where the number is taken, systemd's mounts get another one, too.
+    pub fn start(mounts: &Mounts, renumber: bool) -> Result<Self, AskError> {
+        let (socket, pid) = apart::start(|socket| {
             let served = rustix::net::sockopt::set_socket_passcred(socket, true);
             // Where nobody listens nobody can be told.
-            let _ = served.and_then(|()| serve(socket, image, renumber));
+            let _ = served.and_then(|()| serve(socket, mounts, renumber));
         })?;
-        let (text, _) = receive(&socket)?;
-        Ok((Self { socket, ahead: (0, VecDeque::new()) }, text.lines().map(str::to_owned).collect()))
+        let process = open_pidfd(pid.as_raw_nonzero().get())?;
+        Ok(Self { socket, process, ahead: (0, VecDeque::new()) })
+    }
+
+    /// End it at once: while it takes numbers, or waits for its turn, it does not see that nobody wants them any more.
+    pub fn end(self) {
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+    }
+
+    /// Wait until every number is held; with a line for each that cannot be. To be called once.
+    pub fn claimed(&self) -> Result<Vec<String>, AskError> {
+        let (text, _) = receive(&self.socket)?;
+        Ok(text.lines().map(str::to_owned).collect())
     }
 
     /// The complete mount number `index`, detached. To be called by the root task. Those that follow come with it:
@@ -74,10 +107,12 @@ impl Maker {
     pub fn fetch(&mut self, index: u32) -> Result<OwnedFd, AskError> {
         let (next, ahead) = &mut self.ahead;
         if *next != index || ahead.is_empty() {
-            rustix::net::send(&self.socket, &index.to_ne_bytes(), SendFlags::NOSIGNAL)?;
+            send_value(&self.socket, &Request::Mount(index))?;
             let (text, mounts) = receive(&self.socket)?;
             if mounts.is_empty() {
-                return Err(AskError::Refused(text));
+                let why =
+                    if text.is_empty() { "there is no descriptor left for it".to_owned() } else { text };
+                return Err(AskError::Refused(why));
             }
             *ahead = mounts.into();
         }
@@ -85,45 +120,69 @@ impl Maker {
         ahead.pop_front().ok_or(AskError::Gone(Errno::PIPE))
     }
 
-    /// The device numbers of all `count` mounts, as they are made.
-    pub fn numbers(&self, count: usize) -> Result<Vec<DevNum>, AskError> {
-        rustix::net::send(&self.socket, &NUMBERS.to_ne_bytes(), SendFlags::NOSIGNAL)?;
-        let mut numbers = Vec::with_capacity(count);
-        while numbers.len() < count {
-            let (text, _) = receive(&self.socket)?;
-            let some = text.split_whitespace().map(|minor| minor.parse().map(DevNum::anonymous));
-            let Ok(some) = some.collect::<Result<Vec<_>, _>>() else { return Err(AskError::Refused(text)) };
-            if some.is_empty() {
-                return Err(AskError::Refused("no numbers".to_owned()));
-            }
-            numbers.extend(some);
-        }
-        Ok(numbers)
+    /// What all mounts are that were made.
+    pub fn made(&self) -> Result<Vec<Made>, AskError> {
+        send_value(&self.socket, &Request::Made)?;
+        Ok(receive_value(&self.socket)?)
+    }
+
+    /// A socket through which root directories of these superblocks come, [`ROOTS_AT_ONCE`] in a message.
+    pub fn roots(&self, indices: Vec<u32>) -> Result<OwnedFd, AskError> {
+        let (ours, its) = apart::socket_pair()?;
+        apart::send_value_with(&self.socket, &Request::Roots(indices), &[its.as_fd()])?;
+        Ok(ours)
     }
 }
 
 /// The maker's life.
-fn serve(socket: &OwnedFd, image: &Checkpoint, renumber: bool) -> Result<(), Errno> {
+fn serve(socket: &OwnedFd, mounts: &Mounts, renumber: bool) -> Result<(), Errno> {
     apart::hurry();
-    let (claims, not_held) = match claim(&image.mounts) {
+    let (claims, not_held) = match claim(mounts) {
         Ok(claimed) => claimed,
         Err(error) => return send(socket, &format!("no device number can be kept: {error}"), &[]),
     };
     send(socket, &warnings(&not_held).join("\n"), &[])?;
-    let plans = plans(image, renumber);
-    let configured =
-        plans.split_first().ok_or_else(|| "there is none".to_owned()).and_then(|(first, others)| {
-            let first = create::configure(image, first).map_err(|error| error.to_string())?;
-            Ok((first, others))
-        });
-    let (mut index, asker) = receive_request(socket)?;
-    let mut making =
-        configured.and_then(|(first, others)| Making::start(image, first, others, claims, asker));
+    let image = match mounts.decode() {
+        Ok(image) => each_once(image),
+        // Who asks has read the same, and will not go on.
+        Err(_) => return Ok(()),
+    };
+    let plans = plans(&image, renumber);
+    let mut making = Making::new(&image, &plans, claims);
+    let mut is_inside = false;
     loop {
-        answer(socket, &mut making, index)?;
-        making.as_mut().map_or(Ok(()), |making| making.wait(socket))?;
-        (index, _) = receive_request(socket)?;
+        let Message { value, fds, sender } = receive_message(socket)?;
+        match value {
+            Request::Mount(index) => {
+                let asker = sender.ok_or(Errno::PIPE)?;
+                if !std::mem::replace(&mut is_inside, true) {
+                    making.enter(asker);
+                }
+                let answered = match making.next {
+                    Some(_) => in_child(|| making.make(socket, index))??,
+                    None => false,
+                };
+                if !answered {
+                    making.send(socket, index)?;
+                }
+            }
+            Request::Made => send_value(socket, &making.facts)?,
+            Request::Roots(indices) => {
+                let [through] = &fds[..] else { return Err(Errno::PIPE) };
+                // Whoever waits for them sees the end.
+                let _ = making.send_roots(&indices, through);
+            }
+        }
     }
+}
+
+/// [`fork::lend`]. Where the child is killed on the way, as when the root task's pid namespace ends, our memory is not to be trusted.
+fn in_child<T>(body: impl FnOnce() -> T) -> Result<T, Errno> {
+    let lent = fork::lend(body)?;
+    lent.ok_or_else(|| {
+        let _ = kill_process(getpid(), Signal::KILL);
+        Errno::SRCH
+    })
 }
 
 /// Some mounts each, in the order of the images.
@@ -131,7 +190,7 @@ fn plans(image: &Checkpoint, renumber: bool) -> Vec<RestorePlan> {
     let steps: Vec<_> =
         image.mounts.iter().enumerate().map(|(index, mount)| step(index, mount, renumber)).collect();
     let plan = |some: &[Step]| RestorePlan { steps: some.to_vec(), ..RestorePlan::default() };
-    steps.chunks(MOUNTS_AT_ONCE).map(plan).collect()
+    steps.chunks(AT_ONCE).map(plan).collect()
 }
 
 /// As many as fit into one message.
@@ -143,170 +202,136 @@ fn warnings(not_held: &[(DevNum, NoClaim)]) -> Vec<String> {
     not_held.iter().take(TOLD).map(line).chain(more).collect()
 }
 
-fn answer(socket: &OwnedFd, making: &mut Result<Making, String>, index: u32) -> Result<(), Errno> {
-    match making.as_mut().map_err(|error| error.clone()).and_then(|making| making.up_to(index as usize)) {
-        Ok(mounts) if index == NUMBERS => send_numbers(socket, mounts),
-        Ok(mounts) => {
-            let some: Vec<_> =
-                mounts.iter().skip(index as usize).take(MOUNTS_AT_ONCE).map(AsFd::as_fd).collect();
-            send(socket, if some.is_empty() { "no such mount" } else { "" }, &some)
-        }
-        Err(error) => send(socket, &error, &[]),
-    }
-}
-
-fn send_numbers(socket: &OwnedFd, mounts: &[OwnedFd]) -> Result<(), Errno> {
-    let minor = |mount: &OwnedFd| Ok(DevNum::from_st_dev(rustix::fs::fstat(mount)?.st_dev).minor.to_string());
-    for some in mounts.chunks(NUMBERS_AT_ONCE) {
-        let text = some.iter().map(minor).collect::<Result<Vec<_>, Errno>>()?.join(" ");
-        send(socket, &text, &[])?;
-    }
-    Ok(())
-}
-
 /// Hold the device numbers; with those that cannot be.
-fn claim(mounts: &[DumpedMount]) -> Result<(Claims, Vec<(DevNum, NoClaim)>), MountError> {
+fn claim(mounts: &Mounts) -> Result<(Claims, Vec<(DevNum, NoClaim)>), MountError> {
     let call = |what| move |errno| MountError::At { what, path: "/".into(), errno };
+    // Who decodes all tells what is wrong with it.
+    let numbers = mounts.numbers().unwrap_or_default();
     // What fills numbers up stays out of every other namespace.
     mountns::unshare_private().map_err(call("unshare"))?;
-    raise_limit(mounts.len());
+    raise_limit(numbers.len());
     let mut claims = Claims::new()?;
-    let not_held = claims.hold(mounts.iter().map(|mount| mount.facts.dev))?;
+    let not_held = claims.hold(numbers)?;
     Ok((claims, not_held))
 }
 
-/// The mounts, owned by a process group in the pid namespace of the root task, in the order of the images.
-struct Making {
-    /// The child that makes them, until it has ended.
-    child: Option<(fork::Child, OwnedFd)>,
-    /// It has made superblocks, and completes them.
-    unfinished: bool,
+/// The mounts, owned by process groups in the pid namespace of the root task, in the order of the images.
+struct Making<'a> {
+    image: &'a Checkpoint,
+    plans: std::slice::Iter<'a, RestorePlan>,
+    /// What is made next.
+    next: Option<Configured<'a>>,
+    /// Complete ones.
     made: Vec<OwnedFd>,
-    count: usize,
+    /// What these are.
+    facts: Vec<Made>,
+    /// Root directories that others have, too.
+    roots: Vec<MountFd>,
+    /// Until all are made; dropped after these: other restores wait until numbers are free.
+    claims: Option<Claims>,
     /// Why there are no more.
     failed: Option<String>,
 }
 
-impl Making {
-    /// Start a child that makes `first`, and then `others`, whenever it is told to.
-    fn start(
-        image: &Checkpoint,
-        first: Configured<'_>,
-        others: &[RestorePlan],
-        claims: Claims,
-        asker: i32,
-    ) -> Result<Self, String> {
-        let call = |what: &'static str| move |errno: Errno| format!("cannot {what}: {errno}");
-        let namespace = rustix::fs::open(
-            format!("/proc/{asker}/ns/pid"),
-            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )
-        .map_err(call("open the root task's pid namespace"))?;
-        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWPID)
-            .map_err(nix_errno)
-            .map_err(call("enter the root task's pid namespace"))?;
-        let (ours, its) = socket_pair().map_err(call("make a socket pair"))?;
-        // A number is free when nobody has its placeholder any more: our copies go with this closure.
-        let child = fork::fork(move || {
-            let made = make(image, first, others, claims, &its);
-            made.err().map_or(0, |error| send(&its, &error, &[]).map_or(1, |()| 1))
-        })
-        .map_err(call("start a process in the container"))?;
-        let count = image.mounts.len();
-        Ok(Self { child: Some((child, ours)), unfinished: false, made: Vec::new(), count, failed: None })
+impl<'a> Making<'a> {
+    fn new(image: &'a Checkpoint, plans: &'a [RestorePlan], claims: Claims) -> Self {
+        let mut making = Self {
+            image,
+            plans: plans.iter(),
+            next: None,
+            made: Vec::new(),
+            facts: Vec::new(),
+            roots: Vec::new(),
+            claims: Some(claims),
+            failed: None,
+        };
+        making.configure();
+        making
     }
 
-    /// All that are there, when the one at `index` is. Whoever asks waits.
-    fn up_to(&mut self, index: usize) -> Result<&[OwnedFd], String> {
-        while self.made.len() < self.count && self.failed.is_none() {
-            if !self.unfinished {
-                self.make_more();
-            } else if self.made.len() <= index {
-                self.take();
-            } else {
-                break;
+    fn configure(&mut self) {
+        let next = self.plans.next().map(|plan| create::configure(self.image, plan));
+        self.next = next.and_then(|next| self.kept(next));
+        if self.next.is_none() {
+            self.claims = None;
+        }
+    }
+
+    /// Children begin in the pid namespace of `asker`.
+    fn enter(&mut self, asker: Pid) {
+        let path = format!("/proc/{}/ns/pid", asker.as_raw_nonzero());
+        let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let enter = |namespace| setns(namespace, CloneFlags::CLONE_NEWPID).map_err(nix_errno);
+        let entered = namespace.and_then(enter);
+        self.kept(entered.map_err(|errno| format!("cannot enter the root task's pid namespace: {errno}")));
+    }
+
+    /// In a child, while the root task waits for mount `index`: make it, and the superblocks of those that follow, if there are any.
+    /// Then the root task gets its answer, and these are completed. Returns whether it got one.
+    fn make(&mut self, socket: &OwnedFd, index: u32) -> Result<bool, Errno> {
+        // The owner is a process group of the container's pid namespace.
+        let session = nix::unistd::setsid().map_err(nix_errno);
+        self.kept(session.map_err(|errno| format!("cannot begin a session in the container: {errno}")));
+        apart::hurry();
+        while self.made.len() <= index as usize
+            && let Some(created) = self.create()
+        {
+            self.finish(created);
+        }
+        let Some(created) = self.create() else { return Ok(false) };
+        self.send(socket, index)?;
+        self.finish(created);
+        Ok(true)
+    }
+
+    /// The superblocks of the next ones.
+    fn create(&mut self) -> Option<Created<'a>> {
+        let next = self.next.take().filter(|_| self.failed.is_none())?;
+        let created = next.create(self.claims.as_mut()?);
+        self.kept(created)
+    }
+
+    fn finish(&mut self, created: Created<'a>) {
+        let Some(claims) = &mut self.claims else { return };
+        let finished = created.finish(claims);
+        for mount in self.kept(finished).into_iter().flat_map(Prepared::into_mounts).map(OwnedFd::from) {
+            if let Some(stat) = self.kept(rustix::fs::fstat(&mount)) {
+                self.facts.push(Made { dev: DevNum::from_st_dev(stat.st_dev), ino: stat.st_ino });
+                self.made.push(mount);
             }
         }
-        self.failed.clone().map_or(Ok(&self.made), Err)
+        self.configure();
     }
 
-    /// Until somebody asks on `socket`. What the child has completed is taken meanwhile, and so is its end, before which a pid namespace
-    /// cannot end.
-    fn wait(&mut self, socket: &OwnedFd) -> Result<(), Errno> {
-        while let Some((_, child)) = &self.child {
-            let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(child, PollFlags::IN)];
-            rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None))?;
-            if !fds[0].revents().is_empty() {
-                break;
-            }
-            self.take();
+    /// An error is told to whoever asks.
+    fn kept<T, E: Display>(&mut self, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.failed = Some(error.to_string())).ok()
+    }
+
+    fn send(&self, socket: &OwnedFd, index: u32) -> Result<(), Errno> {
+        if let Some(why) = &self.failed {
+            return send(socket, why, &[]);
+        }
+        let some: Vec<_> = self.made.iter().skip(index as usize).take(AT_ONCE).map(AsFd::as_fd).collect();
+        send(socket, if some.is_empty() { "no such mount" } else { "" }, &some)
+    }
+
+    /// The root directories of mounts, whatever is mounted on them: good for commands to the superblock. They stay open here: to close
+    /// the last descriptor of one takes long, and tasks are stopped while their owner closes them.
+    fn send_roots(&mut self, indices: &[u32], through: &OwnedFd) -> Result<(), Errno> {
+        for some in indices.chunks(ROOTS_AT_ONCE) {
+            let made = some.iter().map(|index| self.made.get(*index as usize).ok_or(Errno::NOENT));
+            let made = made.collect::<Result<Vec<_>, Errno>>()?;
+            let open = || made.iter().map(create::open_root).collect::<Result<Vec<_>, Errno>>();
+            let roots = open().or_else(|_| {
+                // There may be too many.
+                self.roots.clear();
+                open()
+            })?;
+            send(through, "", &roots.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+            self.roots.extend(roots);
         }
         Ok(())
-    }
-
-    /// Have the superblocks of the next made.
-    fn make_more(&mut self) {
-        // One that has died is noticed below.
-        let _ = self.child.as_ref().map(|(_, child)| send(child, "", &[]));
-        self.unfinished = self.receive().is_some();
-    }
-
-    /// Complete mounts. With the last one the child is gone.
-    fn take(&mut self) {
-        let Some(some) = self.receive() else { return };
-        if some.len() != MOUNTS_AT_ONCE.min(self.count - self.made.len()) {
-            self.failed = Some("there are too few descriptors for all mounts".to_owned());
-        }
-        self.made.extend(some);
-        self.unfinished = false;
-        if self.made.len() == self.count {
-            let _ = self.child.take().map(|(child, _)| child.wait());
-        }
-    }
-
-    /// What the child sends next. An error is kept, and its end.
-    fn receive(&mut self) -> Option<Vec<OwnedFd>> {
-        let failed = match self.child.as_ref().map(|(_, child)| receive(child)) {
-            Some(Ok((text, mounts))) if text.is_empty() => return Some(mounts),
-            Some(Ok((text, _))) => text,
-            _ => "the process that makes autofs mounts died".to_owned(),
-        };
-        self.failed = Some(failed);
-        self.child = None;
-        None
-    }
-}
-
-/// In the child: some mounts whenever it is told to. Says when their superblocks are there, and then sends them.
-fn make(
-    image: &Checkpoint,
-    first: Configured<'_>,
-    others: &[RestorePlan],
-    mut claims: Claims,
-    socket: &OwnedFd,
-) -> Result<(), String> {
-    let call = |what: &'static str| move |errno| format!("cannot {what}: {errno}");
-    // It has a copy of the maker's end of the socket, too.
-    let killed = Some(rustix::process::Signal::KILL);
-    rustix::process::set_parent_process_death_signal(killed).map_err(call("be bound to the maker"))?;
-    // The owner: a process group of the container's pid namespace.
-    nix::unistd::setsid().map_err(nix_errno).map_err(call("begin a session"))?;
-    apart::hurry();
-    let failed = |error: CreateError| error.to_string();
-    let gone = |errno| format!("nobody wants mounts any more: {errno}");
-    let mut others = others.iter();
-    let mut configured = Ok(first);
-    loop {
-        // First: what was sent to an end that closes takes the answer with it.
-        receive(socket).map_err(gone)?;
-        let created = configured.and_then(|configured| configured.create(&mut claims)).map_err(failed)?;
-        send(socket, "", &[]).map_err(gone)?;
-        let mounts: Vec<OwnedFd> =
-            created.finish(&mut claims).map_err(failed)?.into_mounts().map(OwnedFd::from).collect();
-        send(socket, "", &mounts.iter().map(AsFd::as_fd).collect::<Vec<_>>()).map_err(gone)?;
-        let Some(next) = others.next() else { return Ok(()) };
-        configured = create::configure(image, next);
     }
 }
 
@@ -327,60 +352,41 @@ fn step(index: usize, mount: &DumpedMount, renumber: bool) -> Step {
     }
 }
 
-/// Placeholders and mounts are descriptors, here and in the child, and some mounts that are not yet made.
+/// Placeholders and mounts are descriptors, root directories, too, and some mounts that are not yet made.
 fn raise_limit(mounts: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let wanted = 2 * mounts as u64 + 64 + 3 * MOUNTS_AT_ONCE as u64;
+    let wanted = 2 * mounts as u64 + 64 + 4 * AT_ONCE as u64;
     if limit.current.is_some_and(|current| current < wanted) {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     }
 }
 
-/// Which mount is wanted, and who asks (its number here).
-fn receive_request(socket: &OwnedFd) -> Result<(u32, i32), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    // A byte more, so that a longer message is noticed.
-    let mut bytes = [0; 5];
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let got = rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let asker = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials.pid.as_raw_nonzero().get()),
-        _ => None,
-    });
-    match (asker, &bytes[..got.bytes]) {
-        (Some(asker), [a, b, c, d]) => Ok((u32::from_ne_bytes([*a, *b, *c, *d]), asker)),
-        _ => Err(Errno::PIPE),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::apart::socket_pair;
     use super::*;
-    use crate::image::tests::samples;
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
-    use std::io::IoSlice;
+    use rustix::net::SendFlags;
 
-    /// In a thread: the process that makes mounts cannot be forked off here, and the answer is that.
+    /// In a thread: no child can be forked off here.
     fn maker() -> Maker {
-        let image = Checkpoint { mounts: Vec::new(), services: Vec::new(), ..samples::checkpoint() };
         let (ours, its) = socket_pair().unwrap();
         rustix::net::sockopt::set_socket_passcred(&its, true).unwrap();
-        std::thread::spawn(move || serve(&its, &image, false));
-        assert_eq!(receive(&ours).unwrap().0, "");
-        Maker { socket: ours, ahead: (0, VecDeque::new()) }
+        std::thread::spawn(move || serve(&its, &Mounts::default(), false));
+        let process = open_pidfd(getpid().as_raw_nonzero().get()).unwrap();
+        let maker = Maker { socket: ours, process, ahead: (0, VecDeque::new()) };
+        assert_eq!(maker.claimed().unwrap(), [""; 0]);
+        maker
     }
 
     #[test]
     fn a_mount_that_is_not_there() {
-        let (ours, its) = socket_pair().unwrap();
-        let mut nothing =
-            Ok(Making { child: None, unfinished: false, made: Vec::new(), count: 0, failed: None });
-        for index in [0, 7, NUMBERS - 1] {
-            answer(&its, &mut nothing, index).unwrap();
-            assert_eq!(receive(&ours).unwrap().0, "no such mount");
+        for index in [0, 7, u32::MAX] {
+            let answer = maker().fetch(index).unwrap_err();
+            assert!(answer.to_string().contains("no such mount"), "{answer}");
         }
+        assert_eq!(maker().made().unwrap(), []);
+        assert!(matches!(receive(&maker().roots(vec![0]).unwrap()), Err(Errno::PIPE)));
     }
 
     #[test]
@@ -394,8 +400,8 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_other_lengths_end_it() {
-        for nonsense in [&b""[..], b"1", b"123", &[0; 70_000]] {
+    fn what_is_no_request_ends_it() {
+        for nonsense in [&b""[..], b"\0", b"\0\x09", &[0xff; 70_000]] {
             let mut maker = maker();
             rustix::net::send(&maker.socket, nonsense, SendFlags::NOSIGNAL).unwrap();
             assert!(matches!(maker.fetch(0), Err(AskError::Gone(_))), "{}", nonsense.len());
@@ -406,15 +412,10 @@ mod tests {
     fn descriptors_that_are_sent_along() {
         let maker = maker();
         let (read, write) = rustix::pipe::pipe().unwrap();
-        let fds = [write.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
-        let request = [IoSlice::new(&[0; 4])];
-        rustix::net::sendmsg(&maker.socket, &request, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-        assert!(receive(&maker.socket).is_ok());
-        // Nobody has a copy.
-        drop(write);
+        apart::send_value_with(&maker.socket, &Request::Made, &[write.as_fd()]).unwrap();
+        assert_eq!(receive_value::<Vec<Made>>(&maker.socket).unwrap(), []);
+        // It keeps none.
+        drop((write, maker));
         assert_eq!(rustix::io::read(&read, &mut [0; 1]), Ok(0));
     }
 }

@@ -7,14 +7,16 @@ use crate::image::checkpoint::DumpedMount;
 use crate::sys::Errno;
 use crate::sys::control::{Control, ControlError, MountFd, Requester};
 use crate::sys::process::copy_fd;
-use crate::sys::tracee::{Held, Injected, RemoteFd, TraceeError};
+use crate::sys::tracee::{FDS_AT_ONCE, Held, Injected, RemoteFd, TraceeError};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-/// How many roots are in its descriptor table at a time.
-const BATCH: usize = 100;
+/// How many roots are in its descriptor table at a time: that may be small.
+pub const ROOTS_AT_ONCE: usize = 100;
+const _: () = assert!(ROOTS_AT_ONCE <= FDS_AT_ONCE);
 
 /// The sub-version of the protocol that has timeouts for single keys.
 const KEY_TIMEOUTS: u32 = 6;
@@ -114,6 +116,47 @@ impl<'a> Owner<'a> {
         })
     }
 
+    /// [`Self::set_pipe`] of `count` mounts, and CATATONIC afterwards where wanted. Their root directories come through the socket
+    /// `roots`, [`ROOTS_AT_ONCE`] in a message; `results` are in their order, and fewer where this fails.
+    pub fn set_pipe_of(
+        &self,
+        roots: &OwnedFd,
+        count: usize,
+        pipe: BorrowedFd<'_>,
+        catatonic: bool,
+        results: &mut Vec<Result<(), ControlError>>,
+    ) -> Result<(), TraceeError> {
+        let tid = self.held(|held| held.tid());
+        let both = self.held(|held| held.send_fds(&[pipe, roots.as_fd()]))?;
+        let [pipe, socket] = both[..] else { return Err(TraceeError::Gone(tid)) };
+        let mut some_more = || {
+            // We wait here, not it there: for a message, or the end.
+            let wait = || rustix::event::poll(&mut [PollFd::new(roots, PollFlags::IN)], None);
+            let what = "waiting for root directories";
+            rustix::io::retry_on_intr(wait).map_err(|errno| TraceeError::Call { tid, what, errno })?;
+            let next = ROOTS_AT_ONCE.min(count - results.len());
+            let some = self.held(|held| held.receive_fds(socket, next))?;
+            let mut done = self.control.set_pipe_all(&some, pipe);
+            if catatonic {
+                let again =
+                    |(root, done): (_, Result<(), _>)| done.and_then(|()| self.control.make_catatonic(root));
+                done = some.iter().copied().zip(done).map(again).collect();
+            }
+            results.extend(done);
+            self.held(|held| held.close_fds(&some))?;
+            Ok(results.len() < count)
+        };
+        let done = loop {
+            match some_more() {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        // Always: with a write end of its own it would not see the end of the pipe.
+        done.and(self.held(|held| held.close_fds(&both)))
+    }
+
     /// What only the owner is told: who triggered the mounts last, and the timeouts of single keys.
     pub fn ask(&self, roots: &[MountFd], mounts: &mut [&mut DumpedMount]) -> Result<(), TraceeError> {
         self.with_fds(&[], roots, |first, remote| {
@@ -170,7 +213,7 @@ impl<'a> Owner<'a> {
         mut act: impl FnMut(usize, &[RemoteFd]) -> Vec<T>,
     ) -> Result<Vec<T>, TraceeError> {
         let mut results = Vec::with_capacity(roots.len());
-        for batch in roots.chunks(BATCH) {
+        for batch in roots.chunks(ROOTS_AT_ONCE) {
             let fds: Vec<_> = first.iter().copied().chain(batch.iter().map(AsFd::as_fd)).collect();
             let remote = self.held(|held| held.send_fds(&fds))?;
             results.extend(act(results.len(), &remote));

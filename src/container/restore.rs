@@ -10,14 +10,15 @@ use super::renumber::{self, RenumberError};
 use super::tree::Tree;
 use crate::discover::facts::{AutofsMount, End, Master, PipeEnd};
 use crate::faults;
+use crate::image::checkpoint::DumpedMount;
 use crate::image::{Checkpoint, ImageError, criu};
-use crate::sys::control::{Control, MountFd};
+use crate::sys::control::Control;
 use crate::sys::mount::{Change, MountError, MountFlags};
 use crate::sys::process::reopen_write_end;
 use crate::sys::tracee::{Held, TraceeError};
 use crate::sys::{DevNum, Errno};
 use rustix::fs::fstat;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -59,7 +60,7 @@ pub enum RestoreError {
     #[error("cgroups without processes could not be made: {0}; watches of them cannot be restored")]
     Cgroups(Errno),
     /// No maker at all.
-    #[error("the process that makes autofs mounts could not be started: {0}")]
+    #[error("there is no process that makes autofs mounts: {0}")]
     NoMaker(AskError),
     /// The master's process could not be used.
     #[error("process {pid}: {error}; its mounts stay catatonic")]
@@ -112,7 +113,22 @@ impl Restore {
     /// Read the images and claim the device numbers; `None` when there are none of ours. Also returns what
     /// could not be claimed. `renumber`: also systemd's mounts get another number where theirs is taken.
     pub fn open(dir: BorrowedFd<'_>, renumber: bool) -> Result<Option<(Self, Vec<String>)>, RestoreError> {
-        let mut images = criu::read(dir)?;
+        let files = criu::Mounts::read(dir)?;
+        if files.is_empty() {
+            return Ok(None);
+        }
+        // It takes the numbers while everything is decoded here.
+        let maker = Maker::start(&files, renumber).map_err(RestoreError::NoMaker)?;
+        let images = match Self::decode(&files) {
+            Ok(images) => images,
+            Err(error) => {
+                maker.end();
+                return Err(error);
+            }
+        };
+        let by_dev = (0..).zip(&images.mounts).map(|(index, image)| (image.facts.dev, index)).collect();
+        let unclaimed = maker.claimed().map_err(RestoreError::NoMaker)?;
+        faults::point("container.claimed")?;
         let parked = criu::read_parked(dir)?.into_iter();
         let parked = parked
             .map(|(inner, fd, minor, cloexec)| Descriptor {
@@ -123,24 +139,18 @@ impl Restore {
             })
             .collect();
         let inodes = criu::read_roots(dir)?;
-        let mut by_dev = BTreeMap::new();
-        images.mounts.retain(|image| {
-            !by_dev.contains_key(&image.facts.dev) && {
-                by_dev.insert(image.facts.dev, by_dev.len() as u32);
-                true
-            }
-        });
-        if images.mounts.is_empty() {
-            return Ok(None);
-        }
-        let pipes = limits::pipes(images.mounts.iter().map(|image| &image.facts));
-        limits::buffer().map_or(Ok(()), |buffer| limits::of_restore(&pipes, buffer))?;
-        let (maker, unclaimed) = Maker::start(&images, renumber).map_err(RestoreError::NoMaker)?;
-        faults::point("container.claimed")?;
         let (cgroups, outside) = (criu::read_cgroups(dir)?, cgroups::namespace("self"));
         let new = HashMap::new();
         let restore = Self { images, by_dev, parked, new, inodes, maker, cgroups, outside };
         Ok(Some((restore, unclaimed)))
+    }
+
+    /// Every superblock, if CRIU can restore them here.
+    fn decode(files: &criu::Mounts) -> Result<Checkpoint, RestoreError> {
+        let images = each_once(files.decode()?);
+        let pipes = limits::pipes(images.mounts.iter().map(|image| &image.facts));
+        limits::buffer().map_or(Ok(()), |buffer| limits::of_restore(&pipes, buffer))?;
+        Ok(images)
     }
 
     /// How many superblocks.
@@ -190,94 +200,130 @@ impl Restore {
 
     /// In CRIU's main process, when all tasks below `root` are whole and stopped (we trace them): give every
     /// mount to its master. A mount that could not be given stays catatonic: lookups fail, none hangs.
-    pub fn attach(&mut self, root: i32) -> Vec<RestoreError> {
+    pub fn attach(mut self, root: i32) -> Vec<RestoreError> {
+        let errors = self.attach_all(root);
+        // The maker ends. The rest ends with this process, soon: to take thousands of descriptions apart takes longer than all else that
+        // tasks wait for.
+        let Self { maker, images, .. } = self;
+        drop(maker);
+        std::mem::forget(images);
+        errors
+    }
+
+    fn attach_all(&mut self, root: i32) -> Vec<RestoreError> {
         let tree = Tree::of(root);
         let mut errors = Vec::new();
-        self.take_their_numbers();
+        let inodes = match self.take_what_was_made() {
+            Ok(inodes) => inodes,
+            Err(error) => {
+                let what = error.to_string();
+                let lost = |image: &DumpedMount| no_master(&image.facts, what.clone());
+                return self.images.mounts.iter().map(lost).collect();
+            }
+        };
         // One stop for each owner, however many mounts it has.
-        let mut by_owner: BTreeMap<i32, Vec<&AutofsMount>> = BTreeMap::new();
-        for image in self.images.mounts.iter().map(|mount| &mount.facts) {
-            match owner::of(&tree, image) {
-                Some(owner) => by_owner.entry(owner.pid).or_default().push(image),
+        let mut by_owner: BTreeMap<i32, Vec<Superblock<'_>>> = BTreeMap::new();
+        for (index, mount) in (0..).zip(&self.images.mounts) {
+            let facts = &mount.facts;
+            let Some(&inode) = inodes.get(index as usize) else {
+                errors.push(no_master(facts, "CRIU did not mount it".to_owned()));
+                continue;
+            };
+            match owner::of(&tree, facts) {
+                Some(owner) => {
+                    by_owner.entry(owner.pid).or_default().push(Superblock { index, facts, inode })
+                }
                 // Nobody answered it before, and nobody will.
-                None if image.catatonic || image.master == Master::Dead => {}
-                None => errors.push(RestoreError::NoMaster {
-                    path: image.path.clone(),
-                    what: format!("no restored process is of its owner's group {}", image.options.pgrp),
-                }),
+                None if facts.catatonic || facts.master == Master::Dead => {}
+                None => {
+                    let group = facts.options.pgrp;
+                    errors.push(no_master(
+                        facts,
+                        format!("no restored process is of its owner's group {group}"),
+                    ));
+                }
             }
         }
         for (pid, mounts) in by_owner {
-            let mut owned = Owned {
-                tree: &tree,
-                pid,
-                parked: &self.parked,
-                new: &self.new,
-                inodes: &self.inodes,
-                errors: &mut errors,
-            };
+            let mut owned = Owned { restore: self, tree: &tree, pid, errors: &mut errors };
             if let Err(error) = owned.attach(&mounts) {
                 errors.push(RestoreError::Master { pid, error });
             }
         }
         errors
     }
-}
 
-impl Restore {
-    /// From now on every mount has the number that it really got: the maker has them all, still.
-    fn take_their_numbers(&mut self) {
-        let numbers = self.maker.numbers(self.images.mounts.len()).unwrap_or_default();
-        for (image, number) in self.images.mounts.iter_mut().zip(numbers) {
-            let old = std::mem::replace(&mut image.facts.dev, number);
-            if old != number {
-                self.new.insert(old, number);
+    /// From now on every mount has the number that it really got. Returns the inodes of root directories, of as many as were made.
+    fn take_what_was_made(&mut self) -> Result<Vec<u64>, AskError> {
+        let made = self.maker.made()?;
+        for (image, made) in self.images.mounts.iter_mut().zip(&made) {
+            let old = std::mem::replace(&mut image.facts.dev, made.dev);
+            if old != made.dev {
+                self.new.insert(old, made.dev);
             }
         }
         for descriptor in &mut self.parked {
             descriptor.dev = self.new.get(&descriptor.dev).copied().unwrap_or(descriptor.dev);
         }
+        Ok(made.iter().map(|made| made.ino).collect())
     }
+}
+
+/// Each superblock at its first place.
+pub(super) fn each_once(mut images: Checkpoint) -> Checkpoint {
+    let mut seen = HashSet::new();
+    images.mounts.retain(|image| seen.insert(image.facts.dev));
+    images
+}
+
+fn no_master(mount: &AutofsMount, what: String) -> RestoreError {
+    RestoreError::NoMaster { path: mount.path.clone(), what }
+}
+
+/// A mount that was made.
+#[derive(Clone, Copy)]
+struct Superblock<'a> {
+    /// The maker's number.
+    index: u32,
+    facts: &'a AutofsMount,
+    /// Of its root directory, now.
+    inode: u64,
 }
 
 /// The mounts of one owner.
 struct Owned<'a> {
+    restore: &'a Restore,
     tree: &'a Tree,
     /// The owner.
     pid: i32,
-    /// Of all processes.
-    parked: &'a [Descriptor],
-    /// Of all mounts.
-    new: &'a HashMap<DevNum, DevNum>,
-    /// Of all mounts: by which inodes masters know them.
-    inodes: &'a HashMap<DevNum, u64>,
     errors: &'a mut Vec<RestoreError>,
 }
 
-impl<'a> Owned<'a> {
-    fn attach(&mut self, mounts: &[&AutofsMount]) -> Result<(), TraceeError> {
+impl Owned<'_> {
+    fn attach(&mut self, mounts: &[Superblock<'_>]) -> Result<(), TraceeError> {
         let control = match Control::open() {
             Ok(control) => control,
             Err(error) => {
-                self.fail(mounts, |_| error.to_string());
+                self.fail(mounts, &error.to_string());
                 return Ok(());
             }
         };
         let mut held = Held::adopt(self.pid);
         let owner = Owner::new(&mut held, &control)?;
-        let mut by_pipe: BTreeMap<Option<u64>, Vec<&AutofsMount>> = BTreeMap::new();
+        let mut by_pipe: BTreeMap<Option<u64>, Vec<Superblock<'_>>> = BTreeMap::new();
         for mount in mounts {
-            by_pipe.entry(mount.options.pipe_ino).or_default().push(mount);
+            by_pipe.entry(mount.facts.options.pipe_ino).or_default().push(*mount);
         }
         for mounts in by_pipe.into_values() {
-            self.attach_pipe(&control, &owner, &mounts)?;
+            self.attach_pipe(&owner, &mounts)?;
         }
         drop(owner);
         self.place_descriptors(&control, &mut held, mounts)?;
+        let new = &self.restore.new;
         let its: Vec<_> =
-            mounts.iter().filter(|mount| matches!(mount.master, Master::Systemd { .. })).collect();
-        if its.iter().any(|mount| self.new.values().any(|new| *new == mount.dev)) {
-            let renumbered = renumber::renumber(&mut held, self.new);
+            mounts.iter().filter(|mount| matches!(mount.facts.master, Master::Systemd { .. })).collect();
+        if its.iter().any(|mount| new.values().any(|new| *new == mount.facts.dev)) {
+            let renumbered = renumber::renumber(&mut held, new);
             self.errors.extend(renumbered.err().map(|error| RestoreError::Renumber { pid: self.pid, error }));
         } else if !its.is_empty() {
             owner::delay_timers(&mut held)?;
@@ -285,108 +331,89 @@ impl<'a> Owned<'a> {
         held.release()
     }
 
-    /// Its descriptors on covered roots.
+    /// Its descriptors on covered roots: by its own eyes, as what the maker has is not the mount in its namespace, but one that CRIU has
+    /// made that from.
     fn place_descriptors(
         &mut self,
         control: &Control,
         held: &mut Held,
-        mounts: &[&AutofsMount],
+        mounts: &[Superblock<'_>],
     ) -> Result<(), TraceeError> {
         let inner = self.tree.by_pid(self.pid).map(|member| member.inner);
-        let eyes = self.eyes(control)?;
-        for descriptor in self.parked.iter().filter(|descriptor| Some(descriptor.inner) == inner) {
-            let Some(mount) = mounts.iter().find(|mount| mount.dev == descriptor.dev) else { continue };
-            match eyes.open(mount) {
+        let mut its =
+            self.restore.parked.iter().filter(|descriptor| Some(descriptor.inner) == inner).peekable();
+        if its.peek().is_none() {
+            return Ok(());
+        }
+        let what = "using the root directory";
+        let eyes = Eyes::of(self.pid, control, self.tree).map_err(|errno| TraceeError::Call {
+            tid: self.pid,
+            what,
+            errno,
+        })?;
+        for descriptor in its {
+            let Some(mount) = mounts.iter().find(|mount| mount.facts.dev == descriptor.dev) else { continue };
+            match eyes.open(mount.facts) {
                 Ok(root) => parked::place(held, root.as_fd(), descriptor.fd, descriptor.cloexec)?,
-                Err(error) => self.fail(&[mount], |_| error.to_string()),
+                Err(error) => self.fail(&[*mount], &error.to_string()),
             }
         }
         Ok(())
     }
 
     /// The mounts of one pipe; those without one only learn who owns them.
-    fn attach_pipe(
-        &mut self,
-        control: &Control,
-        owner: &Owner<'_>,
-        mounts: &[&AutofsMount],
-    ) -> Result<(), TraceeError> {
+    fn attach_pipe(&mut self, owner: &Owner<'_>, mounts: &[Superblock<'_>]) -> Result<(), TraceeError> {
         let Some(first) = mounts.first() else { return Ok(()) };
-        let catatonic = first.options.pipe_ino.is_none();
+        let catatonic = first.facts.options.pipe_ino.is_none();
         let pipe = match catatonic {
             true => rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map(|(_, write)| write).ok(),
-            false => self.write_end(first),
+            false => self.write_end(first.facts),
         };
         let Some(pipe) = pipe else {
-            self.fail(mounts, |_| "no restored process reads its pipe".to_owned());
+            self.fail(mounts, "no restored process reads its pipe");
             return Ok(());
         };
-        let mut opened = Vec::with_capacity(mounts.len());
-        let mut roots = Vec::with_capacity(mounts.len());
-        let eyes = self.eyes(control)?;
-        for mount in mounts {
-            match eyes.open(mount) {
-                Ok(root) => {
-                    opened.push(*mount);
-                    roots.push(root);
-                }
-                Err(error) => self.fail(&[mount], |_| error.to_string()),
-            }
-        }
-        drop(eyes);
-        let pipe = match self.through_relay(pipe, &opened, &roots) {
+        let pipe = match self.through_relay(pipe, mounts) {
             Ok(pipe) => pipe,
             Err(errno) => {
-                self.fail(mounts, |_| {
-                    format!("no process can stand between the kernel and automount: {errno}")
-                });
+                self.fail(mounts, &format!("no process can stand between the kernel and automount: {errno}"));
                 return Ok(());
             }
         };
-        let results = owner.set_pipe(&roots, pipe.as_fd())?;
-        for ((mount, root), result) in opened.into_iter().zip(&roots).zip(results) {
-            let result = result.and_then(|()| match catatonic {
-                true => control.make_catatonic(root.as_fd()),
-                false => Ok(()),
-            });
-            if let Err(error) = result {
-                self.fail(&[mount], |_| error.to_string());
+        let roots = match self.restore.maker.roots(mounts.iter().map(|mount| mount.index).collect()) {
+            Ok(roots) => roots,
+            Err(error) => {
+                self.fail(mounts, &error.to_string());
+                return Ok(());
             }
+        };
+        let mut results = Vec::with_capacity(mounts.len());
+        let done = owner.set_pipe_of(&roots, mounts.len(), pipe.as_fd(), catatonic, &mut results);
+        for (mount, result) in mounts.iter().zip(&results) {
+            if let Err(error) = result {
+                self.fail(&[*mount], &error.to_string());
+            }
+        }
+        if let Err(error) = done {
+            self.fail(&mounts[results.len()..], &error.to_string());
         }
         Ok(())
     }
 
     /// The pipe for the kernel: the master's own, or one to a relay, where the master knows mounts by other inodes.
-    fn through_relay(
-        &self,
-        pipe: OwnedFd,
-        mounts: &[&AutofsMount],
-        roots: &[MountFd],
-    ) -> Result<OwnedFd, Errno> {
+    fn through_relay(&self, pipe: OwnedFd, mounts: &[Superblock<'_>]) -> Result<OwnedFd, Errno> {
         let mut inodes = HashMap::new();
-        for (mount, root) in mounts.iter().zip(roots).filter(|(mount, _)| mount.known_by_inode()) {
-            let Some(&known) = self.inodes.get(&mount.dev) else { continue };
-            if fstat(root.as_fd())?.st_ino != known {
-                inodes.insert(mount.dev.minor, known);
+        for mount in mounts.iter().filter(|mount| mount.facts.known_by_inode()) {
+            let known = self.restore.inodes.get(&mount.facts.dev);
+            if let Some(known) = known.filter(|known| **known != mount.inode) {
+                inodes.insert(mount.facts.dev.minor, *known);
             }
         }
-        if inodes.is_empty() || mounts.iter().all(|mount| mount.catatonic) {
+        if inodes.is_empty() || mounts.iter().all(|mount| mount.facts.catatonic) {
             return Ok(pipe);
         }
         let table = Table { pipe: fstat(&pipe)?.st_ino, inodes };
         relay::start(&pipe, &table)
-    }
-
-    fn eyes<'b>(&self, control: &'b Control) -> Result<Eyes<'b>, TraceeError>
-    where
-        'a: 'b,
-    {
-        let what = "using the root directory";
-        Eyes::of(self.pid, control, self.tree).map_err(|errno| TraceeError::Call {
-            tid: self.pid,
-            what,
-            errno,
-        })
     }
 
     /// A write end of the mount's pipe, by way of whoever holds an end of it.
@@ -395,9 +422,7 @@ impl<'a> Owned<'a> {
         mount.pipe_ends.iter().filter(|end| end.end == End::Read).find_map(reopen)
     }
 
-    fn fail(&mut self, mounts: &[&AutofsMount], why: impl Fn(&AutofsMount) -> String) {
-        let error =
-            |mount: &&AutofsMount| RestoreError::NoMaster { path: mount.path.clone(), what: why(mount) };
-        self.errors.extend(mounts.iter().map(error));
+    fn fail(&mut self, mounts: &[Superblock<'_>], why: &str) {
+        self.errors.extend(mounts.iter().map(|mount| no_master(mount.facts, why.to_owned())));
     }
 }

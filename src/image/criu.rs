@@ -9,7 +9,7 @@ use super::{LIMITS, check, convert, files, wire};
 use crate::sys::{DevNum, Errno};
 use prost::Message;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
@@ -66,39 +66,67 @@ pub fn encode<'a>(places: impl IntoIterator<Item = (usize, &'a DumpedMount)>) ->
     messages.finish()
 }
 
-/// All mounts of the images in `dir`, checked, parents first. Files that CRIU wrote itself are left out.
-pub fn read(dir: BorrowedFd<'_>) -> Result<Checkpoint, ImageError> {
-    let mut budget = LIMITS.entries;
-    let mut mounts = Vec::new();
-    match read_if_there(dir, MOUNTS)? {
-        Some(bytes) => open_mounts(MOUNTS, &bytes, &mut budget, &mut mounts)?,
-        None => read_each(dir, &mut budget, &mut mounts)?,
-    }
-    mounts.sort_by_key(|(position, _)| *position);
-    let mounts = mounts.into_iter().map(|(_, mount)| mount).collect();
-    let checkpoint = Checkpoint { origin: nowhere(), mounts, services: Vec::new() };
-    check::check(&checkpoint)?;
-    Ok(checkpoint)
-}
+/// The files of all mounts, as they were read. Files that CRIU wrote itself are left out.
+#[derive(Debug, Default)]
+pub struct Mounts(Vec<(String, Vec<u8>)>);
 
-/// Images of before there was [`MOUNTS`] have a file for each superblock, under the name of CRIU's.
-fn read_each(
-    dir: BorrowedFd<'_>,
-    budget: &mut usize,
-    mounts: &mut Vec<(usize, DumpedMount)>,
-) -> Result<(), ImageError> {
-    let path = Path::new("CRIU's image directory");
-    for entry in Dir::read_from(dir).map_err(io("list", path))? {
-        let entry = entry.map_err(io("list", path))?;
-        let Some(name) = entry.file_name().to_str().ok().filter(|name| files::is_mount(name)) else {
-            continue;
-        };
-        let bytes = read_file(dir, name)?;
-        if is_ours(name, &bytes)? {
-            open_mounts(name, &bytes, budget, mounts)?;
+impl Mounts {
+    /// Those in `dir`.
+    pub fn read(dir: BorrowedFd<'_>) -> Result<Self, ImageError> {
+        match read_if_there(dir, MOUNTS)? {
+            Some(bytes) => Ok(Self(vec![(MOUNTS.to_owned(), bytes)])),
+            None => Self::read_each(dir),
         }
     }
-    Ok(())
+
+    /// Images of before there was [`MOUNTS`] have a file for each superblock, under the name of CRIU's.
+    fn read_each(dir: BorrowedFd<'_>) -> Result<Self, ImageError> {
+        let path = Path::new("CRIU's image directory");
+        let mut files = Vec::new();
+        for entry in Dir::read_from(dir).map_err(io("list", path))? {
+            let entry = entry.map_err(io("list", path))?;
+            let Some(name) = entry.file_name().to_str().ok().filter(|name| files::is_mount(name)) else {
+                continue;
+            };
+            let bytes = read_file(dir, name)?;
+            if is_ours(name, &bytes)? {
+                files.push((name.to_owned(), bytes));
+            }
+        }
+        Ok(Self(files))
+    }
+
+    /// Are there none?
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|(_, bytes)| bytes.len() <= begin_mounts().bytes.len())
+    }
+
+    /// The device numbers of all superblocks, and nothing else: known long before all is decoded, and checked then.
+    pub fn numbers(&self) -> Result<BTreeSet<DevNum>, ImageError> {
+        let mut numbers = BTreeSet::new();
+        let mut budget = LIMITS.entries;
+        for (file, bytes) in &self.0 {
+            for frame in Frames::open(file, bytes, MOUNT_MAGIC)? {
+                let number: wire::MountNumber = frame?.decode(&[], &mut budget)?;
+                numbers.extend(number.dev_minor.filter(|minor| *minor < 1 << 20).map(DevNum::anonymous));
+            }
+        }
+        Ok(numbers)
+    }
+
+    /// All mounts, checked, parents first.
+    pub fn decode(&self) -> Result<Checkpoint, ImageError> {
+        let mut budget = LIMITS.entries;
+        let mut mounts = Vec::new();
+        for (file, bytes) in &self.0 {
+            open_mounts(file, bytes, &mut budget, &mut mounts)?;
+        }
+        mounts.sort_by_key(|(position, _)| *position);
+        let mounts = mounts.into_iter().map(|(_, mount)| mount).collect();
+        let checkpoint = Checkpoint { origin: nowhere(), mounts, services: Vec::new() };
+        check::check(&checkpoint)?;
+        Ok(checkpoint)
+    }
 }
 
 /// The file of the descriptors on covered roots: process, number, minor of the mount, close-on-exec.

@@ -153,7 +153,7 @@ pub fn prepare<'a>(
     configure(image, plan)?.create(claims)?.finish(claims)
 }
 
-/// The first step, which may be taken in another process: of a parent's, too, before it forks.
+/// The first step, which may be taken in another process than the second.
 pub fn configure<'a>(image: &'a Checkpoint, plan: &'a RestorePlan) -> Result<Configured<'a>, CreateError> {
     let pipe = packet_pipe().map_err(StepError::call("make a pipe"))?;
     let pending = superblocks::configure(image, plan, &pipe)?;
@@ -191,18 +191,18 @@ impl<'a> Created<'a> {
 
 /// Everything inside, and then CATATONIC, after which nothing inside can be made.
 fn finish(item: &Item<'_>, control: &Control) -> Result<(), StepError> {
-    let root = open_root(&item.mount)?;
+    let root = open_root(&item.mount).map_err(StepError::call("open the root of the new mount"))?;
     control.set_timeout(root.as_fd(), item.dumped.facts.options.timeout)?;
     tree::fill(item.dumped, root.as_fd(), control)?;
     control.make_catatonic(root.as_fd())?;
     Ok(())
 }
 
-/// The root directory, for autofs commands and paths inside.
-fn open_root(mount: &DetachedMount) -> Result<MountFd, StepError> {
+/// The root directory of a mount, for autofs commands and paths inside. It triggers nothing, wherever the mount is attached, and whatever
+/// is mounted on it.
+pub fn open_root(mount: impl AsFd) -> Result<MountFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(mount, ".", flags, Mode::empty());
-    Ok(root.map_err(StepError::call("open the root of the new mount"))?.into())
+    Ok(rustix::fs::openat(mount, ".", flags, Mode::empty())?.into())
 }
 
 impl Prepared<'_> {

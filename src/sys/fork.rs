@@ -9,7 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::ffi::c_void;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::{ptr, slice};
+use std::ptr;
 
 /// A child that was forked. Dropping it kills and reaps it.
 #[derive(Debug)]
@@ -48,29 +48,48 @@ fn copy(body: impl FnOnce() -> u8) -> Result<Pid, Errno> {
 
 /// Run `body` in a copy of this process that is nobody's child of ours; returns its number. Errors are those of [`fork`].
 ///
-/// A child in between forks it and ends. That one shares our memory, and we sleep until it has ended (as in vfork(2)), so that memory
-/// is copied once, not twice. It sends no signal then: no handler waits for it before we do.
+/// A child in between forks it and ends: memory is copied once.
 pub fn fork_away(body: impl FnOnce()) -> Result<Pid, Errno> {
-    use nix::sched::{CloneFlags, clone};
+    let copied = lend(|| {
+        copy(|| {
+            body();
+            0
+        })
+    })?;
+    copied.unwrap_or(Err(Errno::SRCH))
+}
+
+/// Run `body` in a child that uses our own memory and descriptors, while we sleep (as in vfork(2)): it has a number, namespaces, a
+/// session and a working directory of its own. `None` when it was killed, or `body` panicked: what it was about to change is half changed,
+/// and so may the allocator be. It sends no signal when it ends: no handler waits for it before we do. Errors are those of [`fork`].
+pub fn lend<T>(body: impl FnOnce() -> T) -> Result<Option<T>, Errno> {
     use nix::sys::wait::{WaitPidFlag, waitpid};
     if !has_one_thread()? {
         return Err(Errno::DEADLK);
     }
     let mut body = Some(body);
-    let mut away = Err(Errno::SRCH);
-    let between = || {
-        away = copy(|| {
-            body.take().into_iter().for_each(|body| body());
-            0
-        });
-        0
-    };
-    let mut stack = Stack::new()?;
-    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK | CloneFlags::CLONE_FILES;
-    // SAFETY: the child has a stack of its own, and nobody else uses the memory that it shares: our only thread sleeps.
-    let between = unsafe { clone(Box::new(between), stack.bytes(), flags, None) }.map_err(nix_errno)?;
-    rustix::io::retry_on_intr(|| waitpid(between, Some(WaitPidFlag::__WALL)).map_err(nix_errno))?;
-    away
+    let mut result = None;
+    let mut lent = || result = body.take().map(|body| body());
+    let mut lent: &mut dyn FnMut() = &mut lent;
+    let stack = Stack::new()?;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES;
+    // SAFETY: the child has a stack of its own, and nobody else uses the memory that it shares: our only thread sleeps. What it is given
+    // lives longer than that.
+    let child = unsafe { libc::clone(run_lent, stack.top(), flags, (&raw mut lent).cast()) };
+    if child < 0 {
+        return Err(super::last_errno());
+    }
+    let child = nix::unistd::Pid::from_raw(child);
+    rustix::io::retry_on_intr(|| waitpid(child, Some(WaitPidFlag::__WALL)).map_err(nix_errno))?;
+    Ok(result)
+}
+
+/// In the child of [`lend`]. A panic ends it: none leaves a function of C.
+extern "C" fn run_lent(lent: *mut c_void) -> libc::c_int {
+    // SAFETY: `lend` gives a pointer to this, and sleeps.
+    let lent = unsafe { &mut *lent.cast::<&mut dyn FnMut()>() };
+    lent();
+    0
 }
 
 /// Memory for a stack. It ends at pages that nobody may touch.
@@ -92,11 +111,10 @@ impl Stack {
         Ok(stack)
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: within the mapping.
-        let start = unsafe { self.0.byte_add(Self::GUARD) };
-        // SAFETY: ours, readable, writable and zero above the guard, and there as long as we are.
-        unsafe { slice::from_raw_parts_mut(start.cast(), Self::SIZE - Self::GUARD) }
+    /// Where it begins: it grows down.
+    fn top(&self) -> *mut c_void {
+        // SAFETY: the end of the mapping.
+        unsafe { self.0.byte_add(Self::SIZE) }
     }
 }
 

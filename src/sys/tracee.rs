@@ -19,7 +19,7 @@ mod timers;
 #[cfg_attr(target_arch = "aarch64", path = "tracee/aarch64.rs")]
 mod arch;
 
-pub use descriptors::RemoteFd;
+pub use descriptors::{MOST as FDS_AT_ONCE, RemoteFd};
 pub use injected::Injected;
 pub use session::RemoteCall;
 pub use sleeper::Sleeper;

@@ -1,17 +1,18 @@
 //! Our files among those of CRIU.
 
-use super::super::checkpoint::DumpedMount;
+use super::super::checkpoint::{Checkpoint, DumpedMount};
 use super::super::criu::{
-    Foreign, begin_mounts, encode, encode_cgroups, encode_foreign, name_externals, read, read_cgroups,
+    Foreign, Mounts, begin_mounts, encode, encode_cgroups, encode_foreign, name_externals, read_cgroups,
     read_foreign,
 };
+use super::super::error::ImageError;
 use super::super::framing::{Frames, MOUNT_MAGIC, Writer};
 use super::super::pack::File;
 use super::super::{files, wire};
 use super::samples;
 use crate::sys::DevNum;
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 /// The checkpoint's mounts, and the messages of each superblock.
@@ -24,14 +25,26 @@ fn mounts() -> (Vec<DumpedMount>, Vec<(DevNum, Vec<u8>)>) {
     (mounts, messages)
 }
 
+/// All that is in `dir`; the numbers are those of the mounts.
+fn read(dir: BorrowedFd<'_>) -> Result<Checkpoint, ImageError> {
+    let files = Mounts::read(dir)?;
+    let read = files.decode()?;
+    assert_eq!(files.numbers()?, read.mounts.iter().map(|mount| mount.facts.dev).collect());
+    assert_eq!(files.is_empty(), read.mounts.is_empty());
+    Ok(read)
+}
+
 #[test]
 fn all_mounts_in_one_file() {
     let (mounts, messages) = mounts();
     let dir = tempfile::tempdir().unwrap();
+    let fd = std::fs::File::open(dir.path()).unwrap();
+    assert_eq!(read(fd.as_fd()).unwrap().mounts, []);
     let File { name, mut bytes } = begin_mounts();
+    std::fs::write(dir.path().join(&name), &bytes).unwrap();
+    assert_eq!(read(fd.as_fd()).unwrap().mounts, []);
     messages.iter().for_each(|(_, messages)| bytes.extend(messages));
     std::fs::write(dir.path().join(&name), &bytes).unwrap();
-    let fd = std::fs::File::open(dir.path()).unwrap();
     assert_eq!(read(fd.as_fd()).unwrap().mounts, mounts);
 
     std::fs::write(dir.path().join(&name), &bytes[..bytes.len() - 1]).unwrap();

@@ -113,7 +113,7 @@ fn visit(
         let ended = fds[1].revents().contains(PollFlags::IN);
         while let Some(packet) = read_packet(pipe.read.as_fd())? {
             let Some(item) = items.get(&packet.dev) else { continue };
-            let root = open_root(&item.mount)?;
+            let root = open_root(&item.mount).map_err(StepError::call("open the root of the new mount"))?;
             // Success is what the kernel notes. But as nothing is mounted, the walk asks again.
             match answered.insert((packet.dev, packet.name)) {
                 true => control.ready(root.as_fd(), packet.token)?,

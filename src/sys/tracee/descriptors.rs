@@ -13,7 +13,7 @@ use std::{
 pub struct RemoteFd(pub RawFd);
 
 /// Descriptors in one message; the kernel allows 253.
-const MOST: usize = 128;
+pub const MOST: usize = 128;
 
 impl Held {
     /// Give the task a descriptor of ours; returns it as the task numbers it (CLOEXEC set).
@@ -35,7 +35,11 @@ impl Held {
         memory::read(self.tid, data, ends.as_flattened_mut())?;
         let [ours, theirs] = ends.map(|end| RemoteFd(RawFd::from_ne_bytes(end)));
         let mut sent = Vec::with_capacity(fds.len());
-        let complete = fds.chunks(MOST).try_for_each(|some| self.send_through(ours, theirs, some, &mut sent));
+        let complete = fds.chunks(MOST).try_for_each(|some| {
+            self.send_through(ours, some)?;
+            sent.extend(self.receive_fds(theirs, some.len())?);
+            Ok(())
+        });
         let ends_closed = self.close_fds(&[ours, theirs]);
         if let Err(error) = complete.and(ends_closed) {
             let _ = self.close_fds(&sent);
@@ -44,13 +48,7 @@ impl Held {
         Ok(sent)
     }
 
-    fn send_through(
-        &mut self,
-        ours: RemoteFd,
-        theirs: RemoteFd,
-        fds: &[BorrowedFd<'_>],
-        sent: &mut Vec<RemoteFd>,
-    ) -> Result<(), TraceeError> {
+    fn send_through(&self, ours: RemoteFd, fds: &[BorrowedFd<'_>]) -> Result<(), TraceeError> {
         use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
         let tid = self.tid;
         let send = || {
@@ -60,13 +58,21 @@ impl Held {
             control.push(SendAncillaryMessage::ScmRights(fds));
             sendmsg(socket, &[IoSlice::new(b"f")], &mut control, SendFlags::NOSIGNAL)
         };
-        call("sending descriptors", tid, send())?;
+        call("sending descriptors", tid, send()).map(drop)
+    }
 
+    /// Have it take the descriptors out of the message that is next in `socket`, which are `count`; all or none. EAGAIN where there is
+    /// no message yet, EPIPE where there will be none.
+    pub fn receive_fds(&mut self, socket: RemoteFd, count: usize) -> Result<Vec<RemoteFd>, TraceeError> {
+        let tid = self.tid;
         let data = self.session()?.data();
         memory::write(tid, data, message(data).as_flattened())?;
         let what = "receiving descriptors";
         let flags = (libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) as u64;
-        self.checked(what, libc::SYS_recvmsg, [theirs.0 as u64, data, flags, 0, 0, 0])?;
+        let length = self.checked(what, libc::SYS_recvmsg, [socket.0 as u64, data, flags, 0, 0, 0])?;
+        if length == 0 {
+            return Err(TraceeError::Call { tid, what, errno: Errno::PIPE });
+        }
         let mut control = [0; CONTROL];
         memory::read(tid, data + CONTROL_AT, &mut control)?;
         // Where the task runs out of numbers the kernel gives it as many as there are.
@@ -74,11 +80,12 @@ impl Held {
         let length = header.first_chunk().map_or(0, |length| usize::from_ne_bytes(*length));
         let received = length.saturating_sub(CONTROL_HEADER) / size_of::<RawFd>();
         let numbers = numbers.as_chunks().0.iter().map(|number| RemoteFd(RawFd::from_ne_bytes(*number)));
-        sent.extend(numbers.take(received));
-        if received < fds.len() {
+        let fds: Vec<_> = numbers.take(received).collect();
+        if received < count {
+            let _ = self.close_fds(&fds);
             return Err(TraceeError::Call { tid, what, errno: Errno::MFILE });
         }
-        Ok(())
+        Ok(fds)
     }
 
     /// Close one of the task's descriptors.
