@@ -21,9 +21,9 @@ const STOCK: usize = 138;
 /// Of what takes a moment only.
 pub const SMALL_ROUNDS: usize = 15;
 
-/// Our share of a dump or a restore: above what it is on a machine that does much else, too, and far below what a call for
-/// each pair of mounts would take.
-const SHARE: Duration = Duration::from_secs(2);
+/// What the plugin may take of a processor for a dump or a restore: far above what it takes on a slow machine, and far below what a call
+/// for each pair of mounts would take. (How long it takes by the clock is for others to say, who use the machine, too.)
+const BUSY: Duration = Duration::from_secs(2);
 
 pub fn run(checks: &mut Checks) -> Result<()> {
     limits(checks)?;
@@ -125,8 +125,11 @@ fn sizes(checks: &mut Checks, sizes: &[usize]) -> Result<()> {
     exports(&["one"])?;
     for &size in sizes {
         let times = carry(size, Some(checks))?;
-        let share = times.dump_share.max(times.restore_share);
-        checks.that(&format!("{size} mounts: our share is {share:?}, at most {SHARE:?}"), share <= SHARE);
+        let busy = times.busy;
+        checks.that(
+            &format!("{size} mounts: {busy:?} of a processor, at most {BUSY:?}"),
+            !busy.is_zero() && busy <= BUSY,
+        );
     }
     Ok(())
 }
@@ -139,6 +142,8 @@ struct Times {
     /// Of these, in the plugin.
     dump_share: Duration,
     restore_share: Duration,
+    /// Of a processor, there: the dump's or the restore's, whichever is more.
+    busy: Duration,
 }
 
 impl Times {
@@ -172,12 +177,14 @@ fn carry(size: usize, checks: Option<&mut Checks>) -> Result<Times> {
     let container = criu.restore()?;
     let restore = start.elapsed();
 
+    let busy = |action| share(&criu.log(action), " on a processor");
     let times = Times {
         dump,
         restore,
         frozen: criu.frozen()?,
-        dump_share: share(&criu.log("dump")),
-        restore_share: share(&criu.log("restore")),
+        dump_share: share(&criu.log("dump"), " us in the plugin"),
+        restore_share: share(&criu.log("restore"), " us in the plugin"),
+        busy: busy("dump").max(busy("restore")),
     };
     if let Some(checks) = checks {
         let now = devices(&container);
@@ -205,9 +212,9 @@ fn start(mounts: &[String]) -> Result<Container> {
     Ok(container)
 }
 
-/// The plugin's time, which it tells in CRIU's log, of every process.
-fn share(log: &str) -> Duration {
-    let told = log.lines().filter_map(|line| Some(line.split_once(" us in the plugin")?.0));
+/// The plugin's time of that kind, which it tells in CRIU's log, of every process.
+fn share(log: &str, kind: &str) -> Duration {
+    let told = log.lines().filter_map(|line| Some(line.split_once(kind)?.0));
     let micros = told.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
     Duration::from_micros(micros.sum())
 }
