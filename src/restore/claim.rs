@@ -43,8 +43,10 @@ pub struct Claims {
     /// number that is wanted.)
     shelf: Option<DetachedMount>,
     fillers: usize,
-    /// Keeps other restores from filling numbers at the same time: each would take what the other wants.
-    turn: Option<OwnedFd>,
+    /// Keeps other restores from filling numbers at the same time: each would take what the other wants. Opened before all else: of a
+    /// process that is killed the kernel ends fillers first, then descriptors from the highest down, so others have their turn when all
+    /// is free.
+    _turn: Option<OwnedFd>,
     /// The last number that the kernel gave.
     last: Option<u32>,
     patience: u32,
@@ -62,13 +64,14 @@ pub enum NoClaim {
 }
 
 impl Claims {
-    /// To be used in a mount namespace that nobody else sees, and that goes away afterwards.
+    /// To be used in a mount namespace that nobody else sees, and that goes away afterwards. Dropping it sets the working directory
+    /// to `/`.
     pub fn new() -> Result<Self, MountError> {
         Ok(Self {
             held: BTreeMap::new(),
             shelf: None,
             fillers: 0,
-            turn: turn(),
+            _turn: turn(),
             last: None,
             patience: PATIENCE,
         })
@@ -81,20 +84,18 @@ impl Claims {
     ) -> Result<Vec<(DevNum, NoClaim)>, MountError> {
         let mut devs: Vec<_> = devs.into_iter().collect();
         devs.sort();
-        self.end_turn_last(devs.len());
         let mut not_held = Vec::new();
         let mut devs = &devs[..];
         // After somebody has interfered as many are looked at one by one.
         let mut one_by_one = 0_usize;
         while let [dev, rest @ ..] = devs {
             devs = rest;
-            let mut placeholder = None;
             let new = || -> Result<_, MountError> {
-                drop(placeholder.take());
-                placeholder.insert(Placeholder::new()?).mount()
+                let placeholder = Placeholder::new()?;
+                Ok((placeholder.mount()?, placeholder))
             };
-            match (self.superblock(*dev, new)?, placeholder) {
-                (Ok(_), Some(placeholder)) => {
+            match self.superblock(*dev, new)? {
+                Ok((_, placeholder)) => {
                     self.held.insert(*dev, placeholder);
                     one_by_one = one_by_one.saturating_sub(1);
                     if one_by_one == 0 {
@@ -103,22 +104,11 @@ impl Claims {
                         one_by_one = if all { 0 } else { BATCH };
                     }
                 }
-                (Ok(_), None) => {}
-                (Err(why), _) => not_held.push((*dev, why)),
+                Err(why) => not_held.push((*dev, why)),
             }
         }
         self.last = None;
         Ok(not_held)
-    }
-
-    /// A process that is killed closes its descriptors from the lowest up. Others shall have their turn when its numbers are free: above
-    /// `count` placeholders, and what is made in their place.
-    fn end_turn_last(&mut self, count: usize) {
-        const MORE: usize = 1024;
-        let above = i32::try_from(count + MORE).unwrap_or(i32::MAX);
-        let moved = self.turn.as_ref().and_then(|turn| rustix::io::fcntl_dupfd_cloexec(turn, above).ok());
-        // Where it has not that many it stays.
-        self.turn = moved.or_else(|| self.turn.take());
     }
 
     /// The numbers that follow `first` without a gap, as many as `devs` begins with: the kernel gives them one after the other, so
@@ -144,12 +134,13 @@ impl Claims {
     /// The superblock that `make` makes, with the number `dev`. To be called in ascending order, but for numbers that
     /// are held.
     ///
-    /// A number that is held is free for as long as one `make` takes: what is below it is filled up before.
-    pub fn superblock<E: From<MountError>>(
+    /// A number that is held is free for as long as one `make` takes: what is below it is filled up before. With the mount comes what
+    /// else holds its superblock: one with a wrong number has to end, else no filler gets that number.
+    pub fn superblock<T, E: From<MountError>>(
         &mut self,
         dev: DevNum,
-        mut make: impl FnMut() -> Result<DetachedMount, E>,
-    ) -> Result<Result<DetachedMount, NoClaim>, E> {
+        mut make: impl FnMut() -> Result<(DetachedMount, T), E>,
+    ) -> Result<Result<(DetachedMount, T), NoClaim>, E> {
         let mut tries = TRIES;
         loop {
             // Where the number must be next, the tmpfs is spared: all below the last one were taken.
@@ -173,7 +164,7 @@ impl Claims {
             }
             drop(self.held.remove(&dev));
             let made = make()?;
-            let minor = self.note(&made)?;
+            let minor = self.note(&made.0)?;
             if minor == dev.minor {
                 return Ok(Ok(made));
             }
@@ -232,6 +223,14 @@ impl Claims {
         }
         self.fillers += 1;
         Ok(self.fillers < REACH)
+    }
+}
+
+/// Whoever has the next turn shall find the numbers of fillers free. They are in a namespace that others may keep for long.
+impl Drop for Claims {
+    fn drop(&mut self) {
+        // If not now then with the namespace.
+        let _ = self.shelf.as_ref().map(DetachedMount::detach);
     }
 }
 

@@ -19,7 +19,7 @@ use crate::faults;
 use crate::image::Checkpoint;
 use crate::image::checkpoint::DumpedMount;
 use crate::sys::control::{Control, ControlError, MountFd};
-use crate::sys::mount::{self, Change, DetachedMount, MountError, Unmount};
+use crate::sys::mount::{self, Change, DetachedMount, MountError};
 use crate::sys::packet::{PacketError, PacketPipe, packet_pipe};
 use crate::sys::{DevNum, Errno};
 use rustix::fs::{Mode, OFlags};
@@ -236,7 +236,7 @@ impl Prepared<'_> {
             let dev = attach(&mount, &place, facts.propagation).map_err(StepError::at(&step.path))?;
             let mount = Rc::new(mount);
             made[index] = Some(mount.clone());
-            undo.push("unmount", step.path.clone(), move || detach(&mount));
+            undo.push("unmount", step.path.clone(), move || mount.detach());
             report.push(Made { step: index, dev });
             if report.len() == 1 {
                 faults::point("restore.first-attached")?;
@@ -267,12 +267,4 @@ fn attach(mount: &DetachedMount, place: impl AsFd, wanted: Propagation) -> Resul
     };
     Change::propagation(to, false).apply(mount, Path::new(""))?;
     mount.dev().map_err(StepError::call("stat the mount"))
-}
-
-/// Unmount it wherever it is. Not by its path, at which something else may be mounted by now.
-fn detach(mount: &DetachedMount) -> Result<(), StepError> {
-    rustix::process::fchdir(mount).map_err(StepError::call("enter the mount"))?;
-    let unmounted = mount::unmount(Path::new("."), Unmount::Lazy);
-    rustix::process::chdir("/").map_err(StepError::call("leave the mount"))?;
-    Ok(unmounted?)
 }

@@ -105,6 +105,16 @@ impl DetachedMount {
         rustix::mount::move_mount(&self.0, "", dir, path, flags)
             .map_err(|errno| at("attach a mount at", path, errno))
     }
+
+    /// Unmount it, with all that is mounted on it, wherever it was attached. Not by its path, at which something else may be mounted by now,
+    /// but from inside: the working directory is `/` afterwards.
+    pub fn detach(&self) -> Result<(), MountError> {
+        let call = |what| move |errno| at(what, Path::new("a mount of ours"), errno);
+        rustix::process::fchdir(&self.0).map_err(call("enter"))?;
+        let unmounted = unmount(Path::new("."), Unmount::Lazy);
+        rustix::process::chdir("/").map_err(call("leave"))?;
+        unmounted
+    }
 }
 
 /// A new superblock of type `fstype`, with options of the file system (`None`: a flag without value)

@@ -10,7 +10,7 @@ use autofs_cr::restore::create;
 use autofs_cr::restore::plan::{Action, Attach, Number, RestorePlan, Step};
 use autofs_cr::sys::DevNum;
 use autofs_cr::sys::control::{Control, Requester};
-use autofs_cr::sys::mount::{self, AutofsParams, MountFlags};
+use autofs_cr::sys::mount::{self, AutofsParams, MountError, MountFlags, Placeholder};
 use autofs_cr::sys::mountns::Space;
 use autofs_cr::sys::process::ProcessId;
 use rustix::fs::CWD;
@@ -315,6 +315,27 @@ fn numbers_that_somebody_shifts() {
         found.extend(mounts.map(|mount| mount.dev().unwrap().minor).collect::<Vec<_>>());
     }
     assert_eq!(found, (FIRST..FIRST + 5).collect::<Vec<_>>());
+}
+
+/// A lower number becomes free when all below the wanted one seemed taken: what gets it must not keep it from the next filler.
+#[test]
+fn a_number_below_that_somebody_gives_back() {
+    const WANTED: u32 = 20_200;
+    private_mount_namespace();
+    let mut low = Some(tmpfs());
+    let mut tries = 0;
+    let before = mount_table();
+    let made = Claims::new().unwrap().superblock::<_, MountError>(DevNum::anonymous(WANTED), || {
+        tries += 1;
+        drop(low.take());
+        let placeholder = Placeholder::new()?;
+        Ok((placeholder.mount()?, placeholder))
+    });
+    let (mount, _placeholder) = made.unwrap().unwrap();
+    assert_eq!(mount.dev().unwrap().minor, WANTED);
+    assert!(tries > 1);
+    // What filled up the numbers below has ended before others have their turn.
+    assert_eq!(mount_table(), before);
 }
 
 #[test]

@@ -150,9 +150,12 @@ impl Fresh<'_> {
         claims: &mut Claims,
         pipe: &PacketPipe,
     ) -> Result<State, CreateError> {
-        let new = || first.take().map_or_else(|| context(self.dumped, pipe), Ok)?.create()?.mount();
+        let new = || {
+            let context = first.take().map_or_else(|| context(self.dumped, pipe), Ok)?;
+            Ok((context.create()?.mount()?, ()))
+        };
         match (claims.superblock(dev, new).map_err(|error: MountError| self.failed(error))?, self.number) {
-            (Ok(mount), _) => Ok(State::Right(mount, dev)),
+            (Ok((mount, ())), _) => Ok(State::Right(mount, dev)),
             (Err(why), Number::Must(dev)) => {
                 Err(CreateError::Number { path: self.step.path.clone(), dev: *dev, why })
             }

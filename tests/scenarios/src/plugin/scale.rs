@@ -4,10 +4,16 @@ use super::container::{Container, Criu};
 use super::faults::no_process_left;
 use super::{exports, program};
 use crate::bench::figures::Figures;
-use crate::check::{Checks, wait_until};
-use anyhow::{Result, ensure};
+use crate::check::{Checks, HANG_LIMIT, wait_until};
+use anyhow::{Context, Result, ensure};
+use autofs_cr::restore::claim::Claims;
+use autofs_cr::sys::mount::Placeholder;
+use autofs_cr::sys::{DevNum, fork, mountns};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 /// What `scripts/test` runs, and what `scripts/bench criu` does; the stock CRIU goes as far as [`STOCK`].
@@ -27,6 +33,7 @@ const BUSY: Duration = Duration::from_secs(2);
 
 pub fn run(checks: &mut Checks) -> Result<()> {
     limits(checks)?;
+    killed(checks)?;
     others_between(checks)?;
     sizes(checks, SHORT)
 }
@@ -83,7 +90,7 @@ fn limits(checks: &mut Checks) -> Result<()> {
     drop(kept);
     // Another restore takes its numbers.
     let turn = File::open("/dev/autofs")?;
-    rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
+    flock(&turn, FlockOperation::LockExclusive)?;
     let begin = Instant::now();
     let refused = criu.restore().map_err(|error| format!("{error:#}"));
     checks.that(
@@ -93,6 +100,37 @@ fn limits(checks: &mut Checks) -> Result<()> {
     no_process_left(checks, "after it");
     let at_once = begin.elapsed() < Duration::from_secs(45);
     checks.that("at once: CRIU would hang, and whoever takes numbers waits a minute for its turn", at_once);
+    Ok(())
+}
+
+/// Who takes numbers is killed: whoever is next finds them free.
+fn killed(checks: &mut Checks) -> Result<()> {
+    const ROUNDS: usize = 10;
+    let free = || -> Result<u32> { Ok(Placeholder::new()?.mount()?.dev()?.minor) };
+    let hold = |first| {
+        mountns::unshare_private().ok()?;
+        let mut claims = Claims::new().ok()?;
+        claims.hold((first..first + 1000).map(DevNum::anonymous)).ok()?;
+        Some(claims)
+    };
+    let mut others = 0;
+    for _ in 0..ROUNDS {
+        let first = free()?;
+        let (mut told, tell) = std::io::pipe()?;
+        let child = fork::fork(|| {
+            let Some(_claims) = hold(first) else { return 1 };
+            let _ = (&tell).write_all(b"x");
+            std::thread::sleep(HANG_LIMIT);
+            0
+        })?;
+        drop(tell);
+        told.read_exact(&mut [0]).context("no numbers were held")?;
+        child.signal(Signal::KILL)?;
+        let turn = File::open("/dev/autofs")?;
+        flock(&turn, FlockOperation::LockExclusive)?;
+        others += usize::from(free()? > first);
+    }
+    checks.equal("a restore that is killed: others take numbers before they are free", others, 0);
     Ok(())
 }
 
