@@ -14,8 +14,8 @@ use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// How many descriptors a message can carry (SCM_MAX_FD is 253).
-pub const BATCH: usize = 250;
+/// How many descriptors a message can carry (SCM_MAX_FD).
+pub const BATCH: usize = 253;
 
 /// A value of at most so many bytes is in the message itself.
 const SHORT: usize = 4096;

@@ -29,15 +29,18 @@ use crate::sys::mount::MountError;
 use crate::sys::process::open_pidfd;
 use crate::sys::{DevNum, Errno, fork, mountns, nix_errno};
 use nix::sched::{CloneFlags, setns};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::retry_on_intr;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getpid, kill_process, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// How many mounts are made, and sent, at a time.
-const AT_ONCE: usize = apart::BATCH;
+/// How many mounts are made, and sent, at a time: with the first ones goes something else.
+const AT_ONCE: usize = apart::BATCH - 1;
 
 /// The maker as CRIU and the root task see it. Dropping lets it end.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ pub struct Maker {
     process: OwnedFd,
     /// Mounts that came before they were wanted: the number of the first, and the mounts.
     ahead: (u32, VecDeque<OwnedFd>),
+    /// In the root task, which closes it with all that it has from CRIU when everything is mounted.
+    mounting: Option<OwnedFd>,
 }
 
 /// What it is asked for. Mounts are numbered in the order of the images.
@@ -88,7 +93,7 @@ impl Maker {
             let _ = served.and_then(|()| serve(socket, mounts, renumber));
         })?;
         let process = open_pidfd(pid.as_raw_nonzero().get())?;
-        Ok(Self { socket, process, ahead: (0, VecDeque::new()) })
+        Ok(Self { socket, process, ahead: (0, VecDeque::new()), mounting: None })
     }
 
     /// End it at once: while it takes numbers, or waits for its turn, it does not see that nobody wants them any more.
@@ -108,13 +113,16 @@ impl Maker {
         let (next, ahead) = &mut self.ahead;
         if *next != index || ahead.is_empty() {
             send_value(&self.socket, &Request::Mount(index))?;
-            let (text, mounts) = receive(&self.socket)?;
-            if mounts.is_empty() {
+            let (text, fds) = receive(&self.socket)?;
+            *ahead = fds.into();
+            if self.mounting.is_none() {
+                self.mounting = ahead.pop_front();
+            }
+            if ahead.is_empty() {
                 let why =
                     if text.is_empty() { "there is no descriptor left for it".to_owned() } else { text };
                 return Err(AskError::Refused(why));
             }
-            *ahead = mounts.into();
         }
         *next = index + 1;
         ahead.pop_front().ok_or(AskError::Gone(Errno::PIPE))
@@ -137,20 +145,22 @@ impl Maker {
 /// The maker's life.
 fn serve(socket: &OwnedFd, mounts: &Mounts, renumber: bool) -> Result<(), Errno> {
     apart::hurry();
-    let (claims, not_held) = match claim(mounts) {
+    let (mut claims, not_held) = match claim(mounts) {
         Ok(claimed) => claimed,
         Err(error) => return send(socket, &format!("no device number can be kept: {error}"), &[]),
     };
     send(socket, &warnings(&not_held).join("\n"), &[])?;
+    claims.make_way();
     let image = match mounts.decode() {
         Ok(image) => each_once(image),
         // Who asks has read the same, and will not go on.
         Err(_) => return Ok(()),
     };
     let plans = plans(&image, renumber);
-    let mut making = Making::new(&image, &plans, claims);
+    let mut making = Making::new(&image, &plans, claims)?;
     let mut is_inside = false;
     loop {
+        making.wait(socket)?;
         let Message { value, fds, sender } = receive_message(socket)?;
         match value {
             Request::Mount(index) => {
@@ -207,10 +217,11 @@ fn claim(mounts: &Mounts) -> Result<(Claims, Vec<(DevNum, NoClaim)>), MountError
     let call = |what| move |errno| MountError::At { what, path: "/".into(), errno };
     // Who decodes all tells what is wrong with it.
     let numbers = mounts.numbers().unwrap_or_default();
+    let others = mounts.others().unwrap_or_default();
     // What fills numbers up stays out of every other namespace.
     mountns::unshare_private().map_err(call("unshare"))?;
-    raise_limit(numbers.len());
-    let mut claims = Claims::new()?;
+    raise_limit(numbers.len() + others.len());
+    let mut claims = Claims::new(others);
     let not_held = claims.hold(numbers)?;
     Ok((claims, not_held))
 }
@@ -227,14 +238,17 @@ struct Making<'a> {
     facts: Vec<Made>,
     /// Root directories that others have, too.
     roots: Vec<MountFd>,
-    /// Until all are made; dropped after these: other restores wait until numbers are free.
+    /// Until all else is mounted, too, which might get numbers that other restores want: they wait.
     claims: Option<Claims>,
+    /// Shows that it is: the other end, which the root task gets, is closed.
+    mounting: (OwnedFd, Option<OwnedFd>),
     /// Why there are no more.
     failed: Option<String>,
 }
 
 impl<'a> Making<'a> {
-    fn new(image: &'a Checkpoint, plans: &'a [RestorePlan], claims: Claims) -> Self {
+    fn new(image: &'a Checkpoint, plans: &'a [RestorePlan], claims: Claims) -> Result<Self, Errno> {
+        let (mounting, end) = pipe_with(PipeFlags::CLOEXEC)?;
         let mut making = Self {
             image,
             plans: plans.iter(),
@@ -243,18 +257,33 @@ impl<'a> Making<'a> {
             facts: Vec::new(),
             roots: Vec::new(),
             claims: Some(claims),
+            mounting: (mounting, Some(end)),
             failed: None,
         };
         making.configure();
-        making
+        Ok(making)
+    }
+
+    /// Until there is a request.
+    fn wait(&mut self, socket: &OwnedFd) -> Result<(), Errno> {
+        while self.claims.is_some() {
+            let mut ready =
+                [PollFd::new(socket, PollFlags::IN), PollFd::new(&self.mounting.0, PollFlags::empty())];
+            retry_on_intr(|| poll(&mut ready, None))?;
+            let [request, mounted] = ready.map(|fd| !fd.revents().is_empty());
+            if mounted {
+                self.claims = None;
+            }
+            if request {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn configure(&mut self) {
         let next = self.plans.next().map(|plan| create::configure(self.image, plan));
         self.next = next.and_then(|next| self.kept(next));
-        if self.next.is_none() {
-            self.claims = None;
-        }
     }
 
     /// Children begin in the pid namespace of `asker`.
@@ -281,6 +310,7 @@ impl<'a> Making<'a> {
         let Some(created) = self.create() else { return Ok(false) };
         self.send(socket, index)?;
         self.finish(created);
+        self.claims.iter_mut().for_each(Claims::make_way);
         Ok(true)
     }
 
@@ -308,12 +338,16 @@ impl<'a> Making<'a> {
         result.map_err(|error| self.failed = Some(error.to_string())).ok()
     }
 
-    fn send(&self, socket: &OwnedFd, index: u32) -> Result<(), Errno> {
+    fn send(&mut self, socket: &OwnedFd, index: u32) -> Result<(), Errno> {
         if let Some(why) = &self.failed {
             return send(socket, why, &[]);
         }
-        let some: Vec<_> = self.made.iter().skip(index as usize).take(AT_ONCE).map(AsFd::as_fd).collect();
-        send(socket, if some.is_empty() { "no such mount" } else { "" }, &some)
+        let mut some = self.made.iter().skip(index as usize).take(AT_ONCE).peekable();
+        if some.peek().is_none() {
+            return send(socket, "no such mount", &[]);
+        }
+        let end = self.mounting.1.take();
+        send(socket, "", &end.iter().chain(some).map(AsFd::as_fd).collect::<Vec<_>>())
     }
 
     /// The root directories of mounts, whatever is mounted on them: good for commands to the superblock. They stay open here: to close
@@ -374,7 +408,7 @@ mod tests {
         rustix::net::sockopt::set_socket_passcred(&its, true).unwrap();
         std::thread::spawn(move || serve(&its, &Mounts::default(), false));
         let process = open_pidfd(getpid().as_raw_nonzero().get()).unwrap();
-        let maker = Maker { socket: ours, process, ahead: (0, VecDeque::new()) };
+        let maker = Maker { socket: ours, process, ahead: (0, VecDeque::new()), mounting: None };
         assert_eq!(maker.claimed().unwrap(), [""; 0]);
         maker
     }

@@ -39,7 +39,7 @@ const CGROUPS_MAGIC: u32 = u32::from_le_bytes(*b"AFCG");
 /// What CRIU's names of them begin with.
 const NAME: &str = "autofs-cr-";
 /// Second word of CRIU's own `mountpoints-*.img`.
-const CRIU_MOUNTS_MAGIC: u32 = 0x5556_3928;
+pub(super) const CRIU_MOUNTS_MAGIC: u32 = 0x5556_3928;
 
 /// Remove what an earlier dump has left in `dir`.
 pub fn clear(dir: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -66,21 +66,31 @@ pub fn encode<'a>(places: impl IntoIterator<Item = (usize, &'a DumpedMount)>) ->
     messages.finish()
 }
 
-/// The files of all mounts, as they were read. Files that CRIU wrote itself are left out.
+/// The files of all mounts, as they were read.
 #[derive(Debug, Default)]
-pub struct Mounts(Vec<(String, Vec<u8>)>);
+pub struct Mounts {
+    /// Ours. Those of autofs that CRIU wrote itself are left out.
+    ours: Vec<(String, Vec<u8>)>,
+    /// CRIU's, of all mounts whatever they are.
+    tables: Vec<(String, Vec<u8>)>,
+}
 
 impl Mounts {
     /// Those in `dir`.
     pub fn read(dir: BorrowedFd<'_>) -> Result<Self, ImageError> {
-        match read_if_there(dir, MOUNTS)? {
-            Some(bytes) => Ok(Self(vec![(MOUNTS.to_owned(), bytes)])),
-            None => Self::read_each(dir),
+        let ours = match read_if_there(dir, MOUNTS)? {
+            Some(bytes) => vec![(MOUNTS.to_owned(), bytes)],
+            None => Self::read_each(dir)?,
+        };
+        let mut mounts = Self { ours, tables: Vec::new() };
+        if !mounts.is_empty() {
+            mounts.tables = tables(dir)?;
         }
+        Ok(mounts)
     }
 
     /// Images of before there was [`MOUNTS`] have a file for each superblock, under the name of CRIU's.
-    fn read_each(dir: BorrowedFd<'_>) -> Result<Self, ImageError> {
+    fn read_each(dir: BorrowedFd<'_>) -> Result<Vec<(String, Vec<u8>)>, ImageError> {
         let path = Path::new("CRIU's image directory");
         let mut files = Vec::new();
         for entry in Dir::read_from(dir).map_err(io("list", path))? {
@@ -93,19 +103,19 @@ impl Mounts {
                 files.push((name.to_owned(), bytes));
             }
         }
-        Ok(Self(files))
+        Ok(files)
     }
 
     /// Are there none?
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|(_, bytes)| bytes.len() <= begin_mounts().bytes.len())
+        self.ours.iter().all(|(_, bytes)| bytes.len() <= begin_mounts().bytes.len())
     }
 
     /// The device numbers of all superblocks, and nothing else: known long before all is decoded, and checked then.
     pub fn numbers(&self) -> Result<BTreeSet<DevNum>, ImageError> {
         let mut numbers = BTreeSet::new();
         let mut budget = LIMITS.entries;
-        for (file, bytes) in &self.0 {
+        for (file, bytes) in &self.ours {
             for frame in Frames::open(file, bytes, MOUNT_MAGIC)? {
                 let number: wire::MountNumber = frame?.decode(&[], &mut budget)?;
                 numbers.extend(number.dev_minor.filter(|minor| *minor < 1 << 20).map(DevNum::anonymous));
@@ -114,11 +124,26 @@ impl Mounts {
         Ok(numbers)
     }
 
+    /// Those of all other file systems that have such numbers.
+    pub fn others(&self) -> Result<BTreeSet<DevNum>, ImageError> {
+        let mut numbers = BTreeSet::new();
+        let mut budget = LIMITS.entries;
+        for (file, bytes) in &self.tables {
+            for frame in Frames::open(file, bytes, CRIU_MOUNTS_MAGIC)? {
+                let mount: wire::CriuMount = frame?.decode(&[], &mut budget)?;
+                numbers.extend(mount.root_dev.filter(|dev| *dev < 1 << 20).map(DevNum::anonymous));
+            }
+        }
+        let ours = self.numbers()?;
+        numbers.retain(|number| !ours.contains(number));
+        Ok(numbers)
+    }
+
     /// All mounts, checked, parents first.
     pub fn decode(&self) -> Result<Checkpoint, ImageError> {
         let mut budget = LIMITS.entries;
         let mut mounts = Vec::new();
-        for (file, bytes) in &self.0 {
+        for (file, bytes) in &self.ours {
             open_mounts(file, bytes, &mut budget, &mut mounts)?;
         }
         mounts.sort_by_key(|(position, _)| *position);
@@ -233,23 +258,29 @@ pub fn read_foreign(dir: BorrowedFd<'_>) -> Result<Vec<Foreign>, ImageError> {
 /// CRIU names external mounts by path, so that all that are stacked at one path have one name in its images of mounts
 /// in `dir`. Each gets its own.
 pub fn name_externals(dir: BorrowedFd<'_>) -> Result<(), ImageError> {
-    let path = Path::new("CRIU's image directory");
-    for entry in Dir::read_from(dir).map_err(io("list", path))? {
-        let entry = entry.map_err(io("list", path))?;
-        let name = entry.file_name().to_str().ok();
-        let Some(name) = name.filter(|name| name.starts_with("mountpoints-") && name.ends_with(".img"))
-        else {
-            continue;
-        };
-        let mut bytes = read_file(dir, name)?;
-        if name_each(name, &mut bytes)? {
+    for (name, mut bytes) in tables(dir)? {
+        if name_each(&name, &mut bytes)? {
+            let path = Path::new(&name);
             let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = openat(dir, name, flags, Mode::empty()).map_err(io("open", Path::new(name)))?;
-            let written = std::fs::File::from(file).write_all(&bytes);
-            written.map_err(io("write", Path::new(name)))?;
+            let file = openat(dir, path, flags, Mode::empty()).map_err(io("open", path))?;
+            std::fs::File::from(file).write_all(&bytes).map_err(io("write", path))?;
         }
     }
     Ok(())
+}
+
+/// CRIU's own images of mounts, each of one mount namespace.
+fn tables(dir: BorrowedFd<'_>) -> Result<Vec<(String, Vec<u8>)>, ImageError> {
+    let path = Path::new("CRIU's image directory");
+    let mut files = Vec::new();
+    for entry in Dir::read_from(dir).map_err(io("list", path))? {
+        let entry = entry.map_err(io("list", path))?;
+        let name = entry.file_name().to_str().ok();
+        if let Some(name) = name.filter(|name| name.starts_with("mountpoints-") && name.ends_with(".img")) {
+            files.push((name.to_owned(), read_file(dir, name)?));
+        }
+    }
+    Ok(files)
 }
 
 /// The same in one file's bytes. Returns whether anything was changed.

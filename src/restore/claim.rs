@@ -5,6 +5,9 @@
 //! made before they are attached anywhere, nothing has to be reserved: each is made when its number is
 //! next, lowest first.
 //!
+//! Fillers make whoever else mounts meanwhile get high numbers, which may be those of another container that is restored next.
+//! So those that the restored container's other mounts had stay free for them, and the lowest few.
+//!
 //! Fillers would need a descriptor each, and wanted minors go up to 2^20. They are mounted in the caller's
 //! private mount namespace instead. (Side by side: a stack of them would cost the kernel a walk along the whole
 //! stack for each.)
@@ -13,7 +16,7 @@ use crate::sys::control::DEVICE;
 use crate::sys::mount::{self, DetachedMount, MountError, MountFlags, Placeholder};
 use crate::sys::{DevNum, Errno};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,6 +27,10 @@ pub const REACH: usize = 1 << 16;
 
 /// How many placeholders are made before the number of the last is looked at.
 const BATCH: usize = 100;
+
+/// File systems of a restore that no table of mounts has: the message queues of a new IPC namespace, and three that CRIU (4.1 to 4.3) has
+/// while it mounts.
+const UNLISTED: usize = 4;
 
 /// How often a number that seems taken is tried again (another program may hold it for a moment), and
 /// how long between.
@@ -39,7 +46,9 @@ const PATIENCE: u32 = 500;
 pub struct Claims {
     /// Placeholders, by the numbers that they hold.
     held: BTreeMap<DevNum, Placeholder>,
-    /// The first filler: a tmpfs with a directory for each of the others. (A tmpfs made for this alone might take a
+    /// Fillers that make way for others.
+    aside: Vec<DetachedMount>,
+    /// The first of those that do not: a tmpfs with a directory for each of the others. (A tmpfs made for this alone might take a
     /// number that is wanted.)
     shelf: Option<DetachedMount>,
     fillers: usize,
@@ -47,6 +56,10 @@ pub struct Claims {
     /// process that is killed the kernel ends fillers first, then descriptors from the highest down, so others have their turn when all
     /// is free.
     _turn: Option<OwnedFd>,
+    /// Numbers of what else is mounted meanwhile.
+    others: BTreeSet<DevNum>,
+    /// How many fillers make way beside those.
+    unlisted: usize,
     /// The last number that the kernel gave.
     last: Option<u32>,
     patience: u32,
@@ -65,16 +78,19 @@ pub enum NoClaim {
 
 impl Claims {
     /// To be used in a mount namespace that nobody else sees, and that goes away afterwards. Dropping it sets the working directory
-    /// to `/`.
-    pub fn new() -> Result<Self, MountError> {
-        Ok(Self {
+    /// to `/`. `others`: numbers for whoever mounts meanwhile ([`make_way`](Self::make_way)).
+    pub fn new(others: BTreeSet<DevNum>) -> Self {
+        Self {
             held: BTreeMap::new(),
+            aside: Vec::new(),
             shelf: None,
             fillers: 0,
             _turn: turn(),
+            others,
+            unlisted: 0,
             last: None,
             patience: PATIENCE,
-        })
+        }
     }
 
     /// Hold each of these numbers until its superblock is made. Returns those that cannot be held, and why.
@@ -152,7 +168,7 @@ impl Claims {
                 let filler = tmpfs()?;
                 let minor = self.note(&filler)?;
                 if minor < dev.minor {
-                    if !self.keep(filler)? {
+                    if !self.keep(filler, minor)? {
                         return Ok(Err(NoClaim::OutOfReach));
                     }
                     continue;
@@ -190,6 +206,13 @@ impl Claims {
         self.last = None;
     }
 
+    /// Whoever else mounts may have the numbers of `others`, and the lowest few, until the next superblock is made.
+    pub fn make_way(&mut self) {
+        self.aside.clear();
+        self.unlisted = 0;
+        self.last = None;
+    }
+
     fn try_again(&mut self, tries: &mut u32) -> bool {
         let again = *tries > 0 && self.patience > 0;
         if again {
@@ -206,8 +229,14 @@ impl Claims {
         Ok(minor)
     }
 
-    /// Put a filler away; `false` when there are too many.
-    fn keep(&mut self, filler: DetachedMount) -> Result<bool, MountError> {
+    /// Put a filler, with number `minor`, away; `false` when there are too many.
+    fn keep(&mut self, filler: DetachedMount, minor: u32) -> Result<bool, MountError> {
+        let unlisted = !self.others.contains(&DevNum::anonymous(minor));
+        if !self.others.is_empty() && (!unlisted || self.unlisted < UNLISTED) {
+            self.unlisted += usize::from(unlisted);
+            self.aside.push(filler);
+            return Ok(true);
+        }
         let Some(shelf) = &self.shelf else {
             filler.attach(CWD, Path::new("/"))?;
             self.shelf = Some(filler);

@@ -2,8 +2,8 @@
 
 use super::super::checkpoint::{Checkpoint, DumpedMount};
 use super::super::criu::{
-    Foreign, Mounts, begin_mounts, encode, encode_cgroups, encode_foreign, name_externals, read_cgroups,
-    read_foreign,
+    CRIU_MOUNTS_MAGIC, Foreign, Mounts, begin_mounts, encode, encode_cgroups, encode_foreign, name_externals,
+    read_cgroups, read_foreign,
 };
 use super::super::error::ImageError;
 use super::super::framing::{Frames, MOUNT_MAGIC, Writer};
@@ -105,10 +105,34 @@ fn cgroups_below_the_containers_root() {
 }
 
 #[test]
+fn numbers_of_other_mounts() {
+    let (mounts, messages) = mounts();
+    let dir = tempfile::tempdir().unwrap();
+    let fd = std::fs::File::open(dir.path()).unwrap();
+    let mut table = Writer::new(CRIU_MOUNTS_MAGIC);
+    let own = mounts[0].facts.dev.minor;
+    for dev in [own, 41, 8 << 20 | 1, 42, 41] {
+        table.push(&wire::CriuMount { root_dev: Some(dev), ..wire::CriuMount::default() });
+    }
+    std::fs::write(dir.path().join("mountpoints-12.img"), table.finish()).unwrap();
+    assert!(Mounts::read(fd.as_fd()).unwrap().others().unwrap().is_empty(), "without mounts of ours");
+    let File { name, mut bytes } = begin_mounts();
+    messages.iter().for_each(|(_, messages)| bytes.extend(messages));
+    std::fs::write(dir.path().join(&name), &bytes).unwrap();
+    let others = Mounts::read(fd.as_fd()).unwrap().others().unwrap();
+    assert_eq!(others, [41, 42].map(DevNum::anonymous).into());
+    std::fs::write(dir.path().join("mountpoints-13.img"), "no image").unwrap();
+    assert!(Mounts::read(fd.as_fd()).unwrap().others().is_err());
+}
+
+#[test]
 fn mounts_that_are_stacked_get_names_of_their_own() {
-    const MAGIC: u32 = 0x5556_3928;
-    let mount = |id, key: &str| wire::CriuMount { mnt_id: Some(id), ext_key: Some(key.to_owned()) };
-    let mut file = Writer::new(MAGIC);
+    let mount = |id, key: &str| wire::CriuMount {
+        mnt_id: Some(id),
+        ext_key: Some(key.to_owned()),
+        ..wire::CriuMount::default()
+    };
+    let mut file = Writer::new(CRIU_MOUNTS_MAGIC);
     let names = ["autofs-cr-0000000012", "autofs-cr-0000000012", "autofs-cr-other", "/net"];
     names.iter().zip([11, 12, 13, 14]).for_each(|(name, id)| file.push(&mount(id, name)));
     let dir = tempfile::tempdir().unwrap();
@@ -116,7 +140,7 @@ fn mounts_that_are_stacked_get_names_of_their_own() {
     std::fs::write(&path, file.finish()).unwrap();
     name_externals(std::fs::File::open(dir.path()).unwrap().as_fd()).unwrap();
     let bytes = std::fs::read(path).unwrap();
-    let frames = Frames::open("mountpoints-12.img", &bytes, MAGIC).unwrap();
+    let frames = Frames::open("mountpoints-12.img", &bytes, CRIU_MOUNTS_MAGIC).unwrap();
     let name = |message: wire::CriuMount| message.ext_key.unwrap();
     let found: Vec<_> = frames.map(|frame| name(frame.unwrap().decode(&[], &mut 1000).unwrap())).collect();
     assert_eq!(found, ["autofs-cr-0000000011", names[1], names[2], names[3]]);

@@ -35,6 +35,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     limits(checks)?;
     killed(checks)?;
     others_between(checks)?;
+    one_after_the_other(checks)?;
     sizes(checks, SHORT)
 }
 
@@ -109,7 +110,7 @@ fn killed(checks: &mut Checks) -> Result<()> {
     let free = || -> Result<u32> { Ok(Placeholder::new()?.mount()?.dev()?.minor) };
     let hold = |first| {
         mountns::unshare_private().ok()?;
-        let mut claims = Claims::new().ok()?;
+        let mut claims = Claims::new([].into());
         claims.hold((first..first + 1000).map(DevNum::anonymous)).ok()?;
         Some(claims)
     };
@@ -156,6 +157,33 @@ fn others_between(checks: &mut Checks) -> Result<()> {
     let now = devices(&criu.restore()?);
     let changed = was.iter().filter(|(path, dev)| now.get(*path) != Some(dev)).count();
     checks.equal("tmpfs between 1000 mounts: another st_dev", (now.len(), changed), (COUNT, 0));
+    Ok(())
+}
+
+/// Containers of one machine: what CRIU mounts for one takes no number of those that are restored after it.
+fn one_after_the_other(checks: &mut Checks) -> Result<()> {
+    let mounts: Vec<String> = (0..100).map(|number| format!("direct:/mnt/{number}")).collect();
+    let containers = (0..4).map(|_| start(&mounts)).collect::<Result<Vec<_>>>()?;
+    let mut dumped = Vec::new();
+    for (number, container) in containers.into_iter().enumerate() {
+        let was = devices(&container);
+        let criu = Criu::with_plugin(&format!("scale.container-{number}"))?;
+        criu.dump(&container)?;
+        ensure!(wait_until(|| container.ended()), "the dump left the container running");
+        dumped.push((criu, was));
+    }
+    for order in ["the oldest first", "the youngest first"] {
+        let mut running = Vec::new();
+        let mut changed = 0;
+        for (criu, was) in &dumped {
+            let container = criu.restore()?;
+            let now = devices(&container);
+            changed += was.iter().filter(|(path, dev)| now.get(*path) != Some(dev)).count();
+            running.push(container);
+        }
+        checks.equal(&format!("four containers, {order}: mounts with another st_dev"), changed, 0);
+        dumped.reverse();
+    }
     Ok(())
 }
 
