@@ -21,12 +21,12 @@ use crate::discover::facts::Master;
 use crate::image::Checkpoint;
 use crate::image::checkpoint::DumpedMount;
 use crate::image::criu::Mounts;
-use crate::restore::claim::{Claims, NoClaim};
+use crate::restore::claim::{ASIDE, Claims, NoClaim};
 use crate::restore::create::{self, Configured, Created, Prepared};
 use crate::restore::plan::{Action, Attach, Number, RestorePlan, Step};
 use crate::sys::control::MountFd;
 use crate::sys::mount::MountError;
-use crate::sys::process::open_pidfd;
+use crate::sys::process::{open_pidfd, stat};
 use crate::sys::{DevNum, Errno, fork, mountns, nix_errno};
 use nix::sched::{CloneFlags, setns};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -150,6 +150,7 @@ fn serve(socket: &OwnedFd, mounts: &Mounts, renumber: bool) -> Result<(), Errno>
         Err(error) => return send(socket, &format!("no device number can be kept: {error}"), &[]),
     };
     send(socket, &warnings(&not_held).join("\n"), &[])?;
+    // CRIU has images to read before it mounts anything.
     claims.make_way();
     let image = match mounts.decode() {
         Ok(image) => each_once(image),
@@ -203,6 +204,10 @@ fn plans(image: &Checkpoint, renumber: bool) -> Vec<RestorePlan> {
     steps.chunks(AT_ONCE).map(plan).collect()
 }
 
+fn runs(process: Pid) -> bool {
+    stat(process.as_raw_nonzero().get()).is_ok_and(|stat| !stat.is_ending())
+}
+
 /// As many as fit into one message.
 fn warnings(not_held: &[(DevNum, NoClaim)]) -> Vec<String> {
     const TOLD: usize = 100;
@@ -217,11 +222,12 @@ fn claim(mounts: &Mounts) -> Result<(Claims, Vec<(DevNum, NoClaim)>), MountError
     let call = |what| move |errno| MountError::At { what, path: "/".into(), errno };
     // Who decodes all tells what is wrong with it.
     let numbers = mounts.numbers().unwrap_or_default();
-    let others = mounts.others().unwrap_or_default();
+    let others = &mounts.all_numbers() - &numbers;
     // What fills numbers up stays out of every other namespace.
     mountns::unshare_private().map_err(call("unshare"))?;
-    raise_limit(numbers.len() + others.len());
-    let mut claims = Claims::new(others);
+    raise_limit(numbers.len(), ASIDE);
+    let mut claims = Claims::new();
+    claims.leave(others);
     let not_held = claims.hold(numbers)?;
     Ok((claims, not_held))
 }
@@ -242,6 +248,8 @@ struct Making<'a> {
     claims: Option<Claims>,
     /// Shows that it is: the other end, which the root task gets, is closed.
     mounting: (OwnedFd, Option<OwnedFd>),
+    /// The root task, once it has asked.
+    asker: Option<Pid>,
     /// Why there are no more.
     failed: Option<String>,
 }
@@ -258,6 +266,7 @@ impl<'a> Making<'a> {
             roots: Vec::new(),
             claims: Some(claims),
             mounting: (mounting, Some(end)),
+            asker: None,
             failed: None,
         };
         making.configure();
@@ -271,6 +280,10 @@ impl<'a> Making<'a> {
                 [PollFd::new(socket, PollFlags::IN), PollFd::new(&self.mounting.0, PollFlags::empty())];
             retry_on_intr(|| poll(&mut ready, None))?;
             let [request, mounted] = ready.map(|fd| !fd.revents().is_empty());
+            // Or the root task is no more: then numbers come first, as everything ends.
+            if mounted && !self.asker.is_some_and(runs) {
+                return Err(Errno::PIPE);
+            }
             if mounted {
                 self.claims = None;
             }
@@ -288,6 +301,7 @@ impl<'a> Making<'a> {
 
     /// Children begin in the pid namespace of `asker`.
     fn enter(&mut self, asker: Pid) {
+        self.asker = Some(asker);
         let path = format!("/proc/{}/ns/pid", asker.as_raw_nonzero());
         let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let enter = |namespace| setns(namespace, CloneFlags::CLONE_NEWPID).map_err(nix_errno);
@@ -307,11 +321,18 @@ impl<'a> Making<'a> {
         {
             self.finish(created);
         }
-        let Some(created) = self.create() else { return Ok(false) };
+        let created = self.create();
+        // With the answer it goes on mounting.
+        self.make_way();
+        let Some(created) = created else { return Ok(false) };
         self.send(socket, index)?;
         self.finish(created);
-        self.claims.iter_mut().for_each(Claims::make_way);
+        self.make_way();
         Ok(true)
+    }
+
+    fn make_way(&mut self) {
+        self.claims.iter_mut().for_each(Claims::make_way);
     }
 
     /// The superblocks of the next ones.
@@ -386,11 +407,11 @@ fn step(index: usize, mount: &DumpedMount, renumber: bool) -> Step {
     }
 }
 
-/// Placeholders and mounts are descriptors, root directories, too, and some mounts that are not yet made.
-fn raise_limit(mounts: usize) {
+/// Placeholders and mounts are descriptors, root directories, too, and some mounts that are not yet made; `more` are others.
+fn raise_limit(mounts: usize, more: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let wanted = 2 * mounts as u64 + 64 + 4 * AT_ONCE as u64;
+    let wanted = (2 * mounts + more + 64 + 4 * AT_ONCE) as u64;
     if limit.current.is_some_and(|current| current < wanted) {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     }

@@ -84,7 +84,8 @@ impl Mounts {
         };
         let mut mounts = Self { ours, tables: Vec::new() };
         if !mounts.is_empty() {
-            mounts.tables = tables(dir)?;
+            // A restore does not depend on them.
+            mounts.tables = tables(dir).unwrap_or_default();
         }
         Ok(mounts)
     }
@@ -124,19 +125,16 @@ impl Mounts {
         Ok(numbers)
     }
 
-    /// Those of all other file systems that have such numbers.
-    pub fn others(&self) -> Result<BTreeSet<DevNum>, ImageError> {
-        let mut numbers = BTreeSet::new();
+    /// Those of all file systems that have such numbers, as far as CRIU's images tell.
+    pub fn all_numbers(&self) -> BTreeSet<DevNum> {
         let mut budget = LIMITS.entries;
-        for (file, bytes) in &self.tables {
-            for frame in Frames::open(file, bytes, CRIU_MOUNTS_MAGIC)? {
-                let mount: wire::CriuMount = frame?.decode(&[], &mut budget)?;
-                numbers.extend(mount.root_dev.filter(|dev| *dev < 1 << 20).map(DevNum::anonymous));
-            }
-        }
-        let ours = self.numbers()?;
-        numbers.retain(|number| !ours.contains(number));
-        Ok(numbers)
+        let mut number = |frame: Result<Frame<'_>, ImageError>| {
+            let mount: wire::CriuMount = frame.ok()?.decode(&[], &mut budget).ok()?;
+            mount.root_dev.filter(|dev| *dev < 1 << 20).map(DevNum::anonymous)
+        };
+        let frames = |(file, bytes)| Frames::open(file, bytes, CRIU_MOUNTS_MAGIC).ok();
+        let tables = self.tables.iter().map(|(file, bytes)| (file.as_str(), bytes.as_slice()));
+        tables.filter_map(frames).flatten().filter_map(&mut number).collect()
     }
 
     /// All mounts, checked, parents first.

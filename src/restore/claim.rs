@@ -5,12 +5,12 @@
 //! made before they are attached anywhere, nothing has to be reserved: each is made when its number is
 //! next, lowest first.
 //!
-//! Fillers make whoever else mounts meanwhile get high numbers, which may be those of another container that is restored next.
-//! So those that the restored container's other mounts had stay free for them, and the lowest few.
-//!
 //! Fillers would need a descriptor each, and wanted minors go up to 2^20. They are mounted in the caller's
 //! private mount namespace instead. (Side by side: a stack of them would cost the kernel a walk along the whole
 //! stack for each.)
+//!
+//! While there are fillers whoever else mounts gets high numbers, which may be those of another container that is restored next. So
+//! the numbers that the restored container's other mounts had make way, and the lowest few.
 
 use crate::sys::control::DEVICE;
 use crate::sys::mount::{self, DetachedMount, MountError, MountFlags, Placeholder};
@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// How many fillers are made at most: each costs memory in the kernel (a few KiB), and an image can ask
 /// for any number.
 pub const REACH: usize = 1 << 16;
+
+/// How many of them can make way for others, each of which needs a descriptor.
+pub const ASIDE: usize = 1000;
 
 /// How many placeholders are made before the number of the last is looked at.
 const BATCH: usize = 100;
@@ -76,17 +79,23 @@ pub enum NoClaim {
     OutOfReach,
 }
 
+impl Default for Claims {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Claims {
     /// To be used in a mount namespace that nobody else sees, and that goes away afterwards. Dropping it sets the working directory
-    /// to `/`. `others`: numbers for whoever mounts meanwhile ([`make_way`](Self::make_way)).
-    pub fn new(others: BTreeSet<DevNum>) -> Self {
+    /// to `/`.
+    pub fn new() -> Self {
         Self {
             held: BTreeMap::new(),
             aside: Vec::new(),
             shelf: None,
             fillers: 0,
             _turn: turn(),
-            others,
+            others: BTreeSet::new(),
             unlisted: 0,
             last: None,
             patience: PATIENCE,
@@ -206,7 +215,13 @@ impl Claims {
         self.last = None;
     }
 
-    /// Whoever else mounts may have the numbers of `others`, and the lowest few, until the next superblock is made.
+    /// Numbers for whoever else mounts meanwhile; nobody does where it is not called.
+    pub fn leave(&mut self, others: BTreeSet<DevNum>) {
+        self.others = others;
+    }
+
+    /// Whoever else mounts may have the numbers that are [left](Self::leave) for others, and the lowest few, until the next superblock is
+    /// made.
     pub fn make_way(&mut self) {
         self.aside.clear();
         self.unlisted = 0;
@@ -231,8 +246,9 @@ impl Claims {
 
     /// Put a filler, with number `minor`, away; `false` when there are too many.
     fn keep(&mut self, filler: DetachedMount, minor: u32) -> Result<bool, MountError> {
-        let unlisted = !self.others.contains(&DevNum::anonymous(minor));
-        if !self.others.is_empty() && (!unlisted || self.unlisted < UNLISTED) {
+        let others = self.others.contains(&DevNum::anonymous(minor));
+        let unlisted = !others && !self.others.is_empty() && self.unlisted < UNLISTED;
+        if (others || unlisted) && self.aside.len() < ASIDE {
             self.unlisted += usize::from(unlisted);
             self.aside.push(filler);
             return Ok(true);

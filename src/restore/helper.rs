@@ -239,7 +239,7 @@ fn make(job: &Job<'_>, undo: &mut UndoStack<'_>) -> Result<(Ready, Option<Packet
     let prepared = match creates {
         true => {
             mountns::unshare_private().map_err(StepError::call("make a mount namespace"))?;
-            let mut claims = Claims::new([].into());
+            let mut claims = Claims::new();
             Some(create::prepare(job.image, job.plan, &mut claims)?)
         }
         false => None,

@@ -180,7 +180,7 @@ impl Stat {
 }
 
 /// Of a process, or of any task by its number.
-pub(super) fn stat(pid: i32) -> Result<Stat, Errno> {
+pub fn stat(pid: i32) -> Result<Stat, Errno> {
     let text =
         std::fs::read(format!("/proc/{pid}/stat")).map_err(|error| match Errno::from_io_error(&error) {
             None | Some(Errno::NOENT) => Errno::SRCH,

@@ -303,7 +303,7 @@ fn numbers_that_somebody_shifts() {
         .collect();
     let others = RestorePlan { steps: steps.split_off(1), ..RestorePlan::default() };
     let first = RestorePlan { steps, ..RestorePlan::default() };
-    let mut claims = Claims::new([].into());
+    let mut claims = Claims::new();
     assert_eq!(claims.hold(image.mounts.iter().map(|mount| mount.facts.dev)).unwrap(), []);
 
     let first = create::configure(&image, &first).unwrap().create(&mut claims).unwrap();
@@ -325,7 +325,7 @@ fn a_number_below_that_somebody_gives_back() {
     let mut low = Some(tmpfs());
     let mut tries = 0;
     let before = mount_table();
-    let made = Claims::new([].into()).superblock::<_, MountError>(DevNum::anonymous(WANTED), || {
+    let made = Claims::new().superblock::<_, MountError>(DevNum::anonymous(WANTED), || {
         tries += 1;
         drop(low.take());
         let placeholder = Placeholder::new()?;

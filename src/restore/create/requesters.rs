@@ -52,10 +52,12 @@ pub(super) fn replay(
         visit(Requester { uid, gid }, &lookups, &by_number, control, pipe)?;
     }
     for item in items.iter_mut().filter(|item| with_root(item)) {
-        // What is on the stage goes with the namespace; a copy is attached nowhere.
+        // What is on the stage goes with it; a copy is attached nowhere.
         let copy = mount::bind(&item.mount, Path::new(""), false).map_err(StepError::from);
         item.mount = copy.map_err(StepError::at(&item.step.path))?;
     }
+    // Its number may be somebody else's. If not now then it goes with the namespace.
+    let _ = stage.as_ref().map(DetachedMount::detach);
     Ok(())
 }
 

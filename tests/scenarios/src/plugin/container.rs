@@ -149,6 +149,8 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         let _ = run(HANG_LIMIT, "kill", &["-9", &self.pid.to_string()]);
+        // Its device numbers are free then.
+        let _ = wait_until(|| self.ended());
     }
 }
 
