@@ -61,7 +61,7 @@ pub struct Claims {
     _turn: Option<OwnedFd>,
     /// Numbers of what else is mounted meanwhile.
     others: BTreeSet<DevNum>,
-    /// How many fillers make way beside those.
+    /// How many fillers have made way beside those.
     unlisted: usize,
     /// The last number that the kernel gave.
     last: Option<u32>,
@@ -220,11 +220,10 @@ impl Claims {
         self.others = others;
     }
 
-    /// Whoever else mounts may have the numbers that are [left](Self::leave) for others, and the lowest few, until the next superblock is
-    /// made.
+    /// Whoever else mounts may have the numbers that are [left](Self::leave) for others, until the next superblock is made; the
+    /// first time the lowest few, too.
     pub fn make_way(&mut self) {
         self.aside.clear();
-        self.unlisted = 0;
         self.last = None;
     }
 
