@@ -12,8 +12,10 @@ use autofs_cr::sys::{DevNum, fork, mountns};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// What `scripts/test` runs, and what `scripts/bench criu` does; the stock CRIU goes as far as [`STOCK`].
@@ -36,6 +38,7 @@ pub fn run(checks: &mut Checks) -> Result<()> {
     killed(checks)?;
     others_between(checks)?;
     one_after_the_other(checks)?;
+    turn(checks)?;
     sizes(checks, SHORT)
 }
 
@@ -186,6 +189,25 @@ fn one_after_the_other(checks: &mut Checks) -> Result<()> {
         checks.equal(&format!("four containers, {order}: mounts with their st_dev"), kept, all);
         running.clear();
         dumped.reverse();
+    }
+    Ok(())
+}
+
+/// Other restores can take numbers when CRIU has mounted everything: not before, and not only when it ends.
+fn turn(checks: &mut Checks) -> Result<()> {
+    const SCRIPT: &str = r#"if flock -n /dev/autofs true; then who=anybody; else who=nobody; fi
+        echo "$CRTOOLS_SCRIPT_ACTION: $who" >>/tmp/turns"#;
+    let script = Path::new("/tmp/turns.sh");
+    fs::write(script, format!("#!/bin/sh\n{SCRIPT}\n"))?;
+    fs::set_permissions(script, Permissions::from_mode(0o755))?;
+    let container = start(&["direct:/mnt/one".to_owned()])?;
+    let criu = Criu::with_plugin("scale.turn")?;
+    criu.dump(&container)?;
+    ensure!(wait_until(|| container.ended()), "the dump left the container running");
+    let _restored = criu.restore_with(&["--action-script", "/tmp/turns.sh"])?;
+    let told = fs::read_to_string("/tmp/turns")?;
+    for line in ["post-setup-namespaces: nobody", "post-restore: anybody"] {
+        checks.that(&format!("who can take numbers at {line}"), told.lines().any(|told| told == line));
     }
     Ok(())
 }
