@@ -26,7 +26,7 @@ use crate::restore::create::{self, Configured, Created, Prepared};
 use crate::restore::plan::{Action, Attach, Number, RestorePlan, Step};
 use crate::sys::control::MountFd;
 use crate::sys::mount::MountError;
-use crate::sys::process::{open_pidfd, stat};
+use crate::sys::process::{open_pidfd, runs};
 use crate::sys::{DevNum, Errno, fork, mountns, nix_errno};
 use nix::sched::{CloneFlags, setns};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -204,10 +204,6 @@ fn plans(image: &Checkpoint, renumber: bool) -> Vec<RestorePlan> {
     steps.chunks(AT_ONCE).map(plan).collect()
 }
 
-fn runs(process: Pid) -> bool {
-    stat(process.as_raw_nonzero().get()).is_ok_and(|stat| !stat.is_ending())
-}
-
 /// As many as fit into one message.
 fn warnings(not_held: &[(DevNum, NoClaim)]) -> Vec<String> {
     const TOLD: usize = 100;
@@ -225,7 +221,7 @@ fn claim(mounts: &Mounts) -> Result<(Claims, Vec<(DevNum, NoClaim)>), MountError
     let others = &mounts.all_numbers() - &numbers;
     // What fills numbers up stays out of every other namespace.
     mountns::unshare_private().map_err(call("unshare"))?;
-    raise_limit(numbers.len(), ASIDE);
+    raise_limit(numbers.len());
     let mut claims = Claims::new();
     claims.leave(others);
     let not_held = claims.hold(numbers)?;
@@ -281,7 +277,7 @@ impl<'a> Making<'a> {
             retry_on_intr(|| poll(&mut ready, None))?;
             let [request, mounted] = ready.map(|fd| !fd.revents().is_empty());
             // Or the root task is no more: then numbers come first, as everything ends.
-            if mounted && !self.asker.is_some_and(runs) {
+            if mounted && !self.asker.is_some_and(|asker| runs(asker.as_raw_nonzero().get())) {
                 return Err(Errno::PIPE);
             }
             if mounted {
@@ -407,11 +403,11 @@ fn step(index: usize, mount: &DumpedMount, renumber: bool) -> Step {
     }
 }
 
-/// Placeholders and mounts are descriptors, root directories, too, and some mounts that are not yet made; `more` are others.
-fn raise_limit(mounts: usize, more: usize) {
+/// Placeholders and mounts are descriptors, root directories, too, some mounts that are not yet made, and fillers that make way.
+fn raise_limit(mounts: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let wanted = (2 * mounts + more + 64 + 4 * AT_ONCE) as u64;
+    let wanted = (2 * mounts + ASIDE + 64 + 4 * AT_ONCE) as u64;
     if limit.current.is_some_and(|current| current < wanted) {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     }

@@ -92,16 +92,10 @@ impl Mounts {
 
     /// Images of before there was [`MOUNTS`] have a file for each superblock, under the name of CRIU's.
     fn read_each(dir: BorrowedFd<'_>) -> Result<Vec<(String, Vec<u8>)>, ImageError> {
-        let path = Path::new("CRIU's image directory");
         let mut files = Vec::new();
-        for entry in Dir::read_from(dir).map_err(io("list", path))? {
-            let entry = entry.map_err(io("list", path))?;
-            let Some(name) = entry.file_name().to_str().ok().filter(|name| files::is_mount(name)) else {
-                continue;
-            };
-            let bytes = read_file(dir, name)?;
-            if is_ours(name, &bytes)? {
-                files.push((name.to_owned(), bytes));
+        for (name, bytes) in read_all(dir, files::is_mount)? {
+            if is_ours(&name, &bytes)? {
+                files.push((name, bytes));
             }
         }
         Ok(files)
@@ -269,16 +263,7 @@ pub fn name_externals(dir: BorrowedFd<'_>) -> Result<(), ImageError> {
 
 /// CRIU's own images of mounts, each of one mount namespace.
 fn tables(dir: BorrowedFd<'_>) -> Result<Vec<(String, Vec<u8>)>, ImageError> {
-    let path = Path::new("CRIU's image directory");
-    let mut files = Vec::new();
-    for entry in Dir::read_from(dir).map_err(io("list", path))? {
-        let entry = entry.map_err(io("list", path))?;
-        let name = entry.file_name().to_str().ok();
-        if let Some(name) = name.filter(|name| name.starts_with("mountpoints-") && name.ends_with(".img")) {
-            files.push((name.to_owned(), read_file(dir, name)?));
-        }
-    }
-    Ok(files)
+    read_all(dir, |name| name.starts_with("mountpoints-") && name.ends_with(".img"))
 }
 
 /// The same in one file's bytes. Returns whether anything was changed.
@@ -323,6 +308,19 @@ fn read_list<M: Message + Default, T, C: FromIterator<T> + Default>(
         of(frame?.decode(&[], &mut budget)?).ok_or_else(|| Fault::Missing.at(fields).in_file(name))
     };
     Frames::open(name, &bytes, magic)?.map(item).collect()
+}
+
+/// The files in `dir` whose names are such, in no order.
+fn read_all(dir: BorrowedFd<'_>, is_such: fn(&str) -> bool) -> Result<Vec<(String, Vec<u8>)>, ImageError> {
+    let path = Path::new("CRIU's image directory");
+    let mut files = Vec::new();
+    for entry in Dir::read_from(dir).map_err(io("list", path))? {
+        let entry = entry.map_err(io("list", path))?;
+        if let Some(name) = entry.file_name().to_str().ok().filter(|name| is_such(name)) {
+            files.push((name.to_owned(), read_file(dir, name)?));
+        }
+    }
+    Ok(files)
 }
 
 fn read_if_there(dir: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>, ImageError> {

@@ -1,6 +1,6 @@
 //! Child processes that run this program's own code, without exec.
 
-use super::process::{open_pidfd, stat};
+use super::process::{open_pidfd, runs};
 use super::{Errno, io_errno, nix_errno};
 use rustix::fs::{Mode, OFlags};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
@@ -134,8 +134,7 @@ fn has_one_thread() -> Result<bool, Errno> {
     }
     let tasks = std::fs::read_dir(DIR).map_err(|_| Errno::NOSYS)?;
     let number = |task: std::fs::DirEntry| task.file_name().to_str()?.parse().ok();
-    let runs = |tid: &i32| stat(*tid).is_ok_and(|stat| !stat.is_ending());
-    Ok(tasks.filter_map(Result::ok).filter_map(number).filter(runs).count() == 1)
+    Ok(tasks.filter_map(Result::ok).filter_map(number).filter(|tid| runs(*tid)).count() == 1)
 }
 
 /// Have a copy of this process find something out: it may enter other namespaces and have threads. EIO when it ends without

@@ -179,8 +179,13 @@ impl Stat {
     }
 }
 
+/// Does this process, or any task by its number, run its program? Not one that the kernel takes away already.
+pub fn runs(pid: i32) -> bool {
+    stat(pid).is_ok_and(|stat| !stat.is_ending())
+}
+
 /// Of a process, or of any task by its number.
-pub fn stat(pid: i32) -> Result<Stat, Errno> {
+pub(super) fn stat(pid: i32) -> Result<Stat, Errno> {
     let text =
         std::fs::read(format!("/proc/{pid}/stat")).map_err(|error| match Errno::from_io_error(&error) {
             None | Some(Errno::NOENT) => Errno::SRCH,

@@ -5,6 +5,7 @@ use super::faults::no_process_left;
 use super::{exports, program};
 use crate::bench::figures::Figures;
 use crate::check::{Checks, HANG_LIMIT, wait_until};
+use crate::files::script;
 use anyhow::{Context, Result, ensure};
 use autofs_cr::restore::claim::Claims;
 use autofs_cr::sys::mount::Placeholder;
@@ -12,10 +13,8 @@ use autofs_cr::sys::{DevNum, fork, mountns};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// What `scripts/test` runs, and what `scripts/bench criu` does; the stock CRIU goes as far as [`STOCK`].
@@ -195,11 +194,10 @@ fn one_after_the_other(checks: &mut Checks) -> Result<()> {
 
 /// Other restores can take numbers when CRIU has mounted everything: not before, and not only when it ends.
 fn turn(checks: &mut Checks) -> Result<()> {
-    const SCRIPT: &str = r#"if flock -n /dev/autofs true; then who=anybody; else who=nobody; fi
+    const SCRIPT: &str = r#"#!/bin/sh
+        if flock -n /dev/autofs true; then who=anybody; else who=nobody; fi
         echo "$CRTOOLS_SCRIPT_ACTION: $who" >>/tmp/turns"#;
-    let script = Path::new("/tmp/turns.sh");
-    fs::write(script, format!("#!/bin/sh\n{SCRIPT}\n"))?;
-    fs::set_permissions(script, Permissions::from_mode(0o755))?;
+    script("/tmp/turns.sh", SCRIPT)?;
     let container = start(&["direct:/mnt/one".to_owned()])?;
     let criu = Criu::with_plugin("scale.turn")?;
     criu.dump(&container)?;
